@@ -1,0 +1,61 @@
+"""Streaming AI for the Quart app you already have."""
+
+from quart_openai_sse.auth import (
+    Authenticate,
+    Principal,
+    allow_anonymous,
+    bearer_tokens,
+    first_of,
+    quart_auth_user,
+    session_user,
+)
+from quart_openai_sse.config import Config
+from quart_openai_sse.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.extension import QuartOpenAISSE
+from quart_openai_sse.formats import Format
+from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.models import Call, Chat, Event
+from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.responses import Stream, StreamItem
+from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode
+from quart_openai_sse.trace import TraceIdFilter, current_trace_id
+from quart_openai_sse.upstream import OpenAIUpstream, Sink, Upstream
+
+__all__ = [
+    "END_ID",
+    "Authenticate",
+    "Batch",
+    "Call",
+    "Chat",
+    "Config",
+    "End",
+    "Entry",
+    "Event",
+    "Format",
+    "Observer",
+    "OpenAISSEError",
+    "OpenAIUpstream",
+    "Principal",
+    "QuartOpenAISSE",
+    "Reader",
+    "SSEDecoder",
+    "ServerSentEvent",
+    "Sink",
+    "Stream",
+    "StreamEnd",
+    "StreamEvent",
+    "StreamItem",
+    "StreamLog",
+    "StreamRecord",
+    "TraceIdFilter",
+    "Upstream",
+    "Writer",
+    "allow_anonymous",
+    "bearer_tokens",
+    "current_trace_id",
+    "encode",
+    "first_of",
+    "quart_auth_user",
+    "session_user",
+]

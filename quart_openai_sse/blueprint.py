@@ -1,0 +1,293 @@
+"""The routes below a prefix: OpenAI's own, and the streams that can be resumed, watched and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from quart import Blueprint, Response, current_app, request, send_file, url_for
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from quart_openai_sse import _json
+from quart_openai_sse.auth import Authenticate, authenticate
+from quart_openai_sse.errors import (
+    AuthenticationRequired,
+    Draining,
+    MethodNotAllowed,
+    OpenAISSEError,
+    PermissionDenied,
+    RequestError,
+    RequestTooLarge,
+    RequestTooSlow,
+    RouteNotFound,
+    StreamNotFound,
+)
+from quart_openai_sse.formats import OpenAIFormat, create_format
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.relay import Live, Relay, StreamHandle
+from quart_openai_sse.requests import check_thread, parse_body
+from quart_openai_sse.responses import error_response, read_answer, stream_response
+from quart_openai_sse.trace import current_trace_id
+
+logger = logging.getLogger("quart_openai_sse")
+
+ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "chat": (("POST", "/chat/completions", "chat_completions"),),
+    "models": (("GET", "/models", "list_models"),),
+    "streams": (
+        ("POST", "/streams", "start_stream"),
+        ("GET", "/streams", "list_streams"),
+        ("GET", "/streams/<stream_id>", "read_stream"),
+        ("DELETE", "/streams/<stream_id>", "stop_stream"),
+        ("GET", "/client.js", "client"),
+    ),
+    "health": (("GET", "/health", "health"), ("GET", "/ready", "ready")),
+}
+"""The groups of routes, each of which can be left out: method, path, endpoint."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+_STREAM_ID = re.compile(r"[0-9a-f]{32}")
+_CLIENT = Path(__file__).parent / "static" / "client.js"
+
+
+def create_blueprint(
+    name: str,
+    *,
+    url_prefix: str,
+    relay: Callable[[], Relay],
+    auth: Authenticate,
+    models: Collection[str] | None = None,
+    routes: Collection[str] = frozenset(ROUTES),
+) -> Blueprint:
+    """A blueprint with the groups *routes*, for the callers *auth* knows and the *models* they may ask for.
+
+    *relay* gives the current app's engine. Raises `ValueError` for an unknown group.
+    """
+    if unknown := set(routes) - set(ROUTES):
+        raise ValueError(f"Unknown routes: {', '.join(sorted(unknown))}; there are {', '.join(ROUTES)}.")
+    blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
+    views = _Views(relay, auth, models)
+    methods: dict[str, set[str]] = {}
+    for group in ROUTES:
+        for method, path, endpoint in ROUTES[group] if group in routes else ():
+            blueprint.add_url_rule(path, endpoint, getattr(views, endpoint), methods=[method])
+            methods.setdefault(path, set()).update({"GET", "HEAD"} if method == "GET" else {method})
+    for path, allowed in methods.items():
+        _refuse_other_methods(blueprint, path, allowed)
+    if url_prefix:
+        for path in ("/", "/<path:_>"):
+            blueprint.add_url_rule(path, "not_found", _not_found, methods=sorted(_METHODS), strict_slashes=False)
+    blueprint.register_error_handler(OpenAISSEError, _on_error)
+    blueprint.register_error_handler(HTTPException, _on_http_exception)
+    blueprint.register_error_handler(Exception, _on_exception)
+    blueprint.after_request(_add_request_id)
+    return blueprint
+
+
+class _Views:
+    """The views of one blueprint."""
+
+    def __init__(self, relay: Callable[[], Relay], auth: Authenticate, models: Collection[str] | None) -> None:
+        self._relay = relay
+        self._auth = auth
+        self._models = models
+
+    async def chat_completions(self) -> Response:
+        """OpenAI's: a stream if the body says `stream: true`, otherwise one answer."""
+        relay, principal, body = await self._begin()
+        handle = await relay.start(
+            body, principal=principal, retain=False, models=self._models, idempotency_key=_idempotency_key()
+        )
+        if body.get("stream"):
+            include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return await stream_response(relay, handle, OpenAIFormat(include_usage=include_usage), ids=False)
+        return _json_response(await read_answer(relay, handle), headers={"X-Stream-Id": handle.id})
+
+    async def list_models(self) -> Response:
+        """OpenAI's: the models the caller may ask for."""
+        relay = self._relay()
+        principal = await self._principal(relay)
+        own = [_model(name, "app") for name in relay.hooks.models if self._models is None or name in self._models]
+        allowed = self._models if self._models is not None else relay.config.models
+        if allowed is not None:
+            others = [_model(name, relay.upstream.name) for name in allowed if name not in relay.hooks.models]
+        else:
+            others = await relay.upstream.models(principal=principal)
+        return _json_response({"object": "list", "data": own + others})
+
+    async def start_stream(self) -> Response:
+        """Starts a stream that can be resumed: 201 at once, or the stream itself to who accepts `text/event-stream`."""
+        relay, principal, body = await self._begin()
+        thread = check_thread(body.pop("thread", None))
+        here = "text/event-stream" in request.headers.get("Accept", "")
+        format_ = create_format(request.args.get("format", "text"))
+        handle = await relay.start(
+            {**body, "stream": True},
+            principal=principal,
+            thread=thread,
+            models=self._models,
+            idempotency_key=_idempotency_key(),
+        )
+        if here:
+            return await stream_response(relay, handle, format_, ids=True)
+        url = _stream_url(handle)
+        status = 200 if handle.attached else 201
+        return _json_response({"id": handle.id, "url": url}, status=status, headers={"Location": url})
+
+    async def list_streams(self) -> Response:
+        """The caller's running streams, newest first."""
+        relay = self._relay()
+        principal = await self._principal(relay)
+        running = relay.running(principal, thread=request.args.get("thread"))
+        return _json_response({"object": "list", "data": [_listed(live) for live in running]})
+
+    async def read_stream(self, stream_id: str) -> Response:
+        """The stream from behind the client's last event ID; 204 for a client that has its end."""
+        relay = self._relay()
+        handle = self._find(relay, await self._principal(relay), stream_id)
+        format_ = create_format(request.args.get("format", "text"))
+        # EventSource sends this header by itself, but only when it reconnects.
+        after = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
+        reader = await relay.read(handle.key, after=after)
+        if reader.at_end or request.method == "HEAD":
+            await relay.leave(reader)
+            return Response(status=204 if reader.at_end else 200, mimetype="text/event-stream")
+        handle = StreamHandle(handle.id, handle.key, reader=reader)
+        return await stream_response(relay, handle, format_, ids=True, late=False)
+
+    async def stop_stream(self, stream_id: str) -> Response:
+        """Stops the stream. Idempotent."""
+        relay = self._relay()
+        handle = self._find(relay, await self._principal(relay), stream_id)
+        await relay.stop(handle, "stopped by its owner")
+        return Response(status=204)
+
+    async def client(self) -> Response:
+        """The browser client, an ES module."""
+        return await send_file(_CLIENT, mimetype="text/javascript", cache_timeout=3600)
+
+    async def health(self) -> Response:
+        """Liveness."""
+        return _json_response({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """Readiness: 503 while the server drains."""
+        draining = self._relay().draining
+        return _json_response({"status": "draining" if draining else "ready"}, status=503 if draining else 200)
+
+    async def _principal(self, relay: Relay) -> Principal:
+        return await authenticate(self._auth, trusted_origins=relay.config.trusted_origins)
+
+    async def _begin(self) -> tuple[Relay, Principal, dict[str, Any]]:
+        """The engine, who calls, and the JSON object that was sent."""
+        relay = self._relay()
+        principal = await self._principal(relay)
+        data = await _read_body(relay.config.max_body)
+        return relay, principal, parse_body(data, content_type=request.headers.get("Content-Type", ""))
+
+    def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
+        if not _STREAM_ID.fullmatch(stream_id):
+            raise StreamNotFound("There is no such stream.")
+        return relay.find(stream_id, principal)
+
+
+async def _read_body(limit: int) -> bytes:
+    """The request's body, counted as it arrives."""
+    too_large = RequestTooLarge(f"The body is larger than {limit} bytes.")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
+            async for data in request.body:
+                body += data
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise RequestTooSlow("The body did not arrive in time.") from None
+    except RequestEntityTooLarge:
+        raise too_large from None
+    return bytes(body)
+
+
+def _idempotency_key() -> str:
+    return request.headers.get("Idempotency-Key", "")
+
+
+def _stream_url(handle: StreamHandle) -> str:
+    return url_for(".read_stream", stream_id=handle.id)
+
+
+def _listed(live: Live) -> dict[str, Any]:
+    record = live.record
+    return {
+        "id": record.id,
+        "object": "stream",
+        "url": _stream_url(live.handle),
+        "thread": record.thread,
+        "model": record.model,
+        "created": live.created,
+    }
+
+
+def _model(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}
+
+
+_STARTED = int(time.time())
+
+
+def _json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    data = body if isinstance(body, bytes) else _json.encode(body)
+    return Response(data, status=status, mimetype="application/json", headers=dict(headers or {}))
+
+
+def _refuse_other_methods(blueprint: Blueprint, path: str, allowed: Collection[str]) -> None:
+    async def refuse(**_: Any) -> Response:
+        response = error_response(MethodNotAllowed(f"Use {' or '.join(sorted(allowed))}."))
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+        return response
+
+    blueprint.add_url_rule(
+        path, f"other methods of {path}".replace(".", "_"), refuse, methods=sorted(_METHODS - set(allowed))
+    )
+
+
+async def _not_found(**_: Any) -> Response:
+    return error_response(RouteNotFound("There is no such route."))
+
+
+async def _on_error(error: OpenAISSEError) -> Response:
+    return error_response(error)
+
+
+async def _on_http_exception(error: HTTPException) -> Response:
+    """What a hook aborted with, in OpenAI's shape."""
+    status = error.code or 500
+    known: dict[int, type[OpenAISSEError]] = {
+        401: AuthenticationRequired,
+        403: PermissionDenied,
+        408: RequestTooSlow,
+        413: RequestTooLarge,
+        503: Draining,
+    }
+    cls = known.get(status, RequestError if status < 500 else OpenAISSEError)
+    converted = cls(error.description or "")
+    converted.status = status
+    return error_response(converted)
+
+
+async def _on_exception(error: Exception) -> Response:
+    logger.error("a view raised", exc_info=error)
+    return error_response(OpenAISSEError())
+
+
+async def _add_request_id(response: Response) -> Response:
+    if (trace_id := current_trace_id()) and "x-request-id" not in response.headers:
+        response.headers["x-request-id"] = trace_id
+    return response

@@ -1,0 +1,168 @@
+"""Every option, once: its name, type, default and meaning. Keys and the docs' table derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+
+from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.principal import Principal
+
+ApiKey = Callable[[Principal], Awaitable[str]]
+"""A coroutine function that gives the upstream's key for a principal: keys that rotate, or one per customer."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+KEY_PREFIX = "OPENAI_SSE_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of one instance. Times are seconds, sizes are bytes."""
+
+    api_key: str | ApiKey | None = field(default=None, repr=False)
+    """The upstream's key, or a coroutine function that is given the `Principal` and returns it.
+    Falls back to `OPENAI_API_KEY`."""
+    base_url: str = OPENAI_BASE_URL
+    """The upstream's address, up to and with `/v1`. Falls back to `OPENAI_BASE_URL`."""
+    api_key_header: str = "Authorization"
+    """The header that carries the key: `Authorization` (as a bearer token) or, for Azure, `api-key`."""
+    organization: str = ""
+    """Sent upstream as `OpenAI-Organization`."""
+    project: str = ""
+    """Sent upstream as `OpenAI-Project`."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Further headers of every request upstream."""
+
+    model: str = ""
+    """The model of a request that names none."""
+    models: tuple[str, ...] | None = None
+    """The upstream's models that may be asked for (a list, or names with commas); `None` allows all."""
+    include_usage: bool = True
+    """Whether usage is asked of the upstream; switch it off for a server that refuses `stream_options`."""
+
+    connect_timeout: Seconds = 3
+    """Seconds to connect to the upstream."""
+    first_output_timeout: Seconds = 60
+    """Seconds from the request to the first real output; empty deltas do not count."""
+    gap_timeout: Seconds = 30
+    """Seconds the upstream may be silent in the middle of a stream."""
+    total_timeout: Seconds = 600
+    """Seconds for one whole answer of the upstream."""
+    max_connections: Count = 1000
+    """Connections to the upstream, in all."""
+    max_keepalive_connections: Count = 100
+    """Idle connections to the upstream that are kept."""
+    keepalive_expiry: Seconds = 60
+    """Seconds after which an idle connection to the upstream is closed."""
+    trust_env: bool = False
+    """Whether the upstream is reached through the proxies named in the environment (`HTTPS_PROXY` …)."""
+
+    url_prefix: str = "/v1"
+    """Where the default blueprint's routes are."""
+    max_body: Count = 4 << 20
+    """Bytes of a request's body."""
+    trusted_origins: tuple[str, ...] = ()
+    """Other origins (`https://app.example`) whose pages may use a visitor's cookie."""
+    log_responses: bool = True
+    """Whether the middleware is installed: a trace id per request, a log line per response of ours."""
+
+    commit_after: Seconds = 10
+    """Seconds without output after which the 200 is sent; a failure before it has its true status."""
+    keepalive: Seconds = 15
+    """Seconds of silence before a comment is sent."""
+    retry: Annotated[int, msgspec.Meta(ge=0)] = 1000
+    """SSE's reconnection time, in milliseconds, told to readers of `/streams`."""
+
+    linger: Seconds = 30
+    """Seconds a stream that can be resumed goes on with nobody reading it."""
+    retention: Seconds = 300
+    """Seconds a stream can be read after its end."""
+    tombstone: Seconds = 3600
+    """Seconds after that in which it is answered 410, not 404."""
+
+    max_streams: Count = 1000
+    """Running streams in all."""
+    max_streams_per_principal: Count = 20
+    """Running streams of one principal (anonymous callers share the limit of all)."""
+    max_event: Count = 1 << 20
+    """Bytes of one event of the upstream."""
+    max_entries: Count = 200_000
+    """Entries of a stream that can be resumed."""
+    max_bytes: Count = 64 << 20
+    """Bytes of a stream that can be resumed, of an answer in one piece, of chunks that are added up to a message."""
+    max_log_bytes: Count = 512 << 20
+    """Bytes of all streams in the log of one process; ended ones are given up first."""
+    high_water: Count = 256 << 10
+    """Unread bytes at which the upstream of a stream that can't be resumed is paused."""
+    max_duration: Seconds = 3600
+    """Seconds any stream may run, whatever produces it."""
+    on_end_timeout: Seconds = 5
+    """Seconds readers wait for `on_end` before they see the end."""
+
+    @classmethod
+    def load(
+        cls,
+        options: Mapping[str, Any],
+        *,
+        settings: Mapping[str, Any],
+        prefix: str,
+        environ: Mapping[str, str],
+    ) -> Config:
+        """*options* over the keys of *settings* that begin with *prefix*, over the defaults.
+
+        The key and the address of the upstream fall back to `OPENAI_API_KEY` and `OPENAI_BASE_URL` of *environ*.
+        Raises `ConfigurationError`, which names the key and never its value.
+        """
+        names = {each.name for each in fields(cls)}
+        keyed = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+        if unknown := [prefix + key for key in keyed if key.lower() not in names or not key.isupper()]:
+            raise ConfigurationError(f"Unknown configuration: {', '.join(sorted(unknown))}.")
+        if unknown := sorted(options.keys() - names):
+            raise ConfigurationError(f"Unknown options: {', '.join(unknown)}.")
+        values = {key.lower(): value for key, value in keyed.items()} | dict(options)
+        for name in ("api_key", "base_url"):
+            if not values.get(name) and environ.get(f"OPENAI_{name.upper()}"):
+                values[name] = environ[f"OPENAI_{name.upper()}"]
+        config = cls(**{name: _convert(name, value, prefix) for name, value in values.items()})
+        config.check(prefix)
+        return config
+
+    def check(self, prefix: str = KEY_PREFIX) -> None:
+        """Raises `ConfigurationError` for what could not work."""
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
+        if address.username or address.password:
+            raise ConfigurationError(f"{prefix}BASE_URL must not hold credentials; use {prefix}API_KEY.")
+        if not self.api_key and address.hostname == "api.openai.com":
+            raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
+        if isinstance(self.api_key, str) and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigurationError(f"{prefix}API_KEY holds characters that no header can carry.")
+        if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
+            raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and not end with it.')
+
+
+def _convert(name: str, value: Any, prefix: str) -> Any:
+    if name == "api_key":
+        if value is None or isinstance(value, str) or callable(value):
+            return value
+        raise ConfigurationError(f"{prefix}API_KEY must be a string or a coroutine function.")
+    hint = _HINTS[name]
+    if isinstance(value, str) and tuple[str, ...] in (hint, *get_args(hint)):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, set | frozenset):
+        value = sorted(value)
+    try:
+        return msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{prefix}{name.upper()}: {error}.") from None
+
+
+_HINTS = {name: hint for name, hint in get_type_hints(Config, include_extras=True).items() if name != "api_key"}

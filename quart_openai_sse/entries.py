@@ -1,0 +1,44 @@
+"""What a stream log holds: entries, the batches a reader gets of them, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from quart_openai_sse.errors import OpenAISSEError
+
+Outcome = Literal["completed", "failed", "stopped"]
+
+END_ID = "end"
+"""The id of a stream's end. Not a number: after a crash a log may hold less than a reader saw."""
+
+
+class Entry(NamedTuple):
+    """A chunk's bytes as the upstream sent them, or an app event as JSON; *t* is seconds since the stream began."""
+
+    data: bytes
+    event: str = ""
+    """The app event's name; empty for a chunk."""
+    t: float = 0.0
+    usage: bool = False
+    """A chunk of usage alone: withheld from a client that did not ask for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stream ended: the same value in the log, on the record and on the wire."""
+
+    outcome: Outcome
+    reason: str = ""
+    error: OpenAISSEError | None = None
+    finish_reasons: Mapping[int, str] = field(default_factory=dict)
+    usage: Mapping[str, Any] | None = None
+
+
+class Batch(NamedTuple):
+    """Entries with dense ids from *first_id*, and the end if it follows them. Empty without end: the log was silent."""
+
+    first_id: int
+    entries: Sequence[Entry]
+    end: End | None = None

@@ -1,0 +1,355 @@
+"""A stream log in the memory of one process and one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from quart_openai_sse.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.errors import (
+    InvalidLastEventID,
+    KeyReused,
+    StreamExpired,
+    StreamNotFound,
+    StreamStopped,
+    StreamTooLong,
+)
+
+_PLACE = re.compile(r"[1-9][0-9]{0,15}")
+_BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
+_ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
+_MAX_TOMBSTONES = 100_000
+
+
+class MemoryLog:
+    """Keeps streams in memory: for one worker. *clock* gives seconds."""
+
+    def __init__(
+        self,
+        *,
+        retention: float = 300,
+        tombstone: float = 3600,
+        max_entries: int = 200_000,
+        max_bytes: int = 64 << 20,
+        max_log_bytes: int = 512 << 20,
+        high_water: int = 256 << 10,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.retention = retention
+        self.tombstone = tombstone
+        self.max_entries = max_entries
+        self.max_bytes = max_bytes
+        self.max_log_bytes = max_log_bytes
+        self.high_water = high_water
+        self.clock = clock
+        self.size = 0  # of all streams, in bytes
+        self._streams: dict[str, _Stream] = {}
+        self._ended: OrderedDict[str, float] = OrderedDict()  # when each retained stream ended, oldest first
+        self._tombstones: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when it expired, and its digest
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def create(self, key: str, *, digest: str, retain: bool) -> MemoryWriter | None:
+        """See `StreamLog.create`."""
+        self._sweep()
+        known = self._digest(key)
+        if known is not None:
+            if known != digest:
+                raise KeyReused("This Idempotency-Key was used before with another body.")
+            return None
+        self._forget(key)
+        self._streams[key] = stream = _Stream(self, key, digest, retain)
+        return MemoryWriter(stream)
+
+    async def read(self, key: str, *, after: str = "", heartbeat: float | None = None) -> MemoryReader:
+        """See `StreamLog.read`."""
+        self._sweep()
+        stream = self._find(key)
+        place = stream.place(after)
+        if place < stream.first:
+            raise StreamExpired("The beginning of this stream is no longer kept.")
+        return MemoryReader(stream, place, at_end=after == END_ID, heartbeat=heartbeat)
+
+    async def stop(self, key: str, reason: str) -> None:
+        """See `StreamLog.stop`."""
+        if key not in self._tombstones:
+            self._find(key).stop(reason)
+
+    def _find(self, key: str) -> _Stream:
+        if key in self._tombstones:
+            raise StreamExpired("This stream has ended and is no longer kept.")
+        if key not in self._streams:
+            raise StreamNotFound("There is no such stream.")
+        return self._streams[key]
+
+    def _digest(self, key: str) -> str | None:
+        """The digest of what holds *key*."""
+        if key in self._tombstones:
+            return self._tombstones[key][1]
+        stream = self._streams.get(key)
+        return None if stream is None or stream.came_to_nothing else stream.digest
+
+    # What is kept, and how long ---------------------------------------------------------------------------------
+
+    def _closed(self, stream: _Stream) -> None:
+        if stream.retain:
+            self._ended[stream.key] = self.clock()
+            self._sweep()
+        elif not stream.readers:
+            self._forget(stream.key)
+
+    def _forget(self, key: str) -> None:
+        stream = self._streams.pop(key, None)
+        self._ended.pop(key, None)
+        if stream is not None:
+            stream.kept = False
+            self.size -= stream.size
+
+    def _sweep(self, *, room: int = 0) -> None:
+        """Gives up what is over its time, or over the bytes of the whole log. Readers keep what they hold."""
+        now = self.clock()
+        while self._ended:
+            key, ended = next(iter(self._ended.items()))
+            if ended + self.retention > now and self.size + room <= self.max_log_bytes:
+                break
+            self._tombstones[key] = (now, self._streams[key].digest)
+            self._forget(key)
+        while self._tombstones:
+            key, (expired, _) = next(iter(self._tombstones.items()))
+            if expired + self.tombstone > now and len(self._tombstones) <= _MAX_TOMBSTONES:
+                break
+            del self._tombstones[key]
+        self._sweep_later(now)
+
+    def _sweep_later(self, now: float) -> None:
+        """Memory is given back also if nobody calls."""
+        if self._timer is None and self._ended:
+            wait = max(0.0, next(iter(self._ended.values())) + self.retention - now)
+            self._timer = asyncio.get_running_loop().call_later(wait + 0.1, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._sweep()
+
+
+class _Stream:
+    """One stream's entries, and who waits for what."""
+
+    def __init__(self, log: MemoryLog, key: str, digest: str, retain: bool) -> None:
+        self.log = log
+        self.key = key
+        self.digest = digest
+        self.retain = retain
+        self.kept = True
+        self.entries: list[Entry] = []
+        self.first = 0  # how many entries have been given up
+        self.size = 0
+        self.end: End | None = None
+        self.readers: set[MemoryReader] = set()
+        self.read = asyncio.Event()
+        self.unread = asyncio.Event()
+        self.unread.set()
+        self.room = asyncio.Event()
+        self.room.set()
+        self.stopped = asyncio.Event()
+        self.stop_reason = ""
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.entries)
+
+    @property
+    def came_to_nothing(self) -> bool:
+        return self.end is not None and self.end.outcome == "failed" and self.last == 0
+
+    def place(self, after: str) -> int:
+        if not after:
+            return 0
+        if after == END_ID and self.end is not None:
+            return self.last
+        if not _PLACE.fullmatch(after) or int(after) > self.last:
+            raise InvalidLastEventID("The last event ID is not a place in this stream.")
+        return int(after)
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        if self.end is not None:
+            return
+        size = sum(len(entry.data) for entry in entries) + _ENTRY_OVERHEAD * len(entries)
+        if self.size + size > self.log.max_bytes or (self.retain and self.last + len(entries) > self.log.max_entries):
+            raise StreamTooLong("The stream outgrew its limit of bytes or entries.")
+        if self.log.size + size > self.log.max_log_bytes:
+            self.log._sweep(room=size)
+            if self.log.size + size > self.log.max_log_bytes:
+                raise StreamTooLong("The stream log is full.")
+        self.entries.extend(entries)
+        self._resize(size)
+        self.wake()
+
+    def close(self, end: End) -> None:
+        if self.end is None:
+            self.end = end
+            self.room.set()
+            self.wake()
+            self.log._closed(self)
+
+    def stop(self, reason: str) -> None:
+        if self.end is None and not self.stopped.is_set():
+            self.stop_reason = reason
+            self.stopped.set()
+
+    def wake(self) -> None:
+        for reader in self.readers:
+            reader.wake()
+
+    def trim(self) -> None:
+        """Gives up what every reader of a stream that is not retained has had."""
+        had = min((reader.place for reader in self.readers), default=self.first) - self.first
+        if had > 0 and not self.retain:
+            size = sum(len(entry.data) for entry in self.entries[:had]) + _ENTRY_OVERHEAD * had
+            del self.entries[:had]
+            self.first += had
+            self._resize(-size)
+
+    def _resize(self, size: int) -> None:
+        self.size += size
+        if self.kept:
+            self.log.size += size
+        if self.retain or self.size < self.log.high_water:
+            self.room.set()
+        else:
+            self.room.clear()
+
+    def enter(self, reader: MemoryReader) -> None:
+        self.readers.add(reader)
+        self.unread.clear()
+        self.read.set()
+
+    def leave(self, reader: MemoryReader) -> None:
+        self.readers.discard(reader)
+        if not self.readers:
+            self.read.clear()
+            self.unread.set()
+            if self.end is not None and not self.retain:
+                self.log._forget(self.key)
+        else:
+            self.trim()
+
+
+class MemoryWriter:
+    """See `Writer`."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """See `Writer.append`."""
+        self._stream.append(entries)
+
+    async def room(self) -> None:
+        """See `Writer.room`."""
+        await self._stream.room.wait()
+
+    async def close(self, end: End) -> None:
+        """See `Writer.close`."""
+        self._stream.close(end)
+
+    async def stop_requested(self) -> str:
+        """See `Writer.stop_requested`."""
+        await self._stream.stopped.wait()
+        return self._stream.stop_reason
+
+    async def unread(self, seconds: float) -> None:
+        """See `Writer.unread`."""
+        while True:
+            await self._stream.unread.wait()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._stream.read.wait()
+            except TimeoutError:
+                return
+
+
+class MemoryReader:
+    """See `Reader`."""
+
+    def __init__(self, stream: _Stream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
+        self.place = place
+        self.at_end = at_end
+        self._stream = stream
+        self._heartbeat = heartbeat
+        self._waiter: asyncio.Future[bool] | None = None
+        stream.enter(self)
+
+    async def opened(self, timeout: float) -> None:
+        """See `Reader.opened`."""
+        stream = self._stream
+        deadline = asyncio.get_running_loop().time() + timeout
+        while stream.last == 0 and stream.end is None:
+            if not await self._wait(deadline - asyncio.get_running_loop().time()):
+                return
+        if stream.last == 0 and stream.end is not None:
+            if stream.end.error is not None:
+                raise stream.end.error
+            if stream.end.outcome == "stopped":
+                raise StreamStopped(f"The stream was stopped: {stream.end.reason}.")
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self.at_end:
+            raise StopAsyncIteration
+        waited = False
+        while (batch := self._take()) is None:
+            waited = True
+            if not await self._wait(self._heartbeat):
+                return Batch(self.place + 1, ())
+        if not waited:
+            # A reader that is far behind must not starve the loop, nor miss that its client has left.
+            await asyncio.sleep(0)
+        return batch
+
+    async def aclose(self) -> None:
+        """See `Reader.aclose`."""
+        self._stream.leave(self)
+
+    def wake(self) -> None:
+        """Something has come."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+    def _take(self) -> Batch | None:
+        stream = self._stream
+        start = stop = self.place - stream.first
+        size = 0
+        while stop < len(stream.entries) and size < _BATCH_BYTES:
+            size += len(stream.entries[stop].data)
+            stop += 1
+        end = stream.end if stop == len(stream.entries) else None
+        if stop == start and end is None:
+            return None
+        batch = Batch(self.place + 1, stream.entries[start:stop], end)
+        self.place += stop - start
+        self.at_end = end is not None
+        stream.trim()
+        return batch
+
+    async def _wait(self, timeout: float | None) -> bool:
+        """Whether something came within *timeout* seconds."""
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        timer = None if timeout is None else loop.call_later(timeout, _give_up, waiter)
+        try:
+            something: bool = await waiter
+            return something
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+
+def _give_up(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)

@@ -1,0 +1,143 @@
+"""ASGI around the whole app: a trace id in, one log line per response of ours out, and bodies held to their limit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+
+from quart_openai_sse.trace import reset_trace_id, set_trace_id, trace_id_from
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("quart_openai_sse.response")
+
+
+class StreamLoggingMiddleware:
+    """Gives each request a trace id, and writes a line when a response below *prefixes*, or a stream, has ended."""
+
+    def __init__(self, app: ASGIApp, *, prefixes: Collection[str]) -> None:
+        self._app = app
+        self._prefixes = prefixes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        trace_id = trace_id_from(headers.get(b"traceparent", ""), headers.get(b"x-trace-id", ""))
+        exchange = _Exchange(receive, send, trace_id)
+        token = set_trace_id(trace_id)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            if exchange.streams or below(scope, self._prefixes):
+                exchange.log(scope)
+            reset_trace_id(token)
+
+
+class _Exchange:
+    """One request and its response, as they pass."""
+
+    def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
+        self._receive = receive
+        self._send = send
+        self._trace_id = trace_id
+        self._began = time.monotonic()
+        self._status = 0
+        self._bytes = 0
+        self._first_byte: float | None = None
+        self._complete = False
+        self.streams = False
+
+    async def receive(self) -> Message:
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self.streams = any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+            message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
+        elif message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if body and self._first_byte is None:
+                self._first_byte = time.monotonic() - self._began
+            self._bytes += len(body)
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self._complete = True
+
+    def log(self, scope: Scope) -> None:
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],  # without the query, which may hold secrets
+            "status": self._status,
+            "bytes": self._bytes,
+            "time_to_first_byte": self._first_byte,
+            "duration": time.monotonic() - self._began,
+            "client_left": not self._complete,
+            "trace_id": self._trace_id,
+        }
+        logger.info(
+            "%s %s %d %d bytes first=%s duration=%.3fs%s",
+            fields["method"],
+            fields["path"],
+            self._status,
+            self._bytes,
+            "-" if self._first_byte is None else f"{self._first_byte:.3f}s",
+            fields["duration"],
+            "" if self._complete else " client left",
+            extra={f"response_{name}": value for name, value in fields.items()},
+        )
+
+
+class BodyLimit:
+    """Stops reading a body below *prefixes* at *limit* bytes: Quart would buffer a chunked one without end.
+
+    The view counts for itself and answers 413; here it is only kept from being flooded meanwhile.
+    """
+
+    def __init__(self, app: ASGIApp, *, prefixes: Collection[str], limit: int) -> None:
+        self._app = app
+        self._prefixes = prefixes
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http" or not below(scope, self._prefixes):
+            await self._app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+        received = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            if received > self._limit:
+                await answered.wait()
+                return {"type": "http.disconnect"}
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def watched_send(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                answered.set()
+
+        await self._app(scope, bounded_receive, watched_send)
+
+
+def below(scope: Scope, prefixes: Collection[str]) -> bool:
+    """Whether the request's path is one of *prefixes* or below it."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)

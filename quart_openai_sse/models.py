@@ -1,0 +1,297 @@
+"""The app's own models: what their generators are asked, may yield, and how that becomes one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from quart_openai_sse import _json
+from quart_openai_sse.completion import Completion, add_usage, stream_error
+from quart_openai_sse.entries import Entry
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError
+from quart_openai_sse.formats import RESERVED_EVENTS
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers import ChunkSink, Intake, ParsedChunk, is_usage
+from quart_openai_sse.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An app event: kept and replayed with the stream, absent from OpenAI's wire. *data* is any JSON value."""
+
+    name: str
+    data: Any = None
+
+    def __post_init__(self) -> None:
+        if self.name in RESERVED_EVENTS or not self.name.isprintable() or len(self.name) > 100:
+            raise ValueError(f"An app event can't be named {self.name!r}.")
+
+
+class Chat:
+    """What an app's model is asked: one request, and the way to call the upstream from within."""
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        metadata: Mapping[str, Any],
+        call: Callable[[Mapping[str, Any]], Call],
+    ) -> None:
+        self.body = body
+        self.principal = principal
+        self.metadata = metadata
+        self._call = call
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far."""
+        messages: list[dict[str, Any]] = self.body["messages"]
+        return messages
+
+    def call(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Call:
+        """Asks the upstream: iterate over the chunks, or await the whole message."""
+        return self._call({**members, "model": model, "messages": messages})
+
+
+class Call:
+    """One request upstream from within an app's model.
+
+    `async for` gives its chunks; awaiting it gives the whole message. Either raises an `UpstreamError`.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        max_event: int,
+        max_bytes: int,
+    ) -> None:
+        self._completion = Completion(n=body.get("n") or 1, assemble=max_bytes)
+        self._chunks: deque[dict[str, Any]] = deque()
+        self._news = asyncio.Event()
+        self._space = asyncio.Event()
+        self._sink = ChunkSink(self._completion, take=self._take, room=self._room, max_event=max_event)
+        self._upstream = upstream
+        self._body = body
+        self._principal = principal
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant's message so far, tool calls included."""
+        completion = self._completion.message()
+        choices = (completion or {}).get("choices") or [{}]
+        message: dict[str, Any] = choices[0].get("message", {})
+        return message
+
+    @property
+    def id(self) -> str:
+        """The `id` of its chunks."""
+        return self._completion.id
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first choice ended, if it did."""
+        return self._completion.finish_reasons.get(0)
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """What it cost, as far as the upstream has said."""
+        return self._completion.usage
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._upstream.run(self._body, self._sink, principal=self._principal))
+            self._task.add_done_callback(lambda _: self._news.set())
+        while not self._chunks:
+            if self._task.done():
+                self._task.result()
+                self._sink.finish()
+                raise StopAsyncIteration
+            self._news.clear()
+            self._space.set()
+            await self._news.wait()
+        return self._chunks.popleft()
+
+    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        return self._whole().__await__()
+
+    async def aclose(self) -> None:
+        """Ends the request, and closes its connection. May be called twice."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _whole(self) -> dict[str, Any]:
+        async for _ in self:
+            pass
+        return self.message
+
+    def _take(self, parsed: list[ParsedChunk]) -> None:
+        self._chunks.extend(chunk for chunk, _ in parsed)
+        self._space.clear()
+        self._news.set()
+
+    async def _room(self) -> None:
+        if self._chunks:
+            await self._space.wait()
+
+
+Model = Callable[[Chat], AsyncGenerator[Any, None]]
+"""An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s."""
+
+
+class ModelProducer:
+    """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
+
+    upstream = "app"
+
+    def __init__(
+        self,
+        model: Model,
+        body: Mapping[str, Any],
+        *,
+        stream_id: str,
+        principal: Principal,
+        metadata: Mapping[str, Any],
+        call: Callable[[Mapping[str, Any]], Call],
+        assemble: int,
+    ) -> None:
+        self.completion = Completion(assemble=assemble)
+        self.events: list[tuple[str, Any]] = []
+        self._model = model
+        self._chat = Chat(body, principal=principal, metadata=metadata, call=self._call)
+        self._create_call = call
+        self._calls: list[Call] = []
+        self._head = {
+            "id": f"chatcmpl-{stream_id}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": body["model"],
+        }
+        self._roles: set[int] = set()
+        self._finish_reasons: dict[int, str] = {}
+        self._usage: dict[str, Mapping[str, Any]] = {}  # of foreign chunks, by their id
+
+    async def run(self, intake: Intake) -> None:
+        """See `Producer.run`."""
+        try:
+            async with aclosing(self._items()) as items:
+                async for item in items:
+                    self._append(intake, self._entries(item, intake.elapsed()))
+                    await intake.room()
+                    # A generator that never waits must not starve the loop, nor miss that it is stopped.
+                    await asyncio.sleep(0)
+            self._append(intake, self._finish(intake.elapsed()))
+            self.completion.end()
+        finally:
+            intake.record.attempts += len(self._calls)
+            for call in self._calls:
+                await call.aclose()
+
+    async def _items(self) -> AsyncGenerator[Any, None]:
+        """The generator's items; what it raises is the app's failure, unless it is an error of ours."""
+        try:
+            generator = self._model(self._chat)
+            async with aclosing(generator):
+                async for item in generator:
+                    yield item
+        except OpenAISSEError:
+            raise
+        except Exception as error:
+            raise ModelFailed("The app's model failed.") from error
+
+    def _call(self, body: Mapping[str, Any]) -> Call:
+        call = self._create_call(body)
+        self._calls.append(call)
+        return call
+
+    def _append(self, intake: Intake, entries: list[Entry]) -> None:
+        if entries:
+            intake.append(entries, output=self.completion.has_output or any(entry.event for entry in entries))
+
+    def _entries(self, item: Any, t: float) -> list[Entry]:
+        if isinstance(item, Event):
+            self.events.append((item.name, item.data))
+            return [Entry(_encoded(item.data), item.name, t)]
+        if isinstance(item, str):
+            item = {"choices": [{"index": 0, "delta": {"content": item}}]} if item else {}
+        elif not isinstance(item, Mapping):
+            item = _dumped(item)
+        if (failure := stream_error(item)) is not None:
+            raise failure
+        return self._chunk(item, t)
+
+    def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
+        """A chunk as part of this stream: with its id, without a role, finish or usage of its own."""
+        if isinstance(usage := chunk.get("usage"), Mapping) and not self._is_from_call(chunk):
+            self._usage[str(chunk.get("id"))] = usage
+        entries, choices = [], []
+        for choice in chunk.get("choices") or ():
+            index = choice.get("index") or 0
+            delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
+            if any(delta.values()):
+                if index not in self._roles:
+                    self._roles.add(index)
+                    entries.append(self._entry([_choice(index, {"role": "assistant", "content": ""})], t))
+                self._finish_reasons.pop(index, None)
+                choices.append({**choice, "index": index, "delta": delta, "finish_reason": None})
+            if choice.get("finish_reason"):
+                self._finish_reasons[index] = choice["finish_reason"]
+        if choices:
+            others = {name: value for name, value in chunk.items() if name not in ("usage", "error")}
+            entries.append(self._entry(choices, t, others))
+        return entries
+
+    def _finish(self, t: float) -> list[Entry]:
+        """The one finish of each choice, and the usage of all calls together."""
+        entries = []
+        for index in sorted(self._roles or {0}):
+            delta = {} if self._roles else {"role": "assistant", "content": ""}
+            entries.append(self._entry([_choice(index, delta, self._finish_reasons.get(index, "stop"))], t))
+        usage: dict[str, Any] | None = None
+        for each in (*self._usage.values(), *(call.usage for call in self._calls)):
+            usage = add_usage(usage, each)
+        if usage is not None:
+            entries.append(self._entry([], t, {"usage": usage}))
+        return entries
+
+    def _entry(self, choices: list[dict[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
+        chunk = {**(others or {}), **self._head, "choices": choices}
+        data = _encoded(chunk)
+        self.completion.feed_chunk(chunk, size=len(data))
+        return Entry(data, "", t, is_usage(chunk))
+
+    def _is_from_call(self, chunk: Mapping[str, Any]) -> bool:
+        return (chunk.get("id") or "") in {call.id for call in self._calls}
+
+
+def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": finish_reason}
+
+
+def _dumped(item: Any) -> Mapping[str, Any]:
+    """A chunk object of the OpenAI SDK, or of another with Pydantic models."""
+    dump = getattr(item, "model_dump", None)
+    dumped = dump(mode="json", exclude_unset=True) if callable(dump) else None
+    if not isinstance(dumped, Mapping):
+        raise ModelFailed(f"A model can't yield {type(item).__name__}: only text, chunks and events.")
+    return dumped
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return _json.encode(value)
+    except (TypeError, ValueError) as error:
+        raise ModelFailed(f"A model yielded what is not JSON: {error}.") from error

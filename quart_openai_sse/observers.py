@@ -1,0 +1,109 @@
+"""What happened to a stream: one record, the events of its life, and the observer that writes a log line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from quart_openai_sse.entries import Outcome
+from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.principal import Principal
+
+logger = logging.getLogger("quart_openai_sse.stream")
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamRecord:
+    """One stream, from start to end. Times are seconds, `bytes` are of chunks as the upstream sent them."""
+
+    id: str
+    thread: str = ""
+    principal: str = ""
+    model: str = ""
+    upstream: str = ""
+    """The host that answered, or `app` for a model of the app's own."""
+    trace_id: str = ""
+    outcome: Outcome | Literal[""] = ""
+    """Empty while the stream runs."""
+    reason: str = ""
+    """Why it failed (an error's code) or was stopped."""
+    status: int = 200
+    """The HTTP status of the failure, 200 otherwise."""
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    usage: Mapping[str, Any] | None = None
+    chunks: int = 0
+    bytes: int = 0
+    time_to_first_output: float | None = None
+    duration: float = 0.0
+    longest_gap: float = 0.0
+    """The longest silence after the first output."""
+    attempts: int = 0
+    """Requests sent upstream."""
+    readers: int = 0
+    resumes: int = 0
+    """Readers that did not begin at the beginning."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """Something in a stream's life: *record* is as it was at that moment."""
+
+    kind: Literal["started", "first_chunk", "retried", "ended"]
+    record: StreamRecord
+
+
+Observer = Callable[[StreamEvent], Awaitable[None] | None]
+"""A function or a coroutine function. Nothing waits for it; what it raises is logged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnd:
+    """What `on_end` gets: plain values, good outside of any request."""
+
+    id: str
+    outcome: Outcome
+    reason: str
+    error: OpenAISSEError | None
+    principal: Principal
+    thread: str
+    model: str
+    body: Mapping[str, Any]
+    """The request, after `prepare`."""
+    metadata: Mapping[str, Any]
+    message: Mapping[str, Any] | None
+    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if it grew too long to keep."""
+    events: tuple[tuple[str, Any], ...]
+    """The app's events: names and data."""
+    finish_reasons: Mapping[int, str]
+    usage: Mapping[str, Any] | None
+    record: StreamRecord
+
+    @property
+    def text(self) -> str:
+        """The message's content, or ""."""
+        content = (self.message or {}).get("content")
+        return content if isinstance(content, str) else ""
+
+
+def log_stream(event: StreamEvent) -> None:
+    """Writes one line when a stream has ended, its record's fields in `extra` as `stream_…`."""
+    if event.kind != "ended" or not logger.isEnabledFor(logging.INFO):
+        return
+    record = event.record
+    first = "-" if record.time_to_first_output is None else f"{record.time_to_first_output:.3f}s"
+    logger.log(
+        logging.WARNING if record.outcome == "failed" else logging.INFO,
+        "stream %s %s%s model=%s chunks=%d bytes=%d first=%s duration=%.3fs",
+        record.id,
+        record.outcome,
+        f" ({record.reason})" if record.reason else "",
+        record.model,
+        record.chunks,
+        record.bytes,
+        first,
+        record.duration,
+        extra={f"stream_{name}": value for name, value in asdict(record).items()},
+    )

@@ -1,0 +1,292 @@
+"""What fills a stream: the intake of a log, an upstream's chunks as they come, an answer in one piece."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from quart_openai_sse import _json
+from quart_openai_sse.completion import Chunk, Completion, stream_error
+from quart_openai_sse.entries import Entry
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
+from quart_openai_sse.logs import Writer
+from quart_openai_sse.observers import StreamRecord
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.sse import EventTooLarge, RawEvent, SSEDecoder
+from quart_openai_sse.upstream import Headers, Upstream
+
+
+class Producer(Protocol):
+    """Fills one stream. `run` returns when it is complete, raises when it failed, and can be cancelled."""
+
+    upstream: str
+    """What the record says of where it comes from."""
+    completion: Completion
+    events: list[tuple[str, Any]]
+    """The app's events so far."""
+
+    async def run(self, intake: Intake) -> None:
+        """Gives everything to *intake*."""
+        ...
+
+
+class Intake:
+    """The producer's side of the log: holds the preamble back, counts and times what comes."""
+
+    def __init__(self, writer: Writer, record: StreamRecord, *, on_first: Callable[[], None]) -> None:
+        self.record = record
+        self.room = writer.room
+        self._writer = writer
+        self._on_first = on_first
+        self._held: list[Entry] = []
+        self._began = self._last = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds since the stream began."""
+        return time.monotonic() - self._began
+
+    def append(self, entries: list[Entry], *, output: bool) -> None:
+        """Adds entries to the log, once there was any *output*. Raises `StreamTooLong`."""
+        record = self.record
+        for entry in entries:
+            if not entry.event:
+                record.chunks += 1
+                record.bytes += len(entry.data)
+        if not output:
+            self._held += entries
+            return
+        now = time.monotonic()
+        first = record.time_to_first_output is None
+        if first:
+            record.time_to_first_output = now - self._began
+            entries, self._held = self._held + entries, []
+        else:
+            record.longest_gap = max(record.longest_gap, now - self._last)
+        self._last = now
+        self._writer.append(entries)
+        if first:
+            self._on_first()
+
+
+# From an upstream ---------------------------------------------------------------------------------------------------
+
+
+class ParsedChunk(NamedTuple):
+    """A chunk, and the bytes it came in."""
+
+    chunk: dict[str, Any]
+    data: bytes
+
+
+class ChunkSink:
+    """Splits an upstream's bytes into chunks, as `Sink`. What one read brings is given to *take* at once."""
+
+    def __init__(
+        self,
+        completion: Completion,
+        *,
+        take: Callable[[list[ParsedChunk]], None],
+        room: Callable[[], Awaitable[None]],
+        max_event: int,
+    ) -> None:
+        self._completion = completion
+        self._take = take
+        self._room = room
+        self._decoder = SSEDecoder(max_event_bytes=max_event)
+        self._failure: OpenAISSEError | None = None
+        self._json: bytearray | None = None
+
+    @property
+    def started(self) -> bool:
+        """See `Sink.started`."""
+        return self._completion.has_output
+
+    @started.setter
+    def started(self, value: bool) -> None:
+        raise AttributeError("started is read from the completion")
+
+    def head(self, status: int, headers: Headers) -> None:
+        """See `Sink.head`."""
+        if headers.get("content-encoding", "identity") != "identity":
+            self._failure = UpstreamGarbled("The upstream compressed its stream.")
+        if headers.get("content-type", "").startswith("application/json"):
+            self._json = bytearray()
+
+    def feed(self, data: bytes) -> bool:
+        """See `Sink.feed`."""
+        if self._failure is not None or self._completion.done:
+            return False
+        if self._json is not None:
+            self._json += data
+            return len(self._json) < 64 << 10
+        try:
+            raws: list[RawEvent] = self._decoder.feed_raw(data)
+        except EventTooLarge as error:
+            raws = list(error.events)
+            self._failure = UpstreamGarbled(str(error))
+        try:
+            self._take(self._parse(raws))
+        except StreamTooLong as error:
+            self._failure = error
+        # Whether there is room is asked at once: it costs little, and waits only when there is none.
+        return False
+
+    async def room(self) -> bool:
+        """See `Sink.room`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._completion.done:
+            return False
+        if self._json is not None and len(self._json) >= 64 << 10:
+            raise UpstreamGarbled("The upstream answered with JSON instead of a stream.")
+        await self._room()
+        return True
+
+    def finish(self) -> None:
+        """The body has ended. Raises what it lacked."""
+        if self._failure is not None:
+            raise self._failure
+        if self._json is not None:
+            raise _not_a_stream(bytes(self._json))
+        self._completion.end()
+
+    def _parse(self, raws: list[RawEvent]) -> list[ParsedChunk]:
+        parsed = []
+        for raw in raws:
+            try:
+                chunk = self._completion.feed(raw.data)
+            except OpenAISSEError as error:
+                self._failure = error
+                break
+            if chunk is None:  # [DONE]: whatever follows is not part of the stream
+                self._failure = None
+                break
+            parsed.append(ParsedChunk(chunk, raw.data))
+        return parsed
+
+
+def _not_a_stream(body: bytes) -> OpenAISSEError:
+    """The failure of a server that answers a streaming request with status 200 and JSON."""
+    try:
+        decoded = _json.decode(body)
+    except ValueError:
+        decoded = None
+    failure = stream_error(decoded) if isinstance(decoded, dict) else None
+    return failure or UpstreamGarbled("The upstream answered with JSON instead of a stream.")
+
+
+class StreamProducer:
+    """Relays an upstream's stream: each chunk's bytes as they came."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        include_usage: bool,
+        max_event: int,
+        assemble: int,
+    ) -> None:
+        self.upstream = upstream.name
+        self.completion = Completion(n=body.get("n") or 1, assemble=assemble)
+        self.events: list[tuple[str, Any]] = []
+        self._upstream = upstream
+        self._principal = principal
+        self._body = streaming_body(body, include_usage=include_usage)
+        self._max_event = max_event
+
+    async def run(self, intake: Intake) -> None:
+        """See `Producer.run`."""
+
+        def take(parsed: list[ParsedChunk]) -> None:
+            if parsed:
+                t = intake.elapsed()
+                entries = [Entry(data, "", t, is_usage(chunk)) for chunk, data in parsed]
+                intake.append(entries, output=self.completion.has_output)
+
+        sink = ChunkSink(self.completion, take=take, room=intake.room, max_event=self._max_event)
+        intake.record.attempts += 1
+        await self._upstream.run(self._body, sink, principal=self._principal)
+        sink.finish()
+
+
+def streaming_body(body: Mapping[str, Any], *, include_usage: bool) -> dict[str, Any]:
+    """*body* as it is sent upstream: streamed, and with usage asked for."""
+    streamed = {**body, "stream": True}
+    if include_usage:
+        streamed["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return streamed
+
+
+def is_usage(chunk: Chunk) -> bool:
+    return not chunk.get("choices") and bool(chunk.get("usage"))
+
+
+class AnswerProducer:
+    """Relays an upstream's answer in one piece, untouched, as the only entry of its stream. It is its `Sink` too."""
+
+    started = False
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        max_bytes: int,
+        assemble: int,
+    ) -> None:
+        self.upstream = upstream.name
+        self.completion = Completion(assemble=assemble)
+        self.events: list[tuple[str, Any]] = []
+        self._upstream = upstream
+        self._principal = principal
+        self._body = {member: value for member, value in body.items() if member != "stream_options"}
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+
+    async def run(self, intake: Intake) -> None:
+        """See `Producer.run`."""
+        intake.record.attempts += 1
+        await self._upstream.run(self._body, self, principal=self._principal)
+        data = bytes(self._data)
+        try:
+            answer = _json.decode(data)
+        except ValueError:
+            raise UpstreamGarbled("The upstream's answer is not JSON.") from None
+        if not isinstance(answer, dict):
+            raise UpstreamGarbled("The upstream's answer is not a JSON object.")
+        self.completion.feed_chunk(_as_chunk(answer), size=len(data))
+        intake.append([Entry(data, "", intake.elapsed())], output=True)
+
+    def head(self, status: int, headers: Headers) -> None:
+        """See `Sink.head`."""
+
+    def feed(self, data: bytes) -> bool:
+        """See `Sink.feed`."""
+        self._data += data
+        return len(self._data) <= self._max_bytes
+
+    async def room(self) -> bool:
+        """See `Sink.room`."""
+        raise StreamTooLong("The upstream's answer is too large.")
+
+
+def _as_chunk(answer: Mapping[str, Any]) -> dict[str, Any]:
+    choices = answer.get("choices")
+    return {
+        **answer,
+        "choices": [
+            {**choice, "delta": choice.get("message")}
+            for choice in (choices if isinstance(choices, list) else ())
+            if isinstance(choice, dict)
+        ],
+    }
+
+
+def whole_answer(data: bytes) -> bool:
+    """Whether an entry is an answer in one piece rather than a chunk."""
+    choices = _json.decode(data).get("choices")
+    return isinstance(choices, list) and bool(choices) and "delta" not in choices[0]

@@ -1,0 +1,457 @@
+"""The engine: one producer per stream, any number of readers; start, read, stop, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
+from inspect import isawaitable, iscoroutinefunction
+from typing import Any, Literal, cast
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.entries import End
+from quart_openai_sse.errors import (
+    Draining,
+    InvalidRequest,
+    ModelFailed,
+    ModelNotFound,
+    OpenAISSEError,
+    ServerShutdown,
+    StreamTooLong,
+    TooManyStreams,
+)
+from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.models import Call, Model, ModelProducer
+from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.principal import Principal, stream_key
+from quart_openai_sse.producers import AnswerProducer, Intake, Producer, StreamProducer, streaming_body
+from quart_openai_sse.requests import check_idempotency_key, digest, validate
+from quart_openai_sse.trace import current_trace_id
+from quart_openai_sse.upstream import Upstream
+
+logger = logging.getLogger("quart_openai_sse")
+
+Prepare = Callable[[dict[str, Any], Principal], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
+OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
+
+_CLEAN_UP = 5.0  # seconds a stopped producer, or a reader at shutdown, may take to clean up
+
+
+@dataclass
+class Hooks:
+    """What the app has hung into the engine."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    prepare: list[Prepare] = field(default_factory=list)
+    on_end: list[OnEnd] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHandle:
+    """A stream that was started, or attached to. *reader* is already there if the stream is not retained."""
+
+    id: str
+    key: str
+    attached: bool = False
+    reader: Reader | None = None
+
+
+class Live:
+    """A stream that is being produced."""
+
+    def __init__(self, handle: StreamHandle, principal: Principal, *, retain: bool) -> None:
+        self.handle = handle
+        self.principal = principal
+        self.retain = retain
+        self.created = int(time.time())
+        self.record = StreamRecord(id=handle.id, principal=str(principal), trace_id=current_trace_id())
+        self.body: Mapping[str, Any] = {}
+        self.writer: Writer
+        self.producer: Producer
+        self.intake: Intake
+        self.task: asyncio.Task[None]
+        self.interrupted: asyncio.Future[tuple[Literal["failed", "stopped"], str, OpenAISSEError | None]]
+        self.interrupted = asyncio.get_running_loop().create_future()
+
+    def interrupt(self, outcome: Literal["failed", "stopped"], reason: str, error: OpenAISSEError | None) -> None:
+        """Ends the stream so; the first interruption wins."""
+        if not self.interrupted.done():
+            self.interrupted.set_result((outcome, reason, error))
+
+    def end(self, outcome: Literal["completed", "failed", "stopped"], reason: str, error: OpenAISSEError | None) -> End:
+        """The end, with what the completion knows by now."""
+        completion = self.producer.completion
+        return End(outcome, reason, error, dict(completion.finish_reasons), completion.usage)
+
+
+class Relay:
+    """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        log: StreamLog,
+        upstream: Upstream,
+        hooks: Hooks,
+        instance: str = "",
+        scope: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.upstream = upstream
+        self.hooks = hooks
+        self.draining = False
+        self._instance = instance
+        self._scope = scope
+        self._live: dict[str, Live] = {}
+        self._per_principal: Counter[tuple[str, str]] = Counter()
+        self._readers: set[Reader] = set()
+        self._no_readers = asyncio.Event()
+        self._no_readers.set()
+        self._background: set[asyncio.Future[Any]] = set()
+
+    # Start ------------------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        retain: bool = True,
+        idempotency_key: str = "",
+        thread: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        models: Collection[str] | None = None,
+    ) -> StreamHandle:
+        """Starts the stream that *body* asks for, or attaches to the one its *idempotency_key* names.
+
+        Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `KeyReused`,
+        and whatever a `prepare` hook raises.
+        """
+        if self.draining:
+            raise Draining("The server is shutting down.")
+        body = validate(body, default_model=self.config.model)
+        retain = retain or bool(idempotency_key)
+        handle = self.find(_stream_id(idempotency_key, principal), principal)
+        create = partial(self.log.create, handle.key, digest=digest(body), retain=retain)
+        writer = await create() if idempotency_key else None
+        if idempotency_key and writer is None:
+            return replace(handle, attached=True)
+        live = Live(handle, principal, retain=retain)
+        live.record.thread = thread
+        live.record.metadata = dict(metadata or {})
+        reserved = False
+        try:
+            self._reserve(principal)
+            reserved = True
+            live.body = await self._prepare(body, principal)
+            live.producer = self._producer(live, models)
+            # A key of 128 random bits is nobody else's.
+            live.writer = writer or cast(Writer, await create())
+            # Before the producer runs: a stream that does not linger must never be without its reader.
+            if not retain:
+                live.handle = replace(handle, reader=await self.read(handle.key, heartbeat=bool(body.get("stream"))))
+                live.record.readers = 1
+        except BaseException as error:
+            if reserved:
+                self._release(principal)
+            if writer is not None:
+                refusal = error if isinstance(error, OpenAISSEError) else OpenAISSEError()
+                await writer.close(End("failed", refusal.code or "", refusal))
+            raise
+        self._run(live)
+        return live.handle
+
+    def _reserve(self, principal: Principal) -> None:
+        """Takes a place among the running streams. Nothing is awaited between looking and taking."""
+        if self._per_principal.total() >= self.config.max_streams:
+            raise TooManyStreams("Too many streams are running.")
+        who = (principal.realm, principal.id)
+        if not principal.anonymous and self._per_principal[who] >= self.config.max_streams_per_principal:
+            raise TooManyStreams("You have too many streams running.")
+        self._per_principal[who] += 1
+
+    def _release(self, principal: Principal) -> None:
+        who = (principal.realm, principal.id)
+        self._per_principal[who] -= 1
+        if not self._per_principal[who]:
+            del self._per_principal[who]
+
+    async def _prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
+        for hook in self.hooks.prepare:
+            try:
+                prepared = hook(dict(body), principal)
+                prepared = await prepared if isawaitable(prepared) else prepared
+            except OpenAISSEError:
+                raise
+            except Exception as error:
+                logger.exception("a prepare hook raised")
+                raise ModelFailed("The app could not prepare the request.") from error
+            body = dict(body if prepared is None else prepared)
+        return validate(body) if self.hooks.prepare else body
+
+    def _producer(self, live: Live, models: Collection[str] | None) -> Producer:
+        config, body, principal = self.config, live.body, live.principal
+        name: str = body["model"]
+        live.record.model = name
+        model = self.hooks.models.get(name)
+        allowed = models if models is not None else config.models if model is None else None
+        if allowed is not None and name not in allowed:
+            raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
+        assemble = config.max_bytes if self.hooks.on_end else 0
+        if model is not None:
+            return ModelProducer(
+                model,
+                body,
+                stream_id=live.handle.id,
+                principal=principal,
+                metadata=live.record.metadata,
+                call=partial(self._call, principal),
+                assemble=assemble,
+            )
+        if body.get("stream"):
+            return StreamProducer(
+                self.upstream,
+                body,
+                principal=principal,
+                include_usage=config.include_usage,
+                max_event=config.max_event,
+                assemble=assemble,
+            )
+        return AnswerProducer(
+            self.upstream, body, principal=principal, max_bytes=config.max_bytes, assemble=config.max_bytes
+        )
+
+    def _call(self, principal: Principal, body: Mapping[str, Any]) -> Call:
+        return Call(
+            self.upstream,
+            streaming_body(body, include_usage=self.config.include_usage),
+            principal=principal,
+            max_event=self.config.max_event,
+            max_bytes=self.config.max_bytes,
+        )
+
+    # Run --------------------------------------------------------------------------------------------------------
+
+    def _run(self, live: Live) -> None:
+        live.record.upstream = live.producer.upstream
+        live.intake = Intake(live.writer, live.record, on_first=lambda: self._observe("first_chunk", live.record))
+        self._live[live.handle.key] = live
+        live.task = asyncio.ensure_future(self._stream(live))
+        self._observe("started", live.record)
+
+    async def _stream(self, live: Live) -> None:
+        """The life of one stream: it ends exactly once, and its place is free when it has."""
+        try:
+            async with self._scope():
+                end = await self._produce(live)
+                await self._tell(live, end)
+        except BaseException as error:
+            logger.exception("the scope of a stream failed")
+            end = live.end("failed", "internal_error", OpenAISSEError())
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            del self._live[live.handle.key]
+            self._release(live.principal)
+            await live.writer.close(end)
+            self._observe("ended", live.record)
+
+    async def _produce(self, live: Live) -> End:
+        """Runs the producer until it is over, or somebody or something interrupts it."""
+        producing = asyncio.ensure_future(live.producer.run(live.intake))
+        watching = [asyncio.ensure_future(self._watch_stop(live)), asyncio.ensure_future(self._watch_readers(live))]
+        try:
+            over: set[asyncio.Future[Any]] = {producing, live.interrupted}
+            await asyncio.wait(over, timeout=self.config.max_duration, return_when=asyncio.FIRST_COMPLETED)
+            if producing.done():
+                return _outcome(live, producing)
+            if live.interrupted.done():
+                return live.end(*live.interrupted.result())
+            return live.end("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
+        except asyncio.CancelledError:  # the event loop is being closed under us
+            return live.end("failed", "server_shutdown", ServerShutdown("The server stopped."))
+        finally:
+            tasks: set[asyncio.Future[Any]] = {producing, *watching}
+            for each in tasks:
+                each.cancel()
+            _, busy = await asyncio.wait(tasks, timeout=_CLEAN_UP)
+            for each in busy:
+                logger.warning("stream %s: its producer does not stop", live.handle.id)
+                self._hold(each)
+
+    async def _watch_stop(self, live: Live) -> None:
+        live.interrupt("stopped", await live.writer.stop_requested(), None)
+
+    async def _watch_readers(self, live: Live) -> None:
+        await live.writer.unread(self.config.linger if live.retain else 0)
+        live.interrupt("stopped", "client_left", None)
+
+    async def _tell(self, live: Live, end: End) -> None:
+        """Completes the record, and lets `on_end` see the end before the readers do."""
+        record = live.record
+        record.outcome, record.reason = end.outcome, end.reason
+        record.finish_reasons, record.usage = dict(end.finish_reasons), end.usage
+        record.status = end.error.status if end.error is not None else 200
+        record.duration = live.intake.elapsed()
+        if not self.hooks.on_end:
+            return
+        happened = _stream_end(live, end)
+        telling = {asyncio.ensure_future(_call_on_end(hook, happened)) for hook in self.hooks.on_end}
+        done, late = await asyncio.wait(telling, timeout=self.config.on_end_timeout)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("stream %s: on_end raised", record.id, exc_info=error)
+        for task in late:
+            logger.warning("stream %s: on_end takes longer than on_end_timeout", record.id)
+            self._hold(task)
+
+    def _observe(self, kind: Literal["started", "first_chunk", "retried", "ended"], record: StreamRecord) -> None:
+        event = StreamEvent(kind, replace(record))
+        for observer in self.hooks.observers:
+            try:
+                watching = observer(event)
+            except Exception:
+                logger.exception("an observer raised")
+            else:
+                if isawaitable(watching):
+                    self._hold(asyncio.ensure_future(watching))
+
+    def _hold(self, task: asyncio.Future[Any]) -> None:
+        """Keeps a task that nobody waits for, and logs what it raises."""
+        self._background.add(task)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Future[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a background task raised", exc_info=error)
+
+    # Read, stop, find -------------------------------------------------------------------------------------------
+
+    async def read(self, key: str, *, after: str = "", heartbeat: bool = True) -> Reader:
+        """A reader of the stream, to be given to `leave`. Raises what `StreamLog.read` raises."""
+        reader = await self.log.read(key, after=after, heartbeat=self.config.keepalive or None if heartbeat else None)
+        self._readers.add(reader)
+        self._no_readers.clear()
+        if (live := self._live.get(key)) is not None:
+            live.record.readers += 1
+            live.record.resumes += bool(after)
+        return reader
+
+    async def leave(self, reader: Reader) -> None:
+        """Ends the reading. May be called twice."""
+        self._readers.discard(reader)
+        if not self._readers:
+            self._no_readers.set()
+        await reader.aclose()
+
+    def leave_soon(self, reader: Reader) -> None:
+        """`leave`, from where nothing can be awaited."""
+        if reader in self._readers:
+            self._hold(asyncio.ensure_future(self.leave(reader)))
+
+    def find(self, stream_id: str, principal: Principal) -> StreamHandle:
+        """The handle of a principal's stream, whether it exists or not: that, the log says."""
+        return StreamHandle(stream_id, stream_key(self._instance, principal, stream_id))
+
+    async def stop(self, handle: StreamHandle, reason: str) -> None:
+        """Asks the stream to stop; nothing happens if it has ended. Raises `StreamNotFound`."""
+        await self.log.stop(handle.key, reason)
+
+    def running(self, principal: Principal, *, thread: str | None = None) -> list[Live]:
+        """The principal's running streams that can be resumed, newest first. Anonymous callers share nothing."""
+        who = (principal.realm, principal.id)
+        return [
+            live
+            for live in reversed(self._live.values())
+            if live.retain
+            and not principal.anonymous
+            and (live.principal.realm, live.principal.id) == who
+            and (thread is None or live.record.thread == thread)
+        ]
+
+    # Shut down --------------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float) -> None:
+        """Starts nothing new, lets what runs end for *timeout* seconds, ends the rest as failed.
+
+        Returns when every reader has had its last event, or gave up on it.
+        """
+        self.draining = True
+        if tasks := [live.task for live in self._live.values()]:
+            await asyncio.wait(tasks, timeout=timeout)
+        for live in list(self._live.values()):
+            live.interrupt("failed", "server_shutdown", ServerShutdown("The server is shutting down."))
+        if tasks := [live.task for live in self._live.values()]:
+            await asyncio.wait(tasks, timeout=_CLEAN_UP + self.config.on_end_timeout)
+        try:
+            async with asyncio.timeout(_CLEAN_UP):
+                await self._no_readers.wait()
+        except TimeoutError:
+            logger.warning("%d readers have not had their last event", len(self._readers))
+
+    async def aclose(self) -> None:
+        """Ends what is left, and closes the upstream's connections."""
+        await self.drain(0)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_CLEAN_UP)
+        await self.upstream.aclose()
+
+
+def _stream_id(idempotency_key: str, principal: Principal) -> str:
+    if not idempotency_key:
+        return secrets.token_hex(16)
+    if principal.anonymous:
+        raise InvalidRequest("Anonymous callers can't use Idempotency-Key.", param="Idempotency-Key")
+    return sha256(b"idempotency-key:" + check_idempotency_key(idempotency_key).encode()).hexdigest()[:32]
+
+
+def _outcome(live: Live, producing: asyncio.Future[None]) -> End:
+    """How a producer ended by itself."""
+    if producing.cancelled():
+        return live.end("failed", "internal_error", OpenAISSEError("The producer was cancelled."))
+    error = producing.exception()
+    if error is None:
+        return live.end("completed", "", None)
+    if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
+        logger.error("stream %s failed", live.handle.id, exc_info=error)
+    failure = error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed.")
+    return live.end("failed", failure.code or "", failure)
+
+
+def _stream_end(live: Live, end: End) -> StreamEnd:
+    completion = live.producer.completion.message()
+    choices = (completion or {}).get("choices") or [{}]
+    return StreamEnd(
+        id=live.handle.id,
+        outcome=end.outcome,
+        reason=end.reason,
+        error=end.error,
+        principal=live.principal,
+        thread=live.record.thread,
+        model=live.record.model,
+        body=live.body,
+        metadata=live.record.metadata,
+        message=None if completion is None else choices[0].get("message"),
+        events=tuple(live.producer.events),
+        finish_reasons=end.finish_reasons,
+        usage=end.usage,
+        record=replace(live.record),
+    )
+
+
+async def _call_on_end(hook: OnEnd, happened: StreamEnd) -> None:
+    if iscoroutinefunction(hook):
+        await hook(happened)
+    else:
+        await asyncio.to_thread(hook, happened)

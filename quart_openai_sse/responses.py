@@ -1,0 +1,180 @@
+"""From the log to Quart: a stream as the app holds it, its reader as a response, an error as a response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from quart import Response
+
+from quart_openai_sse import _json
+from quart_openai_sse.completion import Completion
+from quart_openai_sse.entries import END_ID, Batch, End
+from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.formats import Format, chunk_text, create_format, end_error
+from quart_openai_sse.logs import Reader
+from quart_openai_sse.producers import whole_answer
+from quart_openai_sse.relay import Relay, StreamHandle
+from quart_openai_sse.sse import HEARTBEAT
+
+logger = logging.getLogger("quart_openai_sse")
+
+_STREAM_HEADERS = {
+    # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: nginx would too.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """What `Stream.events` gives: a `chunk`, an app event under its name, and last `completed`, `failed` or `stopped`.
+
+    *data* is the chunk, the app event's data, or what the `text` format says at the end; *id* is its place.
+    """
+
+    name: str
+    data: Any
+    id: str
+
+    @property
+    def text(self) -> str:
+        """What a chunk's first choice says in words, or ""."""
+        return chunk_text(_json.encode(self.data)) if self.name == "chunk" else ""
+
+
+class Stream:
+    """A running or ended stream, in the hands of the app."""
+
+    def __init__(self, relay: Relay, handle: StreamHandle) -> None:
+        self._relay = relay
+        self._handle = handle
+
+    @property
+    def id(self) -> str:
+        """The stream's id, as in `GET /streams/<id>`."""
+        return self._handle.id
+
+    async def response(self, *, format: str = "text", after: str = "") -> Response:  # noqa: A002 (the word for it)
+        """A Quart response that streams it, from behind the event *after*.
+
+        Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are
+        `StreamNotFound`, `StreamExpired`, `InvalidLastEventID` and `InvalidRequest` for an unknown format.
+        """
+        return await stream_response(self._relay, self._handle, create_format(format), after=after, ids=True)
+
+    @asynccontextmanager
+    async def events(self, *, after: str = "") -> AsyncIterator[AsyncIterator[StreamItem]]:
+        """Its chunks and events one by one, for the app itself; leaving the context ends the reading."""
+        reader = await self._relay.read(self._handle.key, after=after, heartbeat=False)
+        try:
+            async with aclosing(_items(reader)) as items:
+                yield items
+        finally:
+            await self._relay.leave(reader)
+
+    async def stop(self, reason: str = "stopped") -> None:
+        """Stops it; nothing happens if it has ended."""
+        await self._relay.stop(self._handle, reason)
+
+
+async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
+    async for batch in reader:
+        for number, entry in enumerate(batch.entries, batch.first_id):
+            yield StreamItem(entry.event or "chunk", _json.decode(entry.data), str(number))
+        if (end := batch.end) is not None:
+            data: Mapping[str, Any] = {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
+            if end.outcome != "completed":
+                data = {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body()
+            yield StreamItem(end.outcome, data, END_ID)
+
+
+async def stream_response(
+    relay: Relay,
+    handle: StreamHandle,
+    spoken: Format,
+    *,
+    after: str = "",
+    ids: bool,
+    late: bool = True,
+) -> Response:
+    """The stream as a response. *late*: not before its first output, so that a failure can be raised until then."""
+    after = "" if spoken.replays else after
+    reader = handle.reader or await relay.read(handle.key, after=after)
+    try:
+        # If the client leaves before the body begins, the body's `finally` never runs; its task always ends.
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(lambda _: relay.leave_soon(reader))
+        if late:
+            await reader.opened(relay.config.commit_after)
+    except BaseException:
+        await relay.leave(reader)
+        raise
+    retry = b"retry: %d\n" % relay.config.retry if ids else b""
+    response = Response(_body(relay, reader, spoken, ids=ids, retry=retry), mimetype="text/event-stream")
+    response.timeout = None  # Quart would cut the stream at RESPONSE_TIMEOUT, silently
+    response.headers.update({**_STREAM_HEADERS, "X-Stream-Id": handle.id})
+    return response
+
+
+async def _body(
+    relay: Relay,
+    reader: Reader,
+    spoken: Format,
+    *,
+    ids: bool,
+    retry: bytes,
+) -> AsyncGenerator[bytes, None]:
+    try:
+        if retry:
+            yield retry
+        async for batch in reader:
+            if data := _encoded(spoken, batch, ids):
+                yield data
+    except Exception:
+        # Quart swallows what a body raises, and the stream would look complete.
+        logger.exception("a response failed")
+        yield spoken.end(End("failed", "internal_error", OpenAISSEError()), ids=ids)
+    finally:
+        await relay.leave(reader)
+
+
+def _encoded(spoken: Format, batch: Batch, ids: bool) -> bytes:
+    if batch.end is not None:
+        return spoken.encode(batch, ids=ids) + spoken.end(batch.end, ids=ids)
+    return spoken.encode(batch, ids=ids) if batch.entries else HEARTBEAT
+
+
+async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
+    """The whole of a stream as one `chat.completion` in JSON; what the upstream said in one piece, unchanged.
+
+    Raises the error of a stream that failed, and `StreamStopped`.
+    """
+    reader = handle.reader or await relay.read(handle.key, heartbeat=False)
+    completion = Completion()
+    try:
+        async for batch in reader:
+            for entry in batch.entries:
+                if not entry.event and whole_answer(entry.data):
+                    return entry.data
+                if not entry.event:
+                    completion.feed(entry.data)
+            if batch.end is not None and (error := end_error(batch.end)) is not None:
+                raise error
+    finally:
+        await relay.leave(reader)
+    return _json.encode(completion.message())
+
+
+def error_response(error: OpenAISSEError) -> Response:
+    """An error as OpenAI's API would answer it."""
+    response = Response(_json.encode(error.body()), status=error.status, mimetype="application/json")
+    response.headers.update(error.headers())
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response

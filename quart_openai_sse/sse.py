@@ -1,0 +1,185 @@
+"""Server-Sent Events: the unit, its encoder and a decoder, as the standard says (WHATWG HTML, section 9.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["HEARTBEAT", "EventTooLarge", "RawEvent", "SSEDecoder", "ServerSentEvent", "encode", "encode_data"]
+
+# One newline, not two: a reader that has seen an `id:` takes a blank line for an (empty) event (openai-python).
+HEARTBEAT = b":\n"
+"""A comment that keeps a silent connection open; it may stand before any event."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """One event. *event* is its type, *id* the last event ID when it was dispatched, *retry* milliseconds."""
+
+    data: str = ""
+    event: str = "message"
+    id: str = ""
+    retry: int | None = None
+
+
+class RawEvent(NamedTuple):
+    """One decoded event as bytes; an absent *event* or *id* is empty."""
+
+    data: bytes
+    event: bytes
+    id: bytes
+
+
+class EventTooLarge(ValueError):
+    """An event outgrew the decoder's limit. *events* are those that were complete before it."""
+
+    def __init__(self, limit: int, events: Sequence[RawEvent] = ()) -> None:
+        super().__init__(f"A server-sent event is larger than {limit} bytes.")
+        self.events = events
+
+
+def encode(sse: ServerSentEvent) -> bytes:
+    """The bytes of one event, with its blank line.
+
+    Line ends in *data* (CRLF, CR, LF and nothing else) become `data` lines of their own.
+    Raises `ValueError` if *event* or *id* hold CR, LF or NUL, which would let them inject fields.
+    """
+    head = b""
+    if sse.event != "message":
+        head += b"event: " + _one_line("event", sse.event) + b"\n"
+    if sse.id:
+        head += b"id: " + _one_line("id", sse.id) + b"\n"
+    if sse.retry is not None:
+        head += b"retry: %d\n" % _milliseconds(sse.retry)
+    return head + encode_data(sse.data.encode("utf-8", "replace"))
+
+
+def encode_data(data: bytes) -> bytes:
+    """The `data` lines of an event and the blank line that dispatches it."""
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if b"\n" in data:
+        data = data.replace(b"\n", b"\ndata: ")
+    return b"data: " + data + b"\n\n"
+
+
+def _one_line(field: str, value: str) -> bytes:
+    if any(forbidden in value for forbidden in "\r\n\0"):
+        raise ValueError(f"The {field} of a server-sent event cannot hold CR, LF or NUL.")
+    return value.encode("utf-8", "replace")
+
+
+def _milliseconds(retry: int) -> int:
+    if retry < 0:
+        raise ValueError("retry is a number of milliseconds, not below 0.")
+    return retry
+
+
+class SSEDecoder:
+    """Turns bytes into events; any cut of the bytes gives the same events.
+
+    An event larger than *max_event_bytes* raises `EventTooLarge`, and so does every later call.
+    A block that is not ended by a blank line is never dispatched.
+    """
+
+    retry: int | None
+    """The reconnection time in milliseconds, if the stream has set one."""
+
+    def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
+        self.retry = None
+        self._limit = max_event_bytes
+        self._id = b""
+        self._event = b""
+        self._data: list[bytes] = []
+        self._size = 0  # of the fields of the event that is being read
+        self._tail: list[bytes] = []  # the pieces of an unfinished line
+        self._tail_size = 0
+        self._after_cr = False
+        self._first_line = True
+        self._broken = False
+
+    @property
+    def last_event_id(self) -> str:
+        """The last event ID: what a reader sends as `Last-Event-ID`."""
+        return self._id.decode("utf-8", "replace")
+
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
+        """The events that *data* completes."""
+        return [_text(raw) for raw in self.feed_raw(data)]
+
+    def feed_raw(self, data: bytes) -> list[RawEvent]:
+        """The events that *data* completes, undecoded."""
+        events: list[RawEvent] = []
+        if self._broken:
+            raise EventTooLarge(self._limit)
+        for line in self._lines(data):
+            if self._size + len(line) > self._limit:
+                self._fail(events)
+            if line:
+                self._field(line)
+            else:
+                self._dispatch(events)
+        if self._size + self._tail_size > self._limit:
+            self._fail(events)
+        return events
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        """The lines that *data* completes. The unfinished one is kept in pieces, so a long line costs linear time."""
+        if self._after_cr and data:
+            self._after_cr = False
+            if data[:1] == b"\n":  # the other half of a CRLF
+                data = data[1:]
+        if b"\r" in data:
+            self._after_cr = data[-1:] == b"\r"
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        if lines:
+            lines[0] = b"".join((*self._tail, lines[0]))
+            self._tail, self._tail_size = [], 0
+            if self._first_line:
+                self._first_line = False
+                lines[0] = lines[0].removeprefix(_BOM)
+        if rest:
+            self._tail.append(rest)
+            self._tail_size += len(rest)
+        return lines
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if not name:  # a comment
+            return
+        self._size += len(line)
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value
+        elif name == b"id":
+            if b"\0" not in value:
+                self._id = value
+        # isdigit() of bytes is true of ASCII digits only. No time is 16 digits long.
+        elif name == b"retry" and value.isdigit() and len(value) < 16:
+            self.retry = int(value)
+
+    def _dispatch(self, events: list[RawEvent]) -> None:
+        if self._data:
+            events.append(RawEvent(b"\n".join(self._data), self._event, self._id))
+            self._data = []
+        self._event = b""
+        self._size = 0
+
+    def _fail(self, events: list[RawEvent]) -> None:
+        self._broken = True
+        raise EventTooLarge(self._limit, events)
+
+
+def _text(raw: RawEvent) -> ServerSentEvent:
+    return ServerSentEvent(
+        raw.data.decode("utf-8", "replace"),
+        raw.event.decode("utf-8", "replace") or "message",
+        raw.id.decode("utf-8", "replace"),
+    )

@@ -1,0 +1,312 @@
+"""The door to whatever speaks OpenAI's API: `Upstream`, and the one that ships, on a client with httpx's API."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from quart_openai_sse import _json
+from quart_openai_sse.completion import error_from
+from quart_openai_sse.config import Config
+from quart_openai_sse.deadlines import Deadlines
+from quart_openai_sse.errors import (
+    ConnectTimeout,
+    OpenAISSEError,
+    UpstreamCredentials,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.trace import current_trace_id
+
+Headers = Mapping[str, str]
+
+
+class Sink(Protocol):
+    """Where an upstream's answer goes, as it arrives."""
+
+    started: bool
+    """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """The status line and headers have come. The body of an answer other than 200 is not fed."""
+        ...
+
+    def feed(self, data: bytes) -> bool:
+        """A piece of the body has come. `False`: pause, and ask `room`."""
+        ...
+
+    async def room(self) -> bool:
+        """Waits until more may come. `False`: nothing more is wanted. Raises what `feed` found wrong."""
+        ...
+
+
+class Upstream(Protocol):
+    """Whatever answers Chat Completions requests."""
+
+    name: str
+    """What the record calls it."""
+
+    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
+        """Sends one request and feeds the answer to *sink*; returns when it is over.
+
+        Cancelling it closes the connection. Raises an `UpstreamError`.
+        """
+        ...
+
+    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+        """The models it offers, as OpenAI's model objects."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes its connections."""
+        ...
+
+
+class OpenAIUpstream:
+    """OpenAI's API, or a server compatible with it. *client* is any client with httpx's API; by default our own."""
+
+    def __init__(self, config: Config, *, client: Any = None) -> None:
+        self.name = urlsplit(config.base_url).netloc
+        self._config = config
+        self._client = client
+        self._owned = client is None
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._models: tuple[float, list[dict[str, Any]]] | None = None
+
+    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
+        """See `Upstream.run`."""
+        config = self._config
+        streaming = bool(request.get("stream"))
+        deadlines = Deadlines(
+            total=config.total_timeout,
+            first_output=config.first_output_timeout if streaming else None,
+            gap=config.gap_timeout if streaming else None,
+        )
+        async with deadlines, self._exchange("POST", "/chat/completions", principal, request) as response:
+            sink.head(response.status_code, response.headers)
+            if response.status_code != 200:
+                raise refusal(response.status_code, response.headers, await _bounded(response))
+            async for data in response.aiter_raw():
+                deadlines.heard(started=sink.started)
+                if not sink.feed(data):
+                    deadlines.pause()
+                    more = await sink.room()
+                    deadlines.heard(started=sink.started)
+                    if not more:
+                        await self._finish(response)
+                        return
+
+    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+        """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
+        if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
+            return self._models[1]
+        async with Deadlines(total=30), self._exchange("GET", "/models", principal) as response:
+            body = await _bounded(response, 4 << 20)
+            if response.status_code != 200:
+                raise refusal(response.status_code, response.headers, body)
+        try:
+            listed = _json.decode(body)["data"]
+            models = [model for model in listed if isinstance(model["id"], str)]
+        except (ValueError, KeyError, TypeError):
+            raise UpstreamError("The upstream's list of models can't be read.") from None
+        self._models = (time.monotonic() + 60, models)
+        return models
+
+    async def aclose(self) -> None:
+        """See `Upstream.aclose`. A client that was given stays open."""
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
+        if self._owned and self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, principal: Principal, body: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Any]:
+        key = self._config.api_key
+        key = await key(principal) if callable(key) else key
+        if self._client is None:
+            self._client = self._create_client()
+        answered = False
+        try:
+            request = self._client.build_request(
+                method,
+                _url(self._config.base_url, path),
+                content=None if body is None else _json.encode(body),
+                headers=self._headers(key),
+                # A tuple, because httpx and httpx2 have a Timeout each: connect, read, write, pool.
+                timeout=(self._config.connect_timeout, None, 30.0, self._config.connect_timeout),
+            )
+            response = await self._send(request)
+            answered = True
+            try:
+                yield response
+            finally:
+                await response.aclose()
+        except UpstreamRefused as refused:
+            if key and key in refused.message:
+                refused.args = (refused.message.replace(key, "[key]"),)
+            raise
+        except (OpenAISSEError, TimeoutError):
+            raise
+        except Exception as error:
+            raise _translated(error, answered=answered) from error
+
+    async def _send(self, request: Any) -> Any:
+        """Sends *request*, and leaves nothing behind when it is cancelled.
+
+        httpcore loses a pool slot for good when a request is cancelled while it connects (encode/httpcore#1093).
+        So a connection that is being made is left to finish in the background, and given up before anything is sent.
+        """
+        phase = _Phase()
+        request.extensions = {**request.extensions, "trace": phase.trace}
+        sending = asyncio.ensure_future(self._client.send(request, stream=True))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            if phase.connecting:
+                phase.abandoned = True
+            else:
+                sending.cancel()
+            self._abandoned.add(sending)
+            sending.add_done_callback(self._discard)
+            raise
+
+    def _discard(self, sending: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(sending)
+        if not sending.cancelled() and sending.exception() is None:
+            closing = asyncio.ensure_future(sending.result().aclose())
+            self._abandoned.add(closing)
+            closing.add_done_callback(self._abandoned.discard)
+
+    async def _finish(self, response: Any) -> None:
+        """Reads on to the body's end, if it comes at once, so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(0.1):
+                async for _ in response.aiter_raw():
+                    pass
+        except Exception:  # noqa: S110 (the answer is complete, whatever the connection does now)
+            pass
+
+    def _headers(self, key: str | None) -> dict[str, str]:
+        config = self._config
+        headers = {
+            "Accept": "application/json, text/event-stream",
+            # Compressed events would wait for each other in the compressor.
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": "quart-openai-sse",
+        }
+        if key:
+            bearer = config.api_key_header.lower() == "authorization"
+            headers[config.api_key_header] = f"Bearer {key}" if bearer else key
+        if config.organization:
+            headers["OpenAI-Organization"] = config.organization
+        if config.project:
+            headers["OpenAI-Project"] = config.project
+        if trace_id := current_trace_id():
+            headers["X-Trace-ID"] = trace_id
+            if len(trace_id) == 32:
+                headers["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
+        return {**headers, **config.headers}
+
+    def _create_client(self) -> httpx.AsyncClient:
+        config = self._config
+        return httpx.AsyncClient(
+            http2=False,  # a cancelled HTTP/2 request sends no RST_STREAM: the model would go on
+            trust_env=config.trust_env,
+            limits=httpx.Limits(
+                max_connections=config.max_connections,
+                max_keepalive_connections=config.max_keepalive_connections,
+                keepalive_expiry=config.keepalive_expiry,
+            ),
+        )
+
+
+async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:
+    """The body of an answer that is no stream, or its first *limit* bytes."""
+    body = bytearray()
+    async for data in response.aiter_raw():
+        body += data
+        if len(body) > limit:
+            break
+    return bytes(body[:limit])
+
+
+def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
+    """The error that an upstream's answer with an error status stands for."""
+    if status in (401, 403):
+        return UpstreamCredentials(f"The upstream refused our key ({status}).")
+    if status < 400:
+        return UpstreamError(f"The upstream answered with status {status}.")
+    error = _error_object(body)
+    found = error_from(error, cls=UpstreamRefused, status=status)
+    if not error:
+        found.args = (f"The upstream answered with status {status}.",)
+    if status >= 500:
+        found.type = "upstream_error" if found.type == "invalid_request_error" else found.type
+    found.retry_after = _seconds(headers.get("retry-after-ms"), 1000) or _seconds(headers.get("retry-after"), 1)
+    found.should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
+    return found
+
+
+def _error_object(body: bytes) -> object:
+    """What an error's body says: OpenAI's shape, `{"detail": …}`, a bare string, or nothing (HTML)."""
+    try:
+        decoded = _json.decode(body)
+    except ValueError:
+        text = body[:300].decode("utf-8", "replace").strip()
+        return None if text.startswith("<") else text
+    if isinstance(decoded, dict):
+        return decoded.get("error") or decoded.get("detail") or (decoded if "message" in decoded else None)
+    return decoded
+
+
+def _seconds(value: str | None, unit: int) -> float | None:
+    return int(value) / unit if value and value.isascii() and value.isdigit() and len(value) < 10 else None
+
+
+def _url(base: str, path: str) -> str:
+    """*path* below *base*, whose query (Azure's `api-version`) is kept."""
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
+
+
+def _translated(error: Exception, *, answered: bool) -> OpenAISSEError:
+    """Our error for one of httpx's or httpx2's, which share names and no classes."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "ConnectTimeout" in names:
+        return ConnectTimeout("No connection to the upstream in time.")
+    if "PoolTimeout" in names:
+        return UpstreamUnreachable("All connections to the upstream are in use.", code="upstream_pool_exhausted")
+    if answered and "TransportError" in names:
+        return UpstreamTruncated("The connection to the upstream broke in the middle of its answer.")
+    if "TransportError" in names:
+        return UpstreamUnreachable(f"The upstream can't be reached ({type(error).__name__}).")
+    return UpstreamError(f"The request to the upstream failed ({type(error).__name__}).")
+
+
+class _Phase:
+    """Where a request stands, told by httpcore's trace extension."""
+
+    connecting = False
+    abandoned = False
+
+    async def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        if name == "connection.connect_tcp.started":
+            self.connecting = True
+        elif name.endswith(".send_request_headers.started"):
+            self.connecting = False
+            if self.abandoned:
+                raise asyncio.CancelledError
