@@ -110,7 +110,7 @@ class QuartOpenAISSE:
 
     async def principal(self) -> Principal:
         """Who makes the current request. Raises `AuthenticationRequired` and `OriginDenied`."""
-        return await authenticate(self._hook(), trusted_origins=self._state().config.trusted_origins)
+        return await authenticate(self._hook(), trusted_origins=self.config().trusted_origins)
 
     async def start(
         self,
@@ -191,6 +191,10 @@ class QuartOpenAISSE:
         """For tests: within it, *app* asks this upstream."""
         with self._state(app).override(upstream):
             yield
+
+    def config(self, app: Quart | None = None) -> Config:
+        """The configuration in *app*, or in the current one."""
+        return self._state(app).config
 
     def _registered(self, setup: BlueprintSetupState) -> None:
         app = cast(Quart, setup.app)

@@ -91,7 +91,8 @@ class SSEDecoder:
     def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
         self.retry = None
         self._limit = max_event_bytes
-        self._id = b""
+        self._id = b""  # a buffer: it counts from the blank line on, lest a block cut behind its id be skipped
+        self._last_id = b""
         self._event = b""
         self._data: list[bytes] = []
         self._size = 0  # of the fields of the event that is being read
@@ -104,7 +105,7 @@ class SSEDecoder:
     @property
     def last_event_id(self) -> str:
         """The last event ID: what a reader sends as `Last-Event-ID`."""
-        return self._id.decode("utf-8", "replace")
+        return self._last_id.decode("utf-8", "replace")
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that *data* completes."""
@@ -166,6 +167,7 @@ class SSEDecoder:
             self.retry = int(value)
 
     def _dispatch(self, events: list[RawEvent]) -> None:
+        self._last_id = self._id
         if self._data:
             events.append(RawEvent(b"\n".join(self._data), self._event, self._id))
             self._data = []
