@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 import msgspec
@@ -19,7 +20,8 @@ def decode(data: bytes) -> Any:
         if b"\\u" not in data:
             raise
     try:
-        return json.loads(data, parse_constant=_no_constant)
+        # As text: from bytes, the standard library would also take UTF-16, a BOM and encoded surrogates.
+        return json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
 
@@ -29,10 +31,21 @@ def encode(value: object) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        pass
+    except RecursionError:
+        raise ValueError("The value is nested too deeply for JSON") from None
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON") from None
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("Number out of range")
+    return number

@@ -30,7 +30,7 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.formats import OpenAIFormat, create_format
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Live, Relay, StreamHandle
-from quart_openai_sse.requests import check_thread, parse_body
+from quart_openai_sse.requests import check_thread, parse_body, validate
 from quart_openai_sse.responses import error_response, read_answer, stream_response
 from quart_openai_sse.trace import current_trace_id
 
@@ -127,7 +127,7 @@ class _Views:
         here = "text/event-stream" in request.headers.get("Accept", "")
         format_ = create_format(request.args.get("format", "text"))
         handle = await relay.start(
-            {**body, "stream": True},
+            {**validate(body, default_model=relay.config.model), "stream": True},
             principal=principal,
             thread=thread,
             models=self._models,

@@ -71,7 +71,7 @@ class Completion:
         self._open: set[int] = set()
         self._room = assemble
         self._head: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, dict[str, _Members]] = {}
 
     @property
     def has_output(self) -> bool:
@@ -157,13 +157,12 @@ class Completion:
 
     def _absorb(self, choice: dict[str, Any]) -> bool:
         """Notes a choice's delta; whether there was output in it."""
-        index = choice.get("index")
-        index = index if isinstance(index, int) else 0
+        index = _index(choice) or 0
         # Azure's filter chunks have no delta; a server that ignores `stream` has the whole message.
         delta = choice.get("delta")
         delta = delta if isinstance(delta, dict) else {}
         if self._room > 0:
-            kept = self._choices.setdefault(index, {"message": {}, "logprobs": {}})
+            kept = self._choices.setdefault(index, {"message": _Members(), "logprobs": _Members()})
             _accumulate(kept["message"], delta)
             if isinstance(logprobs := choice.get("logprobs"), dict):
                 _accumulate(kept["logprobs"], logprobs)
@@ -232,66 +231,90 @@ class _Pieces(list[str]):
     """A string in the making."""
 
 
+class _Members(dict[str, Any]):
+    """An object in the making. What is no such thing is kept as it came, however deep it is."""
+
+
+class _Calls(list[_Members]):
+    """Tool calls in the making."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int | None, _Members] = {}  # by index; under None the latest of all
+        self._known: dict[tuple[int | None, str], _Members] = {}
+
+    def find(self, delta: Mapping[str, Any]) -> _Members:
+        """The call that *delta* belongs to. Ollama leaves `index` out or repeats it: then a new `id` is a new call."""
+        index, call_id = _index(delta), _string(delta.get("id"))
+        call = self._latest.get(index)
+        if call_id and call is not None and call.get("id"):
+            call = self._known.get((index, call_id))
+        if call is None:
+            call = _Members()
+            self.append(call)
+        self._latest[index] = self._latest[None] = call
+        if call_id:
+            self._known[index, call_id] = self._known[None, call_id] = call
+        return call
+
+
 # Sent once by OpenAI and with every delta by some others: the first value stands.
 _SET_ONCE = frozenset({"role", "id", "type", "name", "index"})
 
+_DEPTH = 16  # of the objects that are added up, far more than any API has
 
-def _accumulate(target: dict[str, Any], delta: Mapping[str, Any]) -> None:
+
+def _accumulate(target: _Members, delta: Mapping[str, Any], depth: int = _DEPTH) -> None:
     for member, value in delta.items():
         if value is None:
             continue
-        if member == "tool_calls" and isinstance(value, list):
-            _accumulate_tool_calls(target.setdefault(member, []), value)
-        elif member in _SET_ONCE:
+        if member in _SET_ONCE:
             if not target.get(member):
                 target[member] = value
         elif isinstance(value, str):
             _slot(target, member, _Pieces).append(value)
-        elif isinstance(value, dict):
-            _accumulate(_slot(target, member, dict), value)
+        elif member == "tool_calls" and isinstance(value, list) and depth:
+            _accumulate_calls(_slot(target, member, _Calls), value, depth - 1)
         elif isinstance(value, list):
             _slot(target, member, list).extend(value)
+        elif isinstance(value, dict) and depth:
+            _accumulate(_slot(target, member, _Members), value, depth - 1)
         else:
             target[member] = value
 
 
-def _slot(target: dict[str, Any], member: str, kind: type[Any]) -> Any:
+def _accumulate_calls(calls: _Calls, deltas: list[Any], depth: int) -> None:
+    for delta in deltas:
+        if isinstance(delta, dict):
+            _accumulate(calls.find(delta), delta, depth)
+
+
+def _slot(target: _Members, member: str, kind: type[Any]) -> Any:
     """The place for *member*; a server that changes its type half-way starts it anew."""
     if type(target.get(member)) is not kind:
         target[member] = kind()
     return target[member]
 
 
-def _accumulate_tool_calls(calls: list[dict[str, Any]], deltas: list[Any]) -> None:
-    for delta in deltas:
-        if isinstance(delta, dict):
-            _accumulate(_tool_call(calls, delta), {"type": "function", **delta})
-
-
-def _tool_call(calls: list[dict[str, Any]], delta: dict[str, Any]) -> dict[str, Any]:
-    """The call that *delta* belongs to. Ollama leaves `index` out or repeats it: then a new `id` is a new call."""
-    index, call_id = delta.get("index"), delta.get("id")
-    candidates = [call for call in calls if call["index"] == index] if isinstance(index, int) else calls[-1:]
-    if candidates and not (call_id and candidates[-1].get("id") not in (None, "", call_id)):
-        return candidates[-1]
-    call: dict[str, Any] = {"index": index if isinstance(index, int) else len(calls)}
-    calls.append(call)
-    return call
-
-
 def _joined(value: Any) -> Any:
     if isinstance(value, _Pieces):
         return "".join(value)
-    if isinstance(value, dict):
-        return {
-            member: [_without_index(_joined(call)) for call in inner] if member == "tool_calls" else _joined(inner)
-            for member, inner in value.items()
-        }
+    if isinstance(value, _Calls):
+        return [_call(_joined(call)) for call in value]
+    if isinstance(value, _Members):
+        return {member: _joined(inner) for member, inner in value.items()}
     return value
 
 
-def _without_index(call: dict[str, Any]) -> dict[str, Any]:
-    return {member: value for member, value in call.items() if member != "index"}
+def _call(members: dict[str, Any]) -> dict[str, Any]:
+    """A tool call as a message has it: of some type, and without the place it had in the stream."""
+    members = {"type": "function", **members}
+    members.pop("index", None)
+    return members
+
+
+def _index(value: Mapping[str, Any]) -> int | None:
+    index = value.get("index")
+    return index if type(index) is int else None  # True is an int to Python, and not to JSON
 
 
 def add_usage(total: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -299,13 +322,22 @@ def add_usage(total: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) 
     if total is None or usage is None:
         known = total if usage is None else usage
         return dict(known) if known is not None else None
+    return _sum(total, usage, depth=_DEPTH)
+
+
+def _sum(total: Mapping[str, Any], usage: Mapping[str, Any], *, depth: int) -> dict[str, Any]:
     summed = dict(total)
     for member, value in usage.items():
         before = summed.get(member)
-        if isinstance(value, Mapping):
-            summed[member] = add_usage(before if isinstance(before, Mapping) else {}, value)
-        elif isinstance(value, int | float) and isinstance(before, int | float):
+        if before is None:
+            summed[member] = value
+        elif isinstance(before, Mapping) and isinstance(value, Mapping) and depth:
+            summed[member] = _sum(before, value, depth=depth - 1)
+        elif _is_count(before) and _is_count(value):
             summed[member] = before + value
-        else:
-            summed.setdefault(member, value)
     return summed
+
+
+def _is_count(value: object) -> bool:
+    # No wider than 64 bits: an int beyond a float's range can't be added to one.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -136,17 +136,38 @@ class Config:
 
     def check(self, prefix: str = KEY_PREFIX) -> None:
         """Raises `ConfigurationError` for what could not work."""
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        address = _address(self.base_url)
+        if address is None:
             raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
-        if address.username or address.password:
+        if "@" in address.netloc:
             raise ConfigurationError(f"{prefix}BASE_URL must not hold credentials; use {prefix}API_KEY.")
         if not self.api_key and address.hostname == "api.openai.com":
             raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
-        if isinstance(self.api_key, str) and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ConfigurationError(f"{prefix}API_KEY holds characters that no header can carry.")
+        for name, values in self._sent().items():
+            if not all(value.isascii() and value.isprintable() for value in values):
+                raise ConfigurationError(f"{prefix}{name.upper()} holds characters that no header can carry.")
         if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
             raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and not end with it.')
+
+    def _sent(self) -> dict[str, tuple[str, ...]]:
+        """What becomes headers of the requests upstream, by the option it comes from."""
+        return {
+            "api_key": (self.api_key,) if isinstance(self.api_key, str) else (),
+            "api_key_header": (self.api_key_header,),
+            "organization": (self.organization,),
+            "project": (self.project,),
+            "headers": (*self.headers, *self.headers.values()),
+        }
+
+
+def _address(url: str) -> SplitResult | None:
+    """The parts of an http or https address, or `None` if *url* is none."""
+    try:
+        address = urlsplit(url)
+        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:  # it would quote a part of the address
+        return None
+    return address if valid and not any(map(str.isspace, url)) else None
 
 
 def _convert(name: str, value: Any, prefix: str) -> Any:
@@ -158,7 +179,7 @@ def _convert(name: str, value: Any, prefix: str) -> Any:
     if isinstance(value, str) and tuple[str, ...] in (hint, *get_args(hint)):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, set | frozenset):
-        value = sorted(value)
+        value = sorted(value, key=str)
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 Side = Literal["caller", "server", "app", "upstream"]
@@ -53,7 +54,7 @@ class OpenAISSEError(Exception):
         """The response headers that say whether and when to retry."""
         headers = {}
         if self.retry_after is not None:
-            headers["Retry-After"] = f"{max(0, self.retry_after):.0f}"
+            headers["Retry-After"] = str(math.ceil(max(0, self.retry_after)))
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
         return headers

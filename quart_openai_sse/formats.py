@@ -104,12 +104,23 @@ def end_error(end: End) -> OpenAISSEError | None:
 
 def chunk_text(data: bytes) -> str:
     """What the first choice of a chunk says in words: its content, or its refusal."""
-    for choice in _json.decode(data).get("choices") or ():
-        if (choice.get("index") or 0) == 0:
-            delta = choice.get("delta") or choice.get("message") or {}
-            text = delta.get("content") or delta.get("refusal")
-            return text if isinstance(text, str) else ""
+    for choice in _choices(data):
+        if isinstance(choice, dict) and (choice.get("index") or 0) == 0:
+            delta = choice.get("delta") or choice.get("message")
+            members = delta if isinstance(delta, dict) else {}
+            texts = (members.get("content"), members.get("refusal"))
+            return next((text for text in texts if isinstance(text, str) and text), "")
     return ""
+
+
+def _choices(data: bytes) -> list[Any]:
+    """A chunk's choices. What is odd has none: a reader shows what it can."""
+    try:
+        chunk = _json.decode(data)
+    except ValueError:
+        return []
+    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    return choices if isinstance(choices, list) else []
 
 
 def _id(value: int | str, ids: bool) -> bytes:

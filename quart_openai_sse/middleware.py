@@ -122,17 +122,20 @@ class BodyLimit:
 
         async def bounded_receive() -> Message:
             nonlocal received
-            if received > self._limit:
+            flooded = received > self._limit
+            if flooded:
                 await answered.wait()
-                return {"type": "http.disconnect"}
             message = await receive()
+            while flooded and message["type"] != "http.disconnect":
+                # Hypercorn ends a response only when what has come of its request is taken.
+                message = await receive()
             received += len(message.get("body", b""))
             return message
 
         async def watched_send(message: Message) -> None:
-            await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 answered.set()
+            await send(message)
 
         await self._app(scope, bounded_receive, watched_send)
 

@@ -24,4 +24,4 @@ class Principal:
 def stream_key(instance: str, principal: Principal, stream_id: str) -> str:
     """The log's key of a stream. It contains the principal, so a stranger's stream does not exist for you."""
     parts = (instance, principal.realm, principal.id, stream_id)
-    return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")).hexdigest()

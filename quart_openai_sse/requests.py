@@ -53,8 +53,12 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """A fingerprint of *body*, the same for every order of its members."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """A fingerprint of *body*, the same for every order of its members. Raises `InvalidRequest` if it is too deep."""
+    try:
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_idempotency_key(key: str) -> str:

@@ -119,6 +119,9 @@ class SSEDecoder:
         for line in self._lines(data):
             if self._size + len(line) > self._limit:
                 self._fail(events)
+            if self._first_line:  # not before it is measured, or the limit would depend on where it was cut
+                self._first_line = False
+                line = line.removeprefix(_BOM)
             if line:
                 self._field(line)
             else:
@@ -141,9 +144,6 @@ class SSEDecoder:
         if lines:
             lines[0] = b"".join((*self._tail, lines[0]))
             self._tail, self._tail_size = [], 0
-            if self._first_line:
-                self._first_line = False
-                lines[0] = lines[0].removeprefix(_BOM)
         if rest:
             self._tail.append(rest)
             self._tail_size += len(rest)

@@ -7,7 +7,7 @@ import re
 import uuid
 from contextvars import ContextVar, Token
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _TRACE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _current: ContextVar[str] = ContextVar("quart_openai_sse_trace_id", default="")
@@ -31,8 +31,8 @@ def reset_trace_id(token: Token[str]) -> None:
 def trace_id_from(traceparent: str, x_trace_id: str) -> str:
     """The id in a W3C `traceparent`, else the `X-Trace-ID`, if they are valid; else a new one."""
     match = _TRACEPARENT.fullmatch(traceparent)
-    if match and not traceparent.startswith("ff") and match[1].strip("0") and match[2].strip("0"):
-        return match[1]
+    if match and not (match[1] == "00" and match[3]):  # later versions may have further members
+        return match[2]
     if _TRACE_ID.fullmatch(x_trace_id):
         return x_trace_id
     return uuid.uuid4().hex
@@ -42,8 +42,9 @@ class TraceIdFilter(logging.Filter):
     """Puts `trace_id` on every log record. Add it to a handler, and use `%(trace_id)s` in its format."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets every record pass."""
-        record.trace_id = current_trace_id()
+        """Lets every record pass; one that has an id keeps it, for it may be handled far from its request."""
+        if not hasattr(record, "trace_id"):
+            record.trace_id = current_trace_id()
         return True
 
 

@@ -1,0 +1,386 @@
+"""For tests, yours and ours: a scripted upstream, readers of a streamed response, a real server, the log's contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from quart_openai_sse import _json
+from quart_openai_sse.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.errors import (
+    InvalidLastEventID,
+    KeyReused,
+    OpenAISSEError,
+    StreamExpired,
+    StreamNotFound,
+    StreamStopped,
+    UpstreamTruncated,
+)
+from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.loopback import serve_app
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode_data
+from quart_openai_sse.upstream import Sink, refusal
+
+__all__ = ["ReadStream", "ScriptedUpstream", "StreamLogContract", "chunk", "finish", "read", "serve_app"]
+
+
+# An upstream that does as it is told --------------------------------------------------------------------------------
+
+
+def chunk(content: str | None = None, *, index: int = 0, finish_reason: str | None = None, **delta: Any) -> bytes:
+    """A chunk as an upstream would send it, blank line included. *delta* holds further members of the delta."""
+    if content is not None:
+        delta["content"] = content
+    choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+    return encode_data(
+        _json.encode(
+            {
+                "id": "chatcmpl-scripted",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": "scripted",
+                "choices": [choice],
+            }
+        )
+    )
+
+
+def finish(finish_reason: str = "stop") -> bytes:
+    """The chunk that ends a choice, and `[DONE]`."""
+    return chunk(finish_reason=finish_reason) + encode_data(b"[DONE]")
+
+
+Step = bytes | Exception | Awaitable[Any] | Callable[[], Awaitable[Any]]
+"""One step of a script: bytes to send in one read, an error to raise, or something to wait for."""
+
+
+class ScriptedUpstream:
+    """Answers each request with the next of *scripts*, the last one for ever, and remembers what it was sent.
+
+    A script is a list of steps; a text stands for its words as chunks, with a finish. `status` and `headers` answer
+    otherwise than with a stream.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self, *scripts: str | Sequence[Step], status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.requests: list[dict[str, Any]] = []
+        """The bodies of the requests so far."""
+        self.principals: list[Principal] = []
+        self.running = 0
+        """How many requests are being answered."""
+        self.cancelled = 0
+        """How many were cancelled before their end."""
+        self.closed = asyncio.Event()
+        """Set whenever a request is over, in whatever way."""
+        self._scripts = [_script(script) if isinstance(script, str) else script for script in scripts or ("Hello.",)]
+        self._status = status
+        self._headers = {"content-type": "text/event-stream", **(headers or {})}
+
+    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
+        """See `Upstream.run`."""
+        script = self._scripts[min(len(self.requests), len(self._scripts) - 1)]
+        self.requests.append(dict(request))
+        self.principals.append(principal)
+        self.running += 1
+        self.closed.clear()
+        try:
+            await self._play(script, sink)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+            self.closed.set()
+
+    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+        """See `Upstream.models`."""
+        return [{"id": "scripted", "object": "model", "created": 0, "owned_by": "scripted"}]
+
+    async def aclose(self) -> None:
+        """See `Upstream.aclose`."""
+
+    async def _play(self, script: Sequence[Step], sink: Sink) -> None:
+        sink.head(self._status, self._headers)
+        if self._status != 200:
+            body = b"".join(step for step in script if isinstance(step, bytes))
+            raise refusal(self._status, self._headers, body)
+        for step in script:
+            if isinstance(step, Exception):
+                raise step
+            if not isinstance(step, bytes):
+                await (step() if callable(step) else step)
+            elif not sink.feed(step) and not await sink.room():
+                return
+
+
+def _script(text: str) -> list[Step]:
+    words = text.split(" ")
+    pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+    return [chunk("", role="assistant"), *(chunk(piece) for piece in pieces), finish()]
+
+
+# What a client saw --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReadStream:
+    """A streamed response, read to its end or to where it was cut."""
+
+    events: list[ServerSentEvent]
+    """Every event, in either format."""
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    """The chunks of OpenAI's format."""
+    text: str = ""
+    """What the first choice said, in either format."""
+    ids: list[str] = field(default_factory=list)
+    outcome: str = "cut"
+    """`completed`, `failed`, `stopped`; `cut` if it just broke off."""
+    error: dict[str, Any] | None = None
+    """The error object, if there was one."""
+
+    @property
+    def last_event_id(self) -> str:
+        """What to resume from."""
+        return self.ids[-1] if self.ids else ""
+
+
+async def read(body: bytes | AsyncIterable[bytes]) -> ReadStream:
+    """Reads a streamed response: its bytes, or what iterates over them (`response.aiter_raw()`)."""
+    decoder = SSEDecoder()
+    events: list[ServerSentEvent] = []
+    if isinstance(body, bytes):
+        events = decoder.feed(body)
+    else:
+        async for data in body:
+            events += decoder.feed(data)
+    return _read_stream(events)
+
+
+def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
+    text, outcome, error = "", "cut", None
+    chunks: list[dict[str, Any]] = []
+    for event in events:
+        if event.data == "[DONE]":
+            outcome = "completed"
+            continue
+        data = _json.decode(event.data.encode())
+        if event.event == "delta":
+            text += data["text"]
+        elif event.event in ("completed", "failed", "stopped"):
+            outcome, error = event.event, data.get("error")
+        elif event.event == "message" and "error" in data:
+            error = data["error"]
+            outcome = "stopped" if error["code"] == "stopped" else "failed"
+        elif event.event == "message":
+            chunks.append(data)
+            text += "".join(
+                choice["delta"].get("content") or "" for choice in data["choices"] if choice.get("index", 0) == 0
+            )
+    ids = [event.id for event in events if event.id]
+    return ReadStream(events, chunks, text, ids, outcome, error)
+
+
+# What every stream log does -----------------------------------------------------------------------------------------
+
+
+class StreamLogContract:
+    """The tests that every `StreamLog` passes. Inherit from it, and give a fixture `log`.
+
+    Its streams are retained for a moment only if the fixture says so; nothing here waits for an expiry.
+    """
+
+    async def test_what_is_appended_is_read_with_dense_ids(self, log: StreamLog) -> None:
+        """A reader gets the entries in order, numbered from 1, and the end with the last of them."""
+        writer = await _create(log, "a")
+        writer.append([_entry("one"), _entry("two")])
+        writer.append([_entry("three")])
+        await writer.close(_COMPLETED)
+        assert await _drain(await log.read("a")) == ([(1, "one"), (2, "two"), (3, "three")], _COMPLETED)
+
+    async def test_every_resume_point_gives_exactly_the_rest(self, log: StreamLog) -> None:
+        """Behind entry n come n+1 and all that follow."""
+        writer = await _create(log, "a")
+        writer.append([_entry(str(number)) for number in range(1, 8)])
+        await writer.close(_COMPLETED)
+        for after in range(1, 8):
+            entries, end = await _drain(await log.read("a", after=str(after)))
+            assert entries == [(number, str(number)) for number in range(after + 1, 8)]
+            assert end == _COMPLETED
+
+    async def test_a_reader_who_has_the_end_gets_nothing(self, log: StreamLog) -> None:
+        """The end's id is a place like any other."""
+        writer = await _create(log, "a")
+        writer.append([_entry("one")])
+        await writer.close(_COMPLETED)
+        reader = await log.read("a", after=END_ID)
+        assert reader.at_end
+        assert await _drain(reader) == ([], None)
+
+    async def test_a_reader_wakes_on_append_and_on_close(self, log: StreamLog) -> None:
+        """Live is reading from the beginning."""
+        writer = await _create(log, "a")
+        reading = asyncio.ensure_future(_drain(await log.read("a")))
+        await asyncio.sleep(0)
+        writer.append([_entry("one")])
+        await asyncio.sleep(0)
+        await writer.close(_COMPLETED)
+        async with asyncio.timeout(5):
+            assert await reading == ([(1, "one")], _COMPLETED)
+
+    async def test_two_readers_get_the_same(self, log: StreamLog) -> None:
+        """Each at its own place."""
+        writer = await _create(log, "a")
+        writer.append([_entry("one"), _entry("two")])
+        late = await log.read("a", after="1")
+        early = await log.read("a")
+        writer.append([_entry("three")])
+        await writer.close(_COMPLETED)
+        assert await _drain(early) == ([(1, "one"), (2, "two"), (3, "three")], _COMPLETED)
+        assert await _drain(late) == ([(2, "two"), (3, "three")], _COMPLETED)
+
+    async def test_the_first_end_wins(self, log: StreamLog) -> None:
+        """A stream ends once."""
+        writer = await _create(log, "a")
+        await writer.close(End("stopped", "enough"))
+        await writer.close(_COMPLETED)
+        _, end = await _drain(await log.read("a"))
+        assert end is not None
+        assert (end.outcome, end.reason) == ("stopped", "enough")
+
+    async def test_a_key_that_exists_is_attached_to(self, log: StreamLog) -> None:
+        """The same digest attaches, another one is refused."""
+        await _create(log, "a", digest="x")
+        assert await log.create("a", digest="x", retain=True) is None
+        with _raises(KeyReused):
+            await log.create("a", digest="y", retain=True)
+
+    async def test_a_stream_that_failed_without_an_entry_does_not_hold_its_key(self, log: StreamLog) -> None:
+        """Whoever asks again starts anew."""
+        writer = await _create(log, "a")
+        await writer.close(End("failed", error=UpstreamTruncated()))
+        assert await log.create("a", digest="other", retain=True) is not None
+
+    async def test_an_unknown_stream_is_not_found(self, log: StreamLog) -> None:
+        """Neither to read nor to stop."""
+        with _raises(StreamNotFound):
+            await log.read("nowhere")
+        with _raises(StreamNotFound):
+            await log.stop("nowhere", "because")
+
+    async def test_a_last_event_id_that_is_no_place_is_refused(self, log: StreamLog) -> None:
+        """Never a silent full replay."""
+        writer = await _create(log, "a")
+        writer.append([_entry("one")])
+        for after in ("2", "-1", "0", "01", "1.0", "x", "１", "9" * 40, END_ID):  # noqa: RUF001
+            with _raises(InvalidLastEventID):
+                await log.read("a", after=after)
+
+    async def test_a_stop_reaches_the_producer(self, log: StreamLog) -> None:
+        """With its reason; a second one changes nothing."""
+        writer = await _create(log, "a")
+        waiting = asyncio.ensure_future(writer.stop_requested())
+        await log.stop("a", "first")
+        await log.stop("a", "second")
+        async with asyncio.timeout(5):
+            assert await waiting == "first"
+
+    async def test_unread_returns_when_the_last_reader_has_left(self, log: StreamLog) -> None:
+        """Not while there is one."""
+        writer = await _create(log, "a")
+        one, two = await log.read("a"), await log.read("a")
+        waiting = asyncio.ensure_future(writer.unread(0))
+        await one.aclose()
+        await one.aclose()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await two.aclose()
+        async with asyncio.timeout(5):
+            await waiting
+
+    async def test_opened_waits_for_output_or_raises_the_failure(self, log: StreamLog) -> None:
+        """It decides whether a refusal can still be a status."""
+        writer = await _create(log, "a")
+        await (await log.read("a")).opened(0)  # nothing yet: time is up
+        writer.append([_entry("one")])
+        await (await log.read("a")).opened(60)
+        await writer.close(End("failed", error=UpstreamTruncated()))
+        await (await log.read("a")).opened(60)  # there was output: the failure is an event
+
+        failed = await _create(log, "b")
+        reader = await log.read("b")
+        await failed.close(End("failed", error=UpstreamTruncated()))
+        with _raises(UpstreamTruncated):
+            await reader.opened(60)
+
+        stopped = await _create(log, "c")
+        await stopped.close(End("stopped", "enough"))
+        with _raises(StreamStopped):
+            await (await log.read("c")).opened(60)
+
+    async def test_silence_gives_an_empty_batch(self, log: StreamLog) -> None:
+        """For the heartbeat, and the reader goes on."""
+        writer = await _create(log, "a")
+        reader = await log.read("a", heartbeat=0.001)
+        async with asyncio.timeout(5):
+            assert not (await anext(aiter(reader))).entries
+            writer.append([_entry("one")])
+            while not (batch := await anext(aiter(reader))).entries:
+                pass
+        assert [entry.data for entry in batch.entries] == [b"one"]
+
+    async def test_what_is_not_retained_is_given_up_when_read(self, log: StreamLog) -> None:
+        """Its upstream is paused meanwhile, and its beginning cannot be read again."""
+        writer = await _create(log, "a", retain=False)
+        reader = await log.read("a")
+        writer.append([Entry(b"x" * (1 << 20))])
+        room = asyncio.ensure_future(writer.room())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not room.done()
+        assert len((await anext(aiter(reader))).entries) == 1
+        async with asyncio.timeout(5):
+            await room
+        with _raises(StreamExpired):
+            await log.read("a")
+
+
+_COMPLETED = End("completed", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
+
+
+def _entry(text: str) -> Entry:
+    return Entry(text.encode(), "", 0.5)
+
+
+async def _create(log: StreamLog, key: str, *, digest: str = "", retain: bool = True) -> Writer:
+    writer = await log.create(key, digest=digest, retain=retain)
+    assert writer is not None
+    return writer
+
+
+async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:
+    entries: list[tuple[int, str]] = []
+    end = None
+    batch: Batch
+    async for batch in reader:
+        entries += [(batch.first_id + place, entry.data.decode()) for place, entry in enumerate(batch.entries)]
+        end = batch.end
+    await reader.aclose()
+    return entries, end
+
+
+@contextmanager
+def _raises(expected: type[OpenAISSEError]) -> Iterator[None]:
+    """As pytest's, which is not needed to ship this."""
+    try:
+        yield
+    except expected:
+        return
+    raise AssertionError(f"{expected.__name__} was not raised")

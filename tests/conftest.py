@@ -1,0 +1,90 @@
+"""What the tests share: an app with a scripted upstream, a real server around an app, the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from quart import Quart
+
+from quart_openai_sse import QuartOpenAISSE, bearer_tokens
+from quart_openai_sse.simulator import Simulator, serve_simulator
+from quart_openai_sse.testing import ScriptedUpstream, serve_app
+
+TOKENS = {"token-ann": "ann", "token-bob": "bob"}
+ANN = {"Authorization": "Bearer token-ann"}
+BOB = {"Authorization": "Bearer token-bob"}
+QUESTION = [{"role": "user", "content": "How far is the moon?"}]
+
+CreateApp = Callable[..., tuple[Quart, QuartOpenAISSE]]
+Serve = Callable[[Quart], Any]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key or address of the machine reaches a test."""
+    for name in [name for name in os.environ if name.startswith(("OPENAI_", "QUART_", "EXAMPLE_"))]:
+        monkeypatch.delenv(name)
+    yield
+
+
+@pytest.fixture(autouse=True)
+async def bounded() -> AsyncIterator[None]:
+    """No asynchronous test hangs."""
+    async with asyncio.timeout(60):
+        yield
+
+
+@pytest.fixture
+def create_app() -> CreateApp:
+    """Makes an app with the extension, for ann and bob."""
+
+    def create(upstream: ScriptedUpstream | None = None, **options: Any) -> tuple[Quart, QuartOpenAISSE]:
+        app = Quart(__name__)
+        app.secret_key = "secret"
+        options.setdefault("auth", bearer_tokens(TOKENS))
+        if upstream is not None:
+            options["upstream"] = lambda _: upstream
+        options.setdefault("base_url", "http://127.0.0.1:9/v1")
+        options.setdefault("model", "scripted")
+        return app, QuartOpenAISSE(app, **options)
+
+    return create
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serves an app on a loopback socket, and gives a client of it, as ann."""
+    async with AsyncExitStack() as stack:
+
+        async def start(app: Quart, **options: Any) -> httpx.AsyncClient:
+            address = await stack.enter_async_context(serve_app(app))
+            options.setdefault("headers", ANN)
+            client = httpx.AsyncClient(base_url=f"http://{address}", timeout=30, **options)
+            return await stack.enter_async_context(client)
+
+        yield start
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    """The simulator, as fast as it can."""
+    async with serve_simulator(first_token_delay=0, tokens_per_second=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of Chromium. Without one the test is skipped, except where CI is set: there it fails."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("CI"):
+        pytest.fail("CI needs Chromium for the browser tests")
+    pytest.skip("no Chromium on this machine")

@@ -1,0 +1,480 @@
+"""The routes, over a real socket: what is answered, and how bad input is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from quart_openai_sse import Event
+from quart_openai_sse.sse import ServerSentEvent
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION}
+STREAM = {**BODY, "stream": True}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error object; everything about its shape is checked."""
+    error = response.json()["error"]
+    assert response.headers["content-type"] == "application/json"
+    assert set(error) == {"message", "type", "param", "code", "user_message"}
+    assert error["message"]
+    assert error["user_message"].endswith(".")
+    assert response.headers["x-request-id"]
+    return error
+
+
+# OpenAI's routes ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_the_upstreams_bytes_and_nothing_else(create_app: CreateApp, serve: Serve) -> None:
+    odd = b'{ "id": "x",  "choices": [{"index": 0, "delta": {"content": "h\\u00e9"}}], "unknown": [1.50, {}] }'
+    script = [
+        chunk("", role="assistant"),
+        b": a comment\n\nevent: message\nid: 4\nretry: 5\ndata: " + odd + b"\r\n\r\n",
+        finish(),
+    ]
+    client = await serve(create_app(ScriptedUpstream(script))[0])
+    response = await client.post("/v1/chat/completions", json=STREAM)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache, no-transform"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert len(response.headers["x-stream-id"]) == 32
+    assert response.content == chunk("", role="assistant") + b"data: " + odd + b"\n\n" + finish()
+
+
+async def test_usage_is_asked_of_the_upstream_and_withheld_from_who_did_not_ask(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    usage = b'data: {"choices":[],"usage":{"total_tokens":3}}\n\n'
+    upstream = ScriptedUpstream([chunk("hi"), chunk(finish_reason="stop"), usage, b"data: [DONE]\n\n"])
+    client = await serve(create_app(upstream)[0])
+    silent = await client.post("/v1/chat/completions", json=STREAM)
+    asking = await client.post("/v1/chat/completions", json={**STREAM, "stream_options": {"include_usage": True}})
+    assert usage not in silent.content
+    assert asking.content == silent.content.replace(b"data: [DONE]", usage + b"data: [DONE]")
+    assert [request["stream_options"] for request in upstream.requests] == [{"include_usage": True}] * 2
+
+
+async def test_an_answer_in_one_piece_is_untouched(create_app: CreateApp, serve: Serve) -> None:
+    answer = b'{ "id":"x", "choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}], "new": 1.0 }'
+    upstream = ScriptedUpstream([answer[:20], answer[20:]])
+    client = await serve(create_app(upstream)[0])
+    response = await client.post("/v1/chat/completions", json={**BODY, "stream_options": None})
+    assert (response.status_code, response.content) == (200, answer)
+    assert upstream.requests == [{**BODY}]
+
+
+async def test_unknown_members_reach_the_upstream(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream()
+    client = await serve(create_app(upstream)[0])
+    await client.post("/v1/chat/completions", json={**STREAM, "reasoning": {"effort": "low"}, "x": None})
+    assert upstream.requests[0]["reasoning"] == {"effort": "low"}
+    assert upstream.requests[0]["x"] is None
+
+
+async def test_the_default_model_is_used_where_none_is_named(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream()
+    client = await serve(create_app(upstream, model="usual")[0])
+    await client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": True})
+    assert upstream.requests[0]["model"] == "usual"
+
+
+async def test_models_are_the_apps_own_and_the_upstreams(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("support")
+    async def support(chat):
+        yield "hi"
+
+    client = await serve(app)
+    models = (await client.get("/v1/models")).json()
+    assert models["object"] == "list"
+    assert [model["id"] for model in models["data"]] == ["support", "scripted"]
+    assert set(models["data"][0]) == {"id", "object", "created", "owned_by"}
+
+
+async def test_only_allowed_models_may_be_asked_for(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream(), models=["one", "two"])[0])
+    assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["one", "two"]
+    refused = await client.post("/v1/chat/completions", json=STREAM)
+    assert refused.status_code == 404
+    assert error_of(refused)["code"] == "model_not_found"
+    assert error_of(refused)["param"] == "model"
+
+
+# Streams ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_starts_at_once_and_is_read_by_its_url(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("support")
+    async def support(chat):
+        yield Event("sources", [{"title": "a\nb"}])
+        yield "Hello"
+        yield " there."
+
+    client = await serve(app)
+    started = await client.post("/v1/streams", json={"model": "support", "messages": QUESTION})
+    assert started.status_code == 201
+    url = started.json()["url"]
+    assert started.headers["location"] == url == f"/v1/streams/{started.json()['id']}"
+    response = await client.get(url)
+    assert response.content.startswith(b"retry: 1000\nevent: sources\nid: 1\n")
+    events = (await read(response.content)).events
+    seconds = [json.loads(event.data).pop("t") for event in events if event.event == "delta"]
+    assert seconds == sorted(seconds)
+    assert [(event.event, event.id) for event in events] == [
+        ("sources", "1"),
+        ("delta", "3"),
+        ("delta", "4"),
+        ("completed", "end"),
+    ]
+    assert json.loads(events[0].data) == [{"title": "a\nb"}]
+    assert json.loads(events[-1].data) == {"finish_reason": "stop", "usage": None}
+
+
+async def test_every_last_event_id_gives_exactly_the_rest(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream("one two three four five"))[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    whole = await read((await client.get(url)).content)
+    assert whole.text == "one two three four five"
+    for place, last in enumerate(whole.ids[:-1]):
+        for how in ({"headers": {"Last-Event-ID": last}}, {"params": {"last_event_id": last}}):
+            rest = await read((await client.get(url, **how)).content)
+            assert rest.events == whole.events[place + 1 :]
+
+
+async def test_who_has_the_end_is_told_to_stop_asking(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    await client.get(url)
+    assert (await client.get(url, headers={"Last-Event-ID": "end"})).status_code == 204
+
+
+async def test_a_stream_can_be_read_in_openais_format(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream([chunk("hi"), finish()]))[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    response = await client.get(url, params={"format": "openai"})
+    assert response.content == (
+        b"retry: 1000\nid: 1\n" + chunk("hi") + b"id: 2\n" + chunk(finish_reason="stop") + b"id: end\ndata: [DONE]\n\n"
+    )
+
+
+async def test_head_answers_without_running_the_body(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    client = await serve(create_app(ScriptedUpstream([chunk("hi"), forever.wait]))[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    response = await client.head(url)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_starting_with_accept_event_stream_gives_the_stream_itself(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream("one two"))[0])
+    response = await client.post("/v1/streams", json=BODY, headers=EVENTS)
+    assert response.status_code == 200
+    seen = await read(response.content)
+    assert (seen.text, seen.outcome) == ("one two", "completed")
+    again = await client.get(f"/v1/streams/{response.headers['x-stream-id']}")
+    assert (await read(again.content)).events == seen.events
+
+
+async def test_running_streams_are_listed_by_thread_and_stopped(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    client = await serve(create_app(upstream)[0])
+    one = (await client.post("/v1/streams", json={**BODY, "thread": "one"})).json()
+    two = (await client.post("/v1/streams", json={**BODY, "thread": "two"})).json()
+    assert "thread" not in upstream.requests[0]
+    listed = (await client.get("/v1/streams")).json()
+    assert [stream["id"] for stream in listed["data"]] == [two["id"], one["id"]]
+    [found] = (await client.get("/v1/streams", params={"thread": "one"})).json()["data"]
+    assert {**found, "created": 0} == {
+        "id": one["id"],
+        "object": "stream",
+        "url": one["url"],
+        "thread": "one",
+        "model": "scripted",
+        "created": 0,
+    }
+    assert (await client.get("/v1/streams", headers=BOB)).json()["data"] == []
+
+    async with client.stream("GET", one["url"]) as response:
+        for _ in range(2):
+            assert (await client.delete(one["url"])).status_code == 204
+        seen = await read(response.aiter_raw())
+    assert (seen.text, seen.outcome) == ("hi", "stopped")
+    assert json.loads(seen.events[-1].data) == {"reason": "stopped by its owner"}
+    assert [stream["id"] for stream in (await client.get("/v1/streams")).json()["data"]] == [two["id"]]
+    assert upstream.cancelled == 1
+
+
+async def test_a_strangers_stream_does_not_exist(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    for method in ("GET", "DELETE"):
+        refused = await client.request(method, url, headers=BOB)
+        assert (refused.status_code, error_of(refused)["code"]) == (404, "stream_not_found")
+    assert (await client.get(url)).status_code == 200
+
+
+async def test_a_failure_before_output_is_an_event_to_who_reads_by_url(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([b'{"error":{"message":"no","code":"busy"}}'], status=503)
+    client = await serve(create_app(upstream)[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    response = await client.get(url)
+    assert response.status_code == 200
+    seen = await read(response.content)
+    assert (seen.outcome, seen.error["code"]) == ("failed", "busy")
+    direct = await client.post("/v1/streams", json=BODY, headers=EVENTS)
+    assert direct.status_code == 503
+
+
+# Idempotency-Key ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/streams"])
+async def test_the_same_idempotency_key_attaches_to_the_same_stream(
+    create_app: CreateApp, serve: Serve, route: str
+) -> None:
+    upstream = ScriptedUpstream("one two")
+    client = await serve(create_app(upstream)[0])
+    headers = {"Idempotency-Key": "k-1", **EVENTS}
+    first = await client.post(route, json=STREAM, headers=headers)
+    second = await client.post(route, json=STREAM, headers=headers)
+    assert (await read(first.content)).outcome == "completed"
+    assert first.content == second.content
+    assert len(upstream.requests) == 1
+    other = await client.post(route, json={**STREAM, "temperature": 1}, headers=headers)
+    assert other.status_code == 422
+    assert error_of(other)["param"] == "Idempotency-Key"
+    await client.post(route, json=STREAM, headers={**headers, **BOB})
+    assert len(upstream.requests) == 2
+
+
+async def test_the_same_idempotency_key_gives_the_same_answer_in_one_piece(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([b'{"choices":[{"index":0,"message":{"content":"hi"}}]}'])
+    client = await serve(create_app(upstream)[0])
+    headers = {"Idempotency-Key": "k-1"}
+    first = await client.post("/v1/chat/completions", json=BODY, headers=headers)
+    second = await client.post("/v1/chat/completions", json=BODY, headers=headers)
+    assert first.content == second.content
+    assert len(upstream.requests) == 1
+
+
+async def test_a_failed_start_does_not_hold_its_key(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([OSError("gone")], "it works")
+    client = await serve(create_app(upstream)[0])
+    headers = {"Idempotency-Key": "k-1"}
+    assert (await client.post("/v1/chat/completions", json=STREAM, headers=headers)).status_code == 500
+    again = await client.post("/v1/chat/completions", json=STREAM, headers=headers)
+    assert (await read(again.content)).text == "it works"
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
+
+BAD_BODIES = {
+    "invalid JSON": (b"{", None),
+    "invalid UTF-8": (b'{"model":"\xff"}', None),
+    "deep nesting": (DEEP, None),
+    "NaN": (b'{"model":"m","messages":[{"role":"user"}],"temperature":NaN}', None),
+    "an infinite number": (b'{"model":"m","messages":[{"role":"user"}],"temperature":1e999}', None),
+    "no object": (b"[]", None),
+    "empty": (b"", None),
+    "model not a string": (b'{"model":5,"messages":[{"role":"user"}]}', "model"),
+    "no messages": (b'{"model":"m"}', "messages"),
+    "empty messages": (b'{"model":"m","messages":[]}', "messages"),
+    "unknown role": (b'{"model":"m","messages":[{"role":"king"}]}', "messages[0].role"),
+    "temperature": (b'{"model":"m","messages":[{"role":"user"}],"temperature":2.1}', "temperature"),
+    "n": (b'{"model":"m","messages":[{"role":"user"}],"n":0}', "n"),
+    "stream": (b'{"model":"m","messages":[{"role":"user"}],"stream":"yes"}', "stream"),
+}
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/streams"])
+@pytest.mark.parametrize(("body", "param"), BAD_BODIES.values(), ids=BAD_BODIES)
+async def test_a_bad_body_is_a_400_that_names_the_member(
+    create_app: CreateApp, serve: Serve, route: str, body: bytes, param: str | None
+) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    response = await client.post(route, content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
+async def test_another_content_type_is_a_415(create_app: CreateApp, serve: Serve, content_type: str) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    response = await client.post(
+        "/v1/chat/completions", content=json.dumps(STREAM), headers={"Content-Type": content_type}
+    )
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_a_413(create_app: CreateApp, serve: Serve, chunked: bool) -> None:
+    client = await serve(create_app(ScriptedUpstream(), max_body=100_000)[0])
+    large = json.dumps({**STREAM, "x": "y" * 200_000}).encode()
+
+    async def pieces():
+        for start in range(0, len(large), 1000):
+            yield large[start : start + 1000]
+
+    response = await client.post(
+        "/v1/chat/completions",
+        content=pieces() if chunked else large,
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+    fitting = await client.post("/v1/chat/completions", json={**STREAM, "x": "y" * 90_000})
+    assert fitting.status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": ""}, {"Authorization": "Bearer nobody"}])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/streams"),
+        ("GET", "/v1/streams"),
+        ("GET", "/v1/streams/" + "0" * 32),
+        ("DELETE", "/v1/streams/" + "0" * 32),
+    ],
+)
+async def test_nobody_is_a_401(create_app: CreateApp, serve: Serve, method: str, path: str, headers: Any) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    response = await client.request(method, path, headers=headers)
+    assert (response.status_code, error_of(response)["code"]) == (401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("stream_id", ["0" * 32, "x", "0" * 31, "A" * 32, "..%2F"])
+async def test_an_unknown_stream_is_a_404(create_app: CreateApp, serve: Serve, stream_id: str) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    for method in ("GET", "DELETE"):
+        response = await client.request(method, f"/v1/streams/{stream_id}")
+        assert response.status_code == 404
+        assert error_of(response)["code"] in ("stream_not_found", "not_found")
+
+
+@pytest.mark.parametrize("last", ["-1", "0", "x", "99", "1.5", "01", "end2", "9" * 30])
+async def test_a_malformed_last_event_id_is_a_400_and_never_a_replay(
+    create_app: CreateApp, serve: Serve, last: str
+) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    await client.get(url)
+    response = await client.get(url, headers={"Last-Event-ID": last})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_last_event_id")
+
+
+async def test_an_expired_stream_is_a_410(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream(), retention=0)[0])
+    response = await client.post("/v1/streams", json=BODY, headers=EVENTS)
+    gone = await client.get(f"/v1/streams/{response.headers['x-stream-id']}")
+    assert (gone.status_code, error_of(gone)["code"]) == (410, "stream_expired")
+
+
+async def test_an_unknown_format_a_bad_thread_and_a_bad_key_are_400(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    for response, param in (
+        (await client.get(url, params={"format": "xml"}), "format"),
+        (await client.post("/v1/streams", json=BODY, params={"format": "xml"}), "format"),
+        (await client.post("/v1/streams", json={**BODY, "thread": 5}), "thread"),
+        (await client.post("/v1/streams", json=BODY, headers={"Idempotency-Key": "x" * 300}), "Idempotency-Key"),
+    ):
+        assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+async def test_too_many_streams_are_a_429_that_says_when_to_come_back(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    client = await serve(create_app(upstream, max_streams_per_principal=2, max_streams=3)[0])
+    for headers in (ANN, ANN, BOB):
+        assert (await client.post("/v1/streams", json=BODY, headers=headers)).status_code == 201
+    refused = await client.post("/v1/streams", json=BODY)
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "too_many_streams")
+    assert 0 < int(refused.headers["retry-after"]) <= 120
+    assert (await client.post("/v1/streams", json=BODY, headers=BOB)).status_code == 429
+    [running] = (await client.get("/v1/streams", headers=BOB)).json()["data"]
+    async with client.stream("GET", running["url"], headers=BOB) as response:
+        await client.delete(running["url"], headers=BOB)
+        await read(response.aiter_raw())
+    assert (await client.post("/v1/streams", json=BODY, headers=BOB)).status_code == 201
+
+
+async def test_a_limit_holds_in_a_race(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    app, _ = create_app(upstream, max_streams_per_principal=5)
+    client = await serve(app)
+    answers = await asyncio.gather(*(client.post("/v1/streams", json=BODY) for _ in range(30)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 5 + [429] * 25
+
+
+async def test_routes_that_do_not_exist_are_openai_shaped(create_app: CreateApp, serve: Serve) -> None:
+    app, _ = create_app(ScriptedUpstream())
+
+    @app.get("/own")
+    async def own():
+        return "mine"
+
+    client = await serve(app)
+    for path in ("/v1/nothing", "/v1", "/v1/", "/v1/chat", "/v1/streams/a/b"):
+        response = await client.get(path)
+        assert (response.status_code, error_of(response)["code"]) == (404, "not_found"), path
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v1/streams", "GET, HEAD, POST"),
+        ("PATCH", "/v1/streams/" + "0" * 32, "DELETE, GET, HEAD"),
+    ):
+        response = await client.request(method, path)
+        assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+        assert response.headers["allow"] == allowed
+    assert (await client.get("/own")).text == "mine"
+    assert "json" not in (await client.get("/nothing of ours")).headers["content-type"]
+
+
+async def test_groups_of_routes_can_be_left_out(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream(), routes={"chat"})[0])
+    assert (await client.post("/v1/chat/completions", json=STREAM)).status_code == 200
+    assert (await client.get("/v1/models")).status_code == 404
+    assert (await client.get("/v1/health")).status_code == 404
+
+
+async def test_health_and_client_need_no_credentials(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0], headers={})
+    assert (await client.get("/v1/health")).json() == {"status": "ok"}
+    assert (await client.get("/v1/ready")).json() == {"status": "ready"}
+    module = await client.get("/v1/client.js")
+    assert module.headers["content-type"].startswith("text/javascript")
+    assert "export class StreamClient" in module.text
+
+
+async def test_a_client_that_sends_half_a_body_is_not_waited_for(create_app: CreateApp, serve: Serve) -> None:
+    app, _ = create_app(ScriptedUpstream())
+    app.config["BODY_TIMEOUT"] = 0.05
+    client = await serve(app)
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token-ann\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    assert b" 408 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()

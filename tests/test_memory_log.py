@@ -1,0 +1,174 @@
+"""The log in memory: the contract, what it gives up and when, and any reconnects whatsoever."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quart_openai_sse.entries import END_ID, End, Entry
+from quart_openai_sse.errors import StreamExpired, StreamNotFound, StreamTooLong
+from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.testing import StreamLogContract
+
+COMPLETED = End("completed", finish_reasons={0: "stop"})
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(clock: Clock) -> MemoryLog:
+    return MemoryLog(clock=clock)
+
+
+class TestContract(StreamLogContract):
+    """The memory log keeps the contract of every log."""
+
+
+async def test_an_ended_stream_is_kept_then_gone_then_forgotten(log: MemoryLog, clock: Clock) -> None:
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"one")])
+    await writer.close(COMPLETED)
+    clock.now += 299
+    await (await log.read("a")).aclose()
+    clock.now += 2
+    with pytest.raises(StreamExpired):
+        await log.read("a")
+    await log.stop("a", "too late, and nobody minds")
+    assert await log.create("a", digest="", retain=True) is None
+    clock.now += 3601
+    with pytest.raises(StreamNotFound):
+        await log.read("a")
+    assert log.size == 0
+
+
+async def test_a_running_stream_does_not_expire(log: MemoryLog, clock: Clock) -> None:
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"one")])
+    clock.now += 100_000
+    assert (await anext(await log.read("a"))).entries == [Entry(b"one")]
+
+
+async def test_memory_is_given_back_though_nobody_calls() -> None:
+    log = MemoryLog(retention=0)
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"x" * 1000)])
+    await writer.close(COMPLETED)
+    while log.size:
+        await asyncio.sleep(0)
+
+
+async def test_a_reader_keeps_what_it_holds_when_the_stream_expires(log: MemoryLog, clock: Clock) -> None:
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"one"), Entry(b"two")])
+    reader = await log.read("a")
+    await writer.close(COMPLETED)
+    clock.now += 301
+    with pytest.raises(StreamExpired):
+        await log.read("a")
+    assert [batch async for batch in reader] == [(1, [Entry(b"one"), Entry(b"two")], COMPLETED)]
+
+
+async def test_a_retained_stream_fails_honestly_at_its_limits() -> None:
+    log = MemoryLog(max_entries=3, max_bytes=10_000)
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"1"), Entry(b"2"), Entry(b"3")])
+    with pytest.raises(StreamTooLong):
+        writer.append([Entry(b"4")])
+    other = await log.create("b", digest="", retain=True)
+    with pytest.raises(StreamTooLong):
+        other.append([Entry(b"x" * 10_001)])
+    assert [batch.entries async for batch in _ended(await log.read("a"), writer)] == [
+        [Entry(b"1"), Entry(b"2"), Entry(b"3")]
+    ]
+
+
+async def _ended(reader, writer):
+    await writer.close(COMPLETED)
+    async for batch in reader:
+        yield batch
+
+
+async def test_ended_streams_make_room_for_running_ones() -> None:
+    log = MemoryLog(max_log_bytes=3000)
+    for name in "ab":
+        writer = await log.create(name, digest="", retain=True)
+        writer.append([Entry(b"x" * 1000)])
+        await writer.close(COMPLETED)
+    running = await log.create("c", digest="", retain=True)
+    running.append([Entry(b"x" * 1000)])
+    with pytest.raises(StreamExpired):
+        await log.read("a")
+    await (await log.read("b")).aclose()
+    with pytest.raises(StreamTooLong):
+        running.append([Entry(b"x" * 3000)])
+
+
+async def test_a_stream_that_is_not_retained_is_forgotten_when_read(log: MemoryLog) -> None:
+    writer = await log.create("a", digest="", retain=False)
+    reader = await log.read("a")
+    writer.append([Entry(b"one")])
+    await writer.close(COMPLETED)
+    assert [batch async for batch in reader] == [(1, [Entry(b"one")], COMPLETED)]
+    await reader.aclose()
+    with pytest.raises(StreamNotFound):
+        await log.read("a")
+    assert log.size == 0
+
+
+async def test_a_reader_far_behind_gets_bounded_batches(log: MemoryLog) -> None:
+    writer = await log.create("a", digest="", retain=True)
+    writer.append([Entry(b"x" * 100_000)] * 20)
+    await writer.close(COMPLETED)
+    sizes = [len(batch.entries) async for batch in await log.read("a")]
+    assert sum(sizes) == 20
+    assert max(sizes) <= 3
+
+
+@given(
+    texts=st.lists(st.binary(max_size=20), max_size=30),
+    groups=st.lists(st.integers(1, 5), max_size=30),
+    reads=st.lists(st.integers(0, 4), max_size=30),
+)
+def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list[int], reads: list[int]) -> None:
+    """A reader that leaves after any batches, and comes back with its last event ID, has every entry once."""
+
+    async def run() -> list[bytes]:
+        log = MemoryLog()
+        writer = await log.create("a", digest="", retain=True)
+        got: list[bytes] = []
+        after = ""
+        waiting = list(texts)
+        for how_many in groups:
+            writer.append([Entry(text) for text in waiting[:how_many]])
+            del waiting[:how_many]
+            for wanted in [reads.pop()] if reads else []:
+                reader = await log.read("a", after=after, heartbeat=0)
+                for _ in range(wanted):
+                    batch = await anext(reader)
+                    if batch.entries:
+                        got += [entry.data for entry in batch.entries]
+                        after = str(batch.first_id + len(batch.entries) - 1)
+                await reader.aclose()
+        writer.append([Entry(text) for text in waiting])
+        await writer.close(COMPLETED)
+        async for batch in await log.read("a", after=after):
+            got += [entry.data for entry in batch.entries]
+            assert batch.end in (None, COMPLETED)
+        assert (await log.read("a", after=END_ID)).at_end
+        return got
+
+    assert asyncio.run(run()) == texts
