@@ -90,12 +90,13 @@ class StreamEnd:
 
 def log_stream(event: StreamEvent) -> None:
     """Writes one line when a stream has ended, its record's fields in `extra` as `stream_…`."""
-    if event.kind != "ended" or not logger.isEnabledFor(logging.INFO):
-        return
     record = event.record
+    level = logging.WARNING if record.outcome == "failed" else logging.INFO
+    if event.kind != "ended" or not logger.isEnabledFor(level):
+        return
     first = "-" if record.time_to_first_output is None else f"{record.time_to_first_output:.3f}s"
     logger.log(
-        logging.WARNING if record.outcome == "failed" else logging.INFO,
+        level,
         "stream %s %s%s model=%s chunks=%d bytes=%d first=%s duration=%.3fs",
         record.id,
         record.outcome,

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -96,15 +96,16 @@ class OpenAIUpstream:
             sink.head(response.status_code, response.headers)
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, await _bounded(response))
-            async for data in response.aiter_raw():
-                deadlines.heard(started=sink.started)
-                if not sink.feed(data):
-                    deadlines.pause()
-                    more = await sink.room()
+            async with aclosing(response.aiter_raw()) as pieces:
+                async for data in pieces:
+                    go_on = sink.feed(data)
                     deadlines.heard(started=sink.started)
-                    if not more:
-                        await self._finish(response)
-                        return
+                    if not go_on:
+                        deadlines.pause()
+                        if not await sink.room():
+                            await _finish(pieces)
+                            return
+                        deadlines.heard(started=sink.started)
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
@@ -190,15 +191,6 @@ class OpenAIUpstream:
             self._abandoned.add(closing)
             closing.add_done_callback(self._abandoned.discard)
 
-    async def _finish(self, response: Any) -> None:
-        """Reads on to the body's end, if it comes at once, so that the connection can be used again."""
-        try:
-            async with asyncio.timeout(0.1):
-                async for _ in response.aiter_raw():
-                    pass
-        except Exception:  # noqa: S110 (the answer is complete, whatever the connection does now)
-            pass
-
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config
         headers = {
@@ -232,6 +224,15 @@ class OpenAIUpstream:
                 keepalive_expiry=config.keepalive_expiry,
             ),
         )
+
+
+async def _finish(pieces: AsyncIterator[bytes]) -> None:
+    """Reads on to the body's end, if it comes at once, so that the connection can be used again."""
+    # The answer is complete, whatever the connection does now.
+    with suppress(Exception):
+        async with asyncio.timeout(0.1):
+            async for _ in pieces:
+                pass
 
 
 async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:

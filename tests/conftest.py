@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -27,18 +26,10 @@ Serve = Callable[[Quart], Any]
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key or address of the machine reaches a test."""
     for name in [name for name in os.environ if name.startswith(("OPENAI_", "QUART_", "EXAMPLE_"))]:
         monkeypatch.delenv(name)
-    yield
-
-
-@pytest.fixture(autouse=True)
-async def bounded() -> AsyncIterator[None]:
-    """No asynchronous test hangs."""
-    async with asyncio.timeout(60):
-        yield
 
 
 @pytest.fixture

@@ -1,0 +1,305 @@
+"""The app's own models: what they may yield, what they call, how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletionChunk
+from quart import current_app
+
+from quart_openai_sse import Event, StreamEnd
+from quart_openai_sse.errors import InvalidRequest
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import QUESTION, CreateApp, Serve
+
+BODY = {"model": "own", "messages": QUESTION, "stream": True}
+
+
+async def stream_of(create_app: CreateApp, serve: Serve, model: Any, *scripts: Any, **members: Any) -> Any:
+    """What a client of OpenAI's route sees of *model*, and the upstream it called."""
+    upstream = ScriptedUpstream(*scripts)
+    app, ai = create_app(upstream)
+    ai.model("own")(model)
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json={**BODY, **members})
+    return response, await read(response.content), upstream
+
+
+async def test_strings_become_chunks_with_one_role_and_one_finish(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield "Hello"
+        yield ""
+        yield " there."
+
+    response, seen, _ = await stream_of(create_app, serve, own)
+    assert [each["choices"][0] for each in seen.chunks] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None},
+        {"index": 0, "delta": {"content": "Hello"}, "finish_reason": None},
+        {"index": 0, "delta": {"content": " there."}, "finish_reason": None},
+        {"index": 0, "delta": {}, "finish_reason": "stop"},
+    ]
+    assert {each["id"] for each in seen.chunks} == {f"chatcmpl-{response.headers['x-stream-id']}"}
+    assert {each["model"] for each in seen.chunks} == {"own"}
+    assert seen.outcome == "completed"
+
+
+async def test_a_model_that_says_nothing_still_ends_properly(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        return
+        yield
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert [each["choices"][0]["finish_reason"] for each in seen.chunks] == ["stop"]
+    assert seen.outcome == "completed"
+
+
+async def test_sdk_objects_and_mappings_are_chunks_too(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield ChatCompletionChunk.model_validate(
+            {
+                "id": "other",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "other",
+                "choices": [{"index": 0, "delta": {"role": "assistant", "content": "from"}, "finish_reason": None}],
+            }
+        )
+        yield {"choices": [{"index": 0, "delta": {"content": " both"}, "finish_reason": "length"}], "new": 1}
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert seen.text == "from both"
+    assert seen.chunks[2]["new"] == 1
+    assert [each["choices"][0]["finish_reason"] for each in seen.chunks] == [None, None, None, "length"]
+
+
+async def test_two_calls_are_one_stream_with_their_usage_summed(create_app: CreateApp, serve: Serve) -> None:
+    def answered(text: str, tokens: int, ident: str) -> list[bytes]:
+        usage = {"id": ident, "choices": [], "usage": {"total_tokens": tokens, "details": {"cached": 1}}}
+        script = [chunk("", role="assistant"), chunk(text), chunk(finish_reason="stop")]
+        named = [step.replace(b"chatcmpl-scripted", ident.encode()) for step in script]
+        return [*named, b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n"]
+
+    async def own(chat):
+        async for each in chat.call("one", chat.messages):
+            yield each
+        yield "; "
+        async for each in chat.call("two", chat.messages, temperature=0):
+            yield each
+
+    _, seen, upstream = await stream_of(
+        create_app,
+        serve,
+        own,
+        answered("first", 3, "a"),
+        answered("second", 4, "b"),
+        stream_options={"include_usage": True},
+    )
+    assert seen.text == "first; second"
+    roles = [each["choices"][0]["delta"].get("role") for each in seen.chunks if each["choices"]]
+    assert roles == ["assistant", None, None, None, None]
+    assert [each["usage"] for each in seen.chunks if each.get("usage")] == [
+        {"total_tokens": 7, "details": {"cached": 2}}
+    ]
+    assert [request["model"] for request in upstream.requests] == ["one", "two"]
+    assert upstream.requests[1]["temperature"] == 0
+    assert all(request["stream_options"] == {"include_usage": True} for request in upstream.requests)
+
+
+async def test_a_call_can_be_awaited_for_its_message(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        call = chat.call("one", chat.messages)
+        message = await call
+        yield f"{message['content']}|{call.finish_reason}|{message['role']}"
+
+    _, seen, _ = await stream_of(create_app, serve, own, "the whole message")
+    assert seen.text == "the whole message|stop|assistant"
+
+
+async def test_a_model_can_handle_the_upstreams_refusal(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        try:
+            await chat.call("one", chat.messages)
+        except Exception as error:
+            yield type(error).__name__
+
+    _, seen, _ = await stream_of(create_app, serve, own, [chunk("half")])
+    assert seen.text == "UpstreamTruncated"
+    assert seen.outcome == "completed"
+
+
+@pytest.mark.parametrize("after_output", [False, True])
+async def test_a_model_that_raises_is_a_failure_and_says_nothing_of_why(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, after_output: bool
+) -> None:
+    async def own(chat):
+        if after_output:
+            yield "so far"
+        raise RuntimeError("secret detail")
+
+    response, seen, _ = await stream_of(create_app, serve, own)
+    assert response.status_code == (200 if after_output else 500)
+    assert b"secret detail" not in response.content
+    assert b'"code":"model_failed"' in response.content
+    assert "[DONE]" not in response.text
+    assert "secret detail" in caplog.text  # for the developer, in the log
+    [line] = [record for record in caplog.records if record.name == "quart_openai_sse.stream"]
+    assert (line.stream_outcome, line.stream_reason) == ("failed", "model_failed")
+
+
+async def test_a_model_can_refuse_with_an_error_of_ours(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        raise InvalidRequest("Too many messages.", param="messages")
+        yield
+
+    response, _, _ = await stream_of(create_app, serve, own)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    "item", [5, None, b"bytes", SimpleNamespace(), {"content": "no choices", "x": {1, 2}}, Event("e", object())]
+)
+async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, serve: Serve, item: Any) -> None:
+    async def own(chat):
+        yield "so far"
+        yield item
+
+    response, seen, _ = await stream_of(create_app, serve, own)
+    if isinstance(item, dict):  # nothing in it to show
+        assert seen.outcome == "completed"
+    else:
+        assert (seen.outcome, seen.error["code"]) == ("failed", "model_failed")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "delta", "completed", "failed", "stopped", "error", "message", "open", "a\nb", "\0"]
+)
+def test_an_app_event_can_not_take_a_name_of_ours(name: str) -> None:
+    with pytest.raises(ValueError, match="can't be named"):
+        Event(name)
+
+
+async def test_a_stopped_model_is_closed_with_everything_it_opened(create_app: CreateApp, serve: Serve) -> None:
+    forever, closed = asyncio.Event(), []
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    app, ai = create_app(upstream)
+
+    @ai.model("own")
+    async def own(chat):
+        try:
+            async for each in chat.call("one", chat.messages):
+                yield each
+        finally:
+            closed.append(asyncio.current_task())
+            assert current_app.name  # the app context is still there
+
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    async with client.stream("GET", url) as response:
+        body = response.aiter_raw()
+        first = b""
+        while b"delta" not in first:
+            first += await anext(body)
+        await client.delete(url)
+        seen = await read(body)
+    assert seen.outcome == "stopped"
+    assert len(closed) == 1
+    assert (upstream.running, upstream.cancelled) == (0, 1)
+
+
+async def test_a_call_left_half_way_is_closed_too(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+
+    async def own(chat):
+        async for each in chat.call("one", chat.messages):
+            yield each
+            break
+        yield " and more"
+
+    _, seen, upstream = await stream_of(create_app, serve, own, [chunk("hi"), forever.wait])
+    assert (seen.text, seen.outcome) == ("hi and more", "completed")
+    assert (upstream.running, upstream.cancelled) == (0, 1)
+
+
+async def test_a_model_that_never_waits_can_be_stopped(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("own")
+    async def own(chat):
+        while True:
+            yield "on and on "
+
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    assert (await client.delete(url)).status_code == 204
+    seen = await read((await client.get(url)).content)
+    assert seen.outcome == "stopped"
+
+
+async def test_an_answer_in_one_piece_is_put_together(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield Event("sources", [])
+        yield "Hello"
+        yield {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]}}]}
+
+    response, _, _ = await stream_of(create_app, serve, own, stream=False)
+    [choice] = response.json()["choices"]
+    assert choice["message"]["content"] == "Hello"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f"}
+    assert response.json()["object"] == "chat.completion"
+
+
+async def test_lone_surrogates_survive(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield "half \ud83d"
+
+    response, _, _ = await stream_of(create_app, serve, own)
+    assert b"half \\ud83d" in response.content
+    assert response.content.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_agent_is_resumable_stoppable_and_stored(create_app: CreateApp, serve: Serve) -> None:
+    """Two upstream calls, a tool between them, a sources event; read from the middle, and kept by on_end."""
+    gate, ends = asyncio.Event(), []
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "search", "arguments": '{"q":1}'}}
+    first = [chunk(tool_calls=[call]), finish("tool_calls")]
+    upstream = ScriptedUpstream(first, [chunk("It is "), gate.wait, chunk("far."), finish()])
+    app, ai = create_app(upstream)
+
+    @ai.model("own")
+    async def own(chat):
+        message = await chat.call("one", chat.messages, tools=[])
+        yield Event("sources", [message["tool_calls"][0]["function"]["arguments"]])
+        tool = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "far"}
+        async for each in chat.call("two", [*chat.messages, message, tool]):
+            yield each
+
+    @ai.on_end
+    async def store(end: StreamEnd) -> None:
+        ends.append(end)
+
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json={**BODY, "thread": "t"})).json()["url"]
+    body = b""
+    async with client.stream("GET", url) as response:
+        async for data in response.aiter_raw():
+            body += data
+            if b"It is" in body:
+                break
+    before = await read(body)
+    gate.set()
+    after = await read((await client.get(url, headers={"Last-Event-ID": before.last_event_id})).content)
+    assert before.text + after.text == "It is far."
+    assert [event.event for event in before.events] == ["sources", "delta"]
+    assert after.outcome == "completed"
+    [end] = ends
+    assert (end.outcome, end.text, end.thread) == ("completed", "It is far.", "t")
+    assert end.events == (("sources", ['{"q":1}']),)
+    assert end.message == {"role": "assistant", "content": "It is far."}
+    assert upstream.requests[1]["messages"][1]["tool_calls"][0]["id"] == "call_1"
+    assert logging.getLogger("quart_openai_sse").name

@@ -1,0 +1,360 @@
+"""The engine: how streams end, what hooks see, who is waited for, what is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from quart import current_app
+
+from quart_openai_sse import Principal, StreamEnd, StreamEvent
+from quart_openai_sse.config import Config
+from quart_openai_sse.entries import END_ID
+from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
+from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.relay import Hooks, Relay
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import ANN, QUESTION, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
+ME = Principal("ann")
+
+
+@pytest.fixture
+async def relays() -> AsyncIterator[Any]:
+    """Makes relays without any Quart around them."""
+    made = []
+
+    def create(upstream: ScriptedUpstream, **options: Any) -> Relay:
+        config = Config(base_url="http://127.0.0.1:9/v1", **options)
+        relay = Relay(config=config, log=MemoryLog(), upstream=upstream, hooks=Hooks())
+        made.append(relay)
+        return relay
+
+    yield create
+    for relay in made:
+        await relay.aclose()
+
+
+async def ended(relay: Relay, key: str) -> Any:
+    """The end of a stream, when it has come."""
+    reader = await relay.read(key)
+    async for batch in reader:
+        if batch.end is not None:
+            await relay.leave(reader)
+            return batch.end
+    return None
+
+
+# Ends ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_nobody_reads_is_stopped_after_its_linger(relays: Any) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    relay = relays(upstream, linger=0)
+    over = asyncio.Event()
+    relay.hooks.observers.append(lambda event: over.set() if event.kind == "ended" else None)
+    handle = await relay.start(BODY, principal=ME)
+    await over.wait()
+    end = await ended(relay, handle.key)
+    assert (end.outcome, end.reason) == ("stopped", "client_left")
+    assert upstream.running == 0
+
+
+async def test_a_stream_that_lingers_goes_on_for_who_comes_back(relays: Any) -> None:
+    gate = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("one"), gate.wait, chunk(" two"), finish()]))
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    await anext(reader)
+    await relay.leave(reader)
+    gate.set()
+    assert (await ended(relay, handle.key)).outcome == "completed"
+
+
+async def test_a_stream_is_bounded_in_time_whatever_produces_it(relays: Any) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    relay = relays(upstream, max_duration=0.01)
+    end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
+    assert (end.outcome, end.error.code) == ("failed", "stream_too_long")
+    assert upstream.cancelled == 1
+
+
+async def test_a_stream_that_outgrows_the_log_is_failed(relays: Any) -> None:
+    upstream = ScriptedUpstream([*(chunk(str(number)) for number in range(20)), finish()])
+    relay = relays(upstream)
+    relay.log.max_entries = 10
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    batches = [batch async for batch in reader]
+    await relay.leave(reader)
+    assert sum(len(batch.entries) for batch in batches) == 10
+    assert (batches[-1].end.outcome, batches[-1].end.error.code) == ("failed", "stream_too_long")
+
+
+async def test_refusals_leave_nothing_behind(relays: Any) -> None:
+    relay = relays(ScriptedUpstream(), models=("one",), max_streams=1)
+    for _ in range(3):
+        with pytest.raises(ModelNotFound):
+            await relay.start(BODY, principal=ME, retain=False)
+        with pytest.raises(ModelNotFound):
+            await relay.start(BODY, principal=ME, idempotency_key="k")
+    assert not relay._readers
+    assert not relay._per_principal
+    assert relay.log.size == 0
+
+
+# Hooks --------------------------------------------------------------------------------------------------------------
+
+
+async def test_prepare_changes_or_refuses_a_request(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream()
+    app, ai = create_app(upstream)
+
+    @ai.prepare
+    async def system_prompt(body, principal):
+        if principal.id == "bob":
+            raise PermissionDenied("Not bob.")
+        return {**body, "messages": [{"role": "system", "content": "Be brief."}, *body["messages"]]}
+
+    @ai.prepare
+    def cap(body, principal):
+        body["max_tokens"] = 10
+        return body
+
+    @ai.prepare
+    def look(body, principal):
+        assert body["max_tokens"] == 10
+
+    client = await serve(app)
+    assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
+    assert [message["role"] for message in upstream.requests[0]["messages"]] == ["system", "user"]
+    refused = await client.post("/v1/chat/completions", json=BODY, headers={"Authorization": "Bearer token-bob"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+    assert len(upstream.requests) == 1
+
+
+async def test_a_prepare_hook_that_breaks_is_the_apps_failure(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.prepare
+    def broken(body, principal):
+        raise ZeroDivisionError("secret")
+
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "model_failed")
+    assert "secret" not in response.text
+    assert "a prepare hook raised" in caplog.text
+
+
+async def test_on_end_is_awaited_before_readers_see_the_end(create_app: CreateApp, serve: Serve) -> None:
+    stored, gate = [], asyncio.Event()
+    app, ai = create_app(ScriptedUpstream("one two"))
+
+    @ai.on_end
+    async def store(end: StreamEnd) -> None:
+        await gate.wait()
+        assert current_app.name
+        stored.append(end)
+
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    body = b""
+    async with client.stream("GET", url) as response:
+        async for data in response.aiter_raw():
+            body += data
+            if b"two" in body and not gate.is_set():
+                assert b"completed" not in body
+                gate.set()
+    assert b"event: completed" in body
+    [end] = stored
+    assert (end.outcome, end.text, end.principal.id, end.body["messages"]) == (
+        "completed",
+        "one two",
+        "ann",
+        QUESTION,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("hello", ("completed", "", "hello")),
+        ([chunk("hal")], ("failed", "upstream_truncated", "hal")),
+        ([OSError("no")], ("failed", "internal_error", "")),
+    ],
+)
+async def test_on_end_sees_every_ending_once(
+    create_app: CreateApp, serve: Serve, script: Any, expected: tuple[str, str, str]
+) -> None:
+    ends: list[StreamEnd] = []
+    app, ai = create_app(ScriptedUpstream(script))
+    ai.on_end(lambda end: ends.append(end))
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json=BODY)
+    assert [(end.outcome, end.reason, end.text) for end in ends] == [expected]
+
+
+async def test_a_plain_function_runs_in_a_thread_with_the_app_context(create_app: CreateApp, serve: Serve) -> None:
+    threads = []
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.on_end
+    def store(end: StreamEnd) -> None:
+        threads.append((threading.current_thread(), current_app.name))
+
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json=BODY)
+    [(thread, name)] = threads
+    assert thread is not threading.main_thread()
+    assert name == app.name
+
+
+async def test_a_failing_or_slow_on_end_changes_nothing(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    forever = asyncio.Event()
+    app, ai = create_app(ScriptedUpstream("hello"), on_end_timeout=0.01)
+
+    @ai.on_end
+    async def broken(end: StreamEnd) -> None:
+        raise ZeroDivisionError
+
+    @ai.on_end
+    async def slow(end: StreamEnd) -> None:
+        await forever.wait()
+
+    client = await serve(app)
+    seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+    assert (seen.text, seen.outcome) == ("hello", "completed")
+    assert "on_end raised" in caplog.text
+    assert "on_end takes longer" in caplog.text
+    forever.set()
+
+
+async def test_observers_see_a_streams_life_and_cannot_disturb_it(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[StreamEvent] = []
+    app, ai = create_app(ScriptedUpstream("one two"))
+
+    @ai.observe
+    def broken(event: StreamEvent) -> None:
+        raise ZeroDivisionError
+
+    @ai.observe
+    async def broken_later(event: StreamEvent) -> None:
+        raise ZeroDivisionError
+
+    ai.observe(events.append)
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (await read(response.content)).text == "one two"
+    assert [event.kind for event in events] == ["started", "first_chunk", "ended"]
+    assert [event.record.outcome for event in events] == ["", "", "completed"]
+    record = events[-1].record
+    assert record.id == response.headers["x-stream-id"]
+    assert (record.chunks, record.attempts, record.readers, record.resumes) == (4, 1, 1, 0)
+    assert record.bytes > 100
+    assert 0 <= record.time_to_first_output <= record.duration
+    assert (record.principal, record.model, record.upstream) == ("token:ann", "scripted", "scripted")
+    assert caplog.text.count("an observer raised") == 3
+
+
+async def test_one_line_is_logged_per_stream_with_its_fields(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.stream")
+    app, _ = create_app(ScriptedUpstream("one two"))
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json=BODY, headers={**ANN, "X-Trace-ID": "trace-1"})
+    [line] = [record for record in caplog.records if record.name == "quart_openai_sse.stream"]
+    assert line.levelno == logging.INFO
+    assert line.getMessage().startswith(f"stream {line.stream_id} completed model=scripted chunks=4 ")
+    assert (line.stream_trace_id, line.stream_principal, line.stream_status) == ("trace-1", "token:ann", 200)
+    assert "moon" not in repr(vars(line))  # neither prompt nor completion
+
+
+# Shutdown -----------------------------------------------------------------------------------------------------------
+
+
+async def test_draining_refuses_new_streams_and_lets_running_ones_end(create_app: CreateApp, serve: Serve) -> None:
+    gate = asyncio.Event()
+    app, ai = create_app(ScriptedUpstream([chunk("one"), gate.wait, chunk(" two"), finish()]))
+    client = await serve(app)
+    started = (await client.post("/v1/streams", json=BODY)).json()
+    reading = asyncio.ensure_future(client.get(started["url"]))
+    draining = asyncio.ensure_future(ai.drain(30, app=app))
+    while (await client.get("/v1/ready")).status_code == 200:
+        await asyncio.sleep(0)
+    refused = await client.post("/v1/chat/completions", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert int(refused.headers["retry-after"]) <= 120
+    assert not draining.done()
+    gate.set()
+    await draining
+    assert (await read((await reading).content)).outcome == "completed"
+
+
+async def test_what_does_not_end_in_time_is_failed_and_says_so(create_app: CreateApp, serve: Serve) -> None:
+    forever, ends = asyncio.Event(), []
+    upstream = ScriptedUpstream([chunk("one"), forever.wait])
+    app, ai = create_app(upstream)
+    ai.on_end(lambda end: ends.append(end))
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in ("text", "openai")]
+    plain = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
+    while upstream.running < 2 or len(ai._state(app).running_relays()[0]._readers) < 3:
+        await asyncio.sleep(0)
+    await ai.drain(0, app=app)
+    for response in [*await asyncio.gather(*reading), await plain]:
+        seen = await read(response.content)
+        assert (seen.outcome, seen.error["code"]) == ("failed", "server_shutdown")
+    assert [end.reason for end in ends] == ["server_shutdown"] * 2
+    assert upstream.running == 0
+
+
+async def test_draining_without_any_stream_is_immediate(relays: Any) -> None:
+    relay = relays(ScriptedUpstream())
+    await relay.drain(60)
+    with pytest.raises(Draining):
+        await relay.start(BODY, principal=ME)
+
+
+async def test_a_limit_is_freed_in_every_ending(relays: Any) -> None:
+    forever = asyncio.Event()
+    scripts = ["fine", [chunk("cut")], [ValueError("broken")], [chunk("hi"), forever.wait]]
+    relay = relays(ScriptedUpstream(*scripts), max_streams_per_principal=1)
+    for script in scripts:
+        handle = await relay.start(BODY, principal=ME)
+        with pytest.raises(TooManyStreams):
+            await relay.start(BODY, principal=ME)
+        if script is scripts[-1]:
+            await relay.stop(handle, "enough")
+        assert await ended(relay, handle.key)
+        while relay._live:
+            await asyncio.sleep(0)
+    assert not relay._per_principal
+
+
+async def test_an_engine_that_is_closed_ends_its_streams(relays: Any) -> None:
+    forever = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("hi"), forever.wait]))
+    handle = await relay.start(BODY, principal=ME)
+    waiting = asyncio.ensure_future(ended(relay, handle.key))
+    await asyncio.sleep(0)
+    await relay.aclose()
+    end = await waiting
+    assert (end.outcome, end.error.code) == ("failed", "server_shutdown")
+    assert (await relay.log.read(handle.key, after=END_ID)).at_end
+    assert isinstance(end.error, OpenAISSEError)
