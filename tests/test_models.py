@@ -141,7 +141,7 @@ async def test_a_model_that_raises_is_a_failure_and_says_nothing_of_why(
             yield "so far"
         raise RuntimeError("secret detail")
 
-    response, seen, _ = await stream_of(create_app, serve, own)
+    response, _, _ = await stream_of(create_app, serve, own)
     assert response.status_code == (200 if after_output else 500)
     assert b"secret detail" not in response.content
     assert b'"code":"model_failed"' in response.content
@@ -169,7 +169,7 @@ async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, ser
         yield "so far"
         yield item
 
-    response, seen, _ = await stream_of(create_app, serve, own)
+    _, seen, _ = await stream_of(create_app, serve, own)
     if isinstance(item, dict):  # nothing in it to show
         assert seen.outcome == "completed"
     else:
