@@ -7,7 +7,14 @@ from enum import Enum
 from typing import Any
 
 from quart_openai_sse import _json
-from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamGarbled, UpstreamRefused, UpstreamTruncated
+from quart_openai_sse.errors import (
+    OpenAISSEError,
+    UpstreamCredentials,
+    UpstreamFailed,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamTruncated,
+)
 
 Chunk = Mapping[str, Any]
 """A `chat.completion.chunk` as OpenAI documents it, unknown members included."""
@@ -196,6 +203,9 @@ def stream_error(chunk: Chunk) -> OpenAISSEError | None:
         error = chunk if chunk.get("object") == "error" else chunk.get("detail")
     if not error:
         return None
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in (401, 403, "invalid_api_key"):  # about our key, and perhaps with a part of it
+        return UpstreamCredentials("The upstream refused our key within its stream.")
     return error_from(error, cls=UpstreamFailed)
 
 
@@ -213,7 +223,7 @@ def error_from(
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
     return cls(
         message if isinstance(message, str) and message else "The upstream reported an error.",
-        status=502 if status in (401, 403) else status,
+        status=status,
         type=_string(members.get("type")),
         code=_string(code),
         param=_string(members.get("param")),

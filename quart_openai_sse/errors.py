@@ -311,6 +311,8 @@ class UpstreamRefused(UpstreamError):
 class UpstreamFailed(UpstreamRefused):
     """The upstream reported an error within its stream."""
 
+    code = "upstream_failed"
+
 
 class UpstreamTimeout(UpstreamError):
     """The upstream was too slow; each phase has its own subclass."""

@@ -95,7 +95,7 @@ class ChunkSink:
         self._room = room
         self._decoder = SSEDecoder(max_event_bytes=max_event)
         self._failure: OpenAISSEError | None = None
-        self._json: bytearray | None = None
+        self._document: bytearray | None = None
 
     @property
     def started(self) -> bool:
@@ -110,16 +110,16 @@ class ChunkSink:
         """See `Sink.head`."""
         if headers.get("content-encoding", "identity") != "identity":
             self._failure = UpstreamGarbled("The upstream compressed its stream.")
-        if headers.get("content-type", "").startswith("application/json"):
-            self._json = bytearray()
+        if headers.get("content-type", "").startswith(("application/json", "text/html")):
+            self._document = bytearray()
 
     def feed(self, data: bytes) -> bool:
         """See `Sink.feed`."""
         if self._failure is not None or self._completion.done:
             return False
-        if self._json is not None:
-            self._json += data
-            return len(self._json) < 64 << 10
+        if self._document is not None:
+            self._document += data
+            return len(self._document) < 64 << 10
         try:
             raws: list[RawEvent] = self._decoder.feed_raw(data)
         except EventTooLarge as error:
@@ -138,8 +138,8 @@ class ChunkSink:
             raise self._failure
         if self._completion.done:
             return False
-        if self._json is not None and len(self._json) >= 64 << 10:
-            raise UpstreamGarbled("The upstream answered with JSON instead of a stream.")
+        if self._document is not None and len(self._document) >= 64 << 10:
+            raise UpstreamGarbled("The upstream answered with a document instead of a stream.")
         await self._room()
         return True
 
@@ -147,8 +147,8 @@ class ChunkSink:
         """The body has ended. Raises what it lacked."""
         if self._failure is not None:
             raise self._failure
-        if self._json is not None:
-            raise _not_a_stream(bytes(self._json))
+        if self._document is not None:
+            raise _not_a_stream(bytes(self._document))
         self._completion.end()
 
     def _parse(self, raws: list[RawEvent]) -> list[ParsedChunk]:
@@ -167,13 +167,13 @@ class ChunkSink:
 
 
 def _not_a_stream(body: bytes) -> OpenAISSEError:
-    """The failure of a server that answers a streaming request with status 200 and JSON."""
+    """The failure of a server that answers a streaming request with status 200 and a document."""
     try:
         decoded = _json.decode(body)
     except ValueError:
         decoded = None
     failure = stream_error(decoded) if isinstance(decoded, dict) else None
-    return failure or UpstreamGarbled("The upstream answered with JSON instead of a stream.")
+    return failure or UpstreamGarbled("The upstream answered with a document instead of a stream.")
 
 
 class StreamProducer:

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from quart_openai_sse import Event
-from quart_openai_sse.sse import ServerSentEvent
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
 

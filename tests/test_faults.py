@@ -50,11 +50,11 @@ FAULTS = {
         PREAMBLE + chunked(b'data: {"error":{"message":"busy","code":503}}\n\n') + END, "503", 503
     ),
     "a key's error in the stream": Fault(
-        PREAMBLE + chunked(b'data: {"error":{"message":"bad key","code":401}}\n\n') + END, "401", 502
+        PREAMBLE + chunked(b'data: {"error":{"message":"bad key","code":401}}\n\n') + END, "upstream_credentials", 502
     ),
     "HTML with status 200": Fault(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<html></html>",
-        "upstream_truncated",
+        "upstream_garbled",
         502,
     ),
     "JSON with status 200": Fault(
@@ -89,7 +89,7 @@ FAULTS = {
         HALF + chunked(b'data: {"error":{"message":"overloaded","type":"server_error","code":"busy"}}\n\n'), "busy"
     ),
     "an error, then [DONE]": Fault(
-        HALF + chunked(b'data: {"error":"overloaded"}\n\ndata: [DONE]\n\n') + END, "upstream_refused"
+        HALF + chunked(b'data: {"error":"overloaded"}\n\ndata: [DONE]\n\n') + END, "upstream_failed"
     ),
     "garbage in the middle": Fault(HALF + chunked(b"data: \x00\xff{{{\n\n"), "upstream_garbled"),
     "only one of two choices": Fault(HALF + chunked(chunk(finish_reason="stop")) + END, "upstream_truncated"),

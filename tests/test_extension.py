@@ -1,0 +1,332 @@
+"""Instances, apps, loops, lifecycle; and what an app writes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from quart import Quart, request
+
+from quart_openai_sse import Event, QuartOpenAISSE, bearer_tokens, session_user
+from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.simulator import Simulator, answer, serve_simulator
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION}
+STREAM = {**BODY, "stream": True}
+
+
+# What an app writes -------------------------------------------------------------------------------------------------
+
+
+async def test_a_route_of_ones_own_starts_a_stream_and_streams_it(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hello there"))
+
+    @app.post("/chats/<int:cid>/messages")
+    async def ask(cid: int):
+        me = await ai.principal()
+        stream = await ai.start(await request.get_json(), principal=me, thread=f"chat:{cid}", metadata={"cid": cid})
+        return await stream.response(format=request.args.get("format", "text"))
+
+    client = await serve(app)
+    response = await client.post("/chats/5/messages", json=BODY)
+    seen = await read(response.content)
+    assert (response.status_code, seen.text, seen.outcome) == (200, "hello there", "completed")
+    in_openais = await read((await client.post("/chats/5/messages?format=openai", json=BODY)).content)
+    assert (in_openais.text, in_openais.outcome) == ("hello there", "completed")
+    assert (await client.post("/chats/5/messages", json=BODY, headers={"Authorization": ""})).status_code == 401
+    refused = await client.post("/chats/5/messages", json={"model": "scripted"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+    assert (await client.post("/chats/5/messages?format=xml", json=BODY)).status_code == 400
+
+
+async def test_a_failure_before_output_is_a_status_of_ones_own_route_too(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream([b"no"], status=503))
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start(BODY, principal=await ai.principal())
+        return await stream.response()
+
+    response = await (await serve(app)).post("/ask")
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "no")
+
+
+async def test_events_are_given_to_the_app_itself(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("one two"))
+    got: list[Any] = []
+
+    @ai.model("own")
+    async def own(chat):
+        yield Event("sources", [1])
+        async for each in chat.call("scripted", chat.messages):
+            yield each
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start({**BODY, "model": "own"}, principal=await ai.principal())
+        async with stream.events() as events:
+            async for event in events:
+                got.append((event.name, event.text or event.data, event.id))
+                if event.text == "one":
+                    break
+        async with stream.events(after=event.id) as events:
+            got.extend([(event.name, event.text or event.data, event.id) async for event in events])
+        return {}
+
+    await (await serve(app)).post("/ask")
+    assert [(name, id_) for name, _, id_ in got] == [
+        ("sources", "1"),
+        ("chunk", "2"),
+        ("chunk", "3"),
+        ("chunk", "4"),
+        ("chunk", "5"),
+        ("completed", "end"),
+    ]
+    assert [data for name, data, _ in got if isinstance(data, str)] == ["one", " two"]
+    assert got[-1][1] == {"finish_reason": "stop", "usage": None}
+
+
+async def test_the_active_stream_of_a_thread_is_found_and_stopped(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    app, ai = create_app(ScriptedUpstream([chunk("hi"), forever.wait]))
+
+    @app.get("/active")
+    async def active():
+        stream = await ai.active(thread="t", principal=await ai.principal())
+        return {"id": stream.id if stream else None}
+
+    @app.post("/stop")
+    async def stop():
+        stream = await ai.active(thread="t", principal=await ai.principal())
+        await stream.stop("had enough")
+        return {}
+
+    client = await serve(app)
+    assert (await client.get("/active")).json() == {"id": None}
+    started = (await client.post("/v1/streams", json={**BODY, "thread": "t"})).json()
+    assert (await client.get("/active")).json() == {"id": started["id"]}
+    assert (await client.get("/active", headers=BOB)).json() == {"id": None}
+    reading = asyncio.ensure_future(client.get(started["url"]))
+    await client.post("/stop")
+    seen = await read((await reading).content)
+    assert (seen.outcome, seen.events[-1].data) == ("stopped", '{"reason":"had enough"}')
+    assert (await client.get("/active")).json() == {"id": None}
+
+
+async def test_complete_gives_the_whole_message(create_app: CreateApp, serve: Serve, simulator: Simulator) -> None:
+    app, ai = create_app(base_url=simulator.base_url)
+
+    @ai.model("own")
+    async def own(chat):
+        yield "A title"
+
+    @app.post("/complete/<model>")
+    async def complete(model: str):
+        return await ai.complete({"model": model, "messages": QUESTION}, principal=await ai.principal())
+
+    client = await serve(app)
+    asked = {"model": "sim-fast", "messages": QUESTION}
+    assert (await client.post("/complete/sim-fast")).json()["content"] == answer(asked)
+    assert (await client.post("/complete/own")).json() == {"role": "assistant", "content": "A title"}
+    refused = await client.post("/complete/missing")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+# Instances, apps and loops ------------------------------------------------------------------------------------------
+
+
+async def test_two_blueprints_of_one_instance_differ_in_auth_and_models(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hello"))
+
+    @ai.model("support")
+    async def support(chat):
+        yield "at your service"
+
+    blueprint = ai.blueprint(
+        "api",
+        url_prefix="/api/ai",
+        auth=bearer_tokens({"api-token": "partner"}),
+        models={"support"},
+        routes={"chat", "models", "streams"},
+    )
+    app.register_blueprint(blueprint)
+    client = await serve(app)
+    partner = {"Authorization": "Bearer api-token"}
+    assert (await client.get("/api/ai/models")).status_code == 401
+    assert [model["id"] for model in (await client.get("/api/ai/models", headers=partner)).json()["data"]] == [
+        "support"
+    ]
+    assert (await client.get("/v1/models", headers=partner)).status_code == 401
+    served = await client.post("/api/ai/chat/completions", json={**STREAM, "model": "support"}, headers=partner)
+    assert (await read(served.content)).text == "at your service"
+    refused = await client.post("/api/ai/chat/completions", json=STREAM, headers=partner)
+    assert refused.status_code == 404
+    assert (await client.get("/api/ai/health")).status_code == 404
+    started = (await client.post("/api/ai/streams", json={**BODY, "model": "support"}, headers=partner)).json()
+    assert started["url"].startswith("/api/ai/streams/")
+    assert (await read((await client.get(started["url"], headers=partner)).content)).text == "at your service"
+
+
+async def test_a_blueprint_can_be_registered_below_another_prefix(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hello"))
+    app.register_blueprint(ai.blueprint("again", url_prefix="/x"), url_prefix="/y", name="twice")
+    client = await serve(app)
+    assert (await client.post("/y/chat/completions", json=STREAM)).status_code == 200
+    assert (await client.get("/y/nothing")).json()["error"]["code"] == "not_found"
+
+
+async def test_two_instances_in_one_app_share_nothing(serve: Serve) -> None:
+    app = Quart("two")
+    app.config["SECOND_MODEL"] = "theirs"
+    app.config["OPENAI_SSE_MODEL"] = "ours"
+    ours, theirs = ScriptedUpstream("ours"), ScriptedUpstream("theirs")
+    common = {"auth": bearer_tokens(TOKENS), "base_url": "http://127.0.0.1:9/v1"}
+    QuartOpenAISSE(app, upstream=lambda _: ours, **common)
+    QuartOpenAISSE(
+        app, name="second", config_prefix="SECOND_", url_prefix="/second", upstream=lambda _: theirs, **common
+    )
+    client = await serve(app)
+    for prefix, upstream in (("/v1", ours), ("/second", theirs)):
+        response = await client.post(f"{prefix}/chat/completions", json={"messages": QUESTION, "stream": True})
+        assert (await read(response.content)).text == upstream.requests[0]["model"]
+        assert response.headers["x-trace-id"]
+    started = (await client.post("/v1/streams", json=BODY)).json()
+    assert (await client.get(f"/second/streams/{started['id']}")).status_code == 404
+    with pytest.raises(ConfigurationError, match="name"):
+        QuartOpenAISSE(app, **common)
+
+
+async def test_one_extension_serves_two_apps(create_app: CreateApp, serve: Serve) -> None:
+    ai = QuartOpenAISSE(
+        auth=bearer_tokens(TOKENS),
+        base_url="http://127.0.0.1:9/v1",
+        upstream=lambda config: ScriptedUpstream(config.model),
+    )
+    clients = []
+    for name in ("one", "two"):
+        app = Quart(name)
+        app.config["OPENAI_SSE_MODEL"] = name
+        ai.init_app(app)
+        clients.append(await serve(app))
+    for client, name in zip(clients, ("one", "two"), strict=True):
+        response = await client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": True})
+        assert (await read(response.content)).text == name
+    started = (await clients[0].post("/v1/streams", json=BODY)).json()
+    assert (await clients[1].get(started["url"])).status_code == 404
+
+
+def test_one_app_runs_on_two_event_loops_one_after_the_other_and_at_once() -> None:
+    app = Quart("loops")
+    made: list[ScriptedUpstream] = []
+
+    def upstream(_: Any) -> ScriptedUpstream:
+        made.append(ScriptedUpstream("hello"))
+        return made[-1]
+
+    QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), base_url="http://127.0.0.1:9/v1", upstream=upstream)
+
+    async def ask() -> str:
+        client = app.test_client()
+        response = await client.post("/v1/chat/completions", json=STREAM, headers=ANN)
+        return (await read(await response.get_data())).text
+
+    assert [asyncio.run(ask()) for _ in range(2)] == ["hello"] * 2
+    texts: list[str] = []
+    threads = [threading.Thread(target=lambda: texts.append(asyncio.run(ask()))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == ["hello"] * 3
+    assert len(made) == 5
+
+
+async def test_a_real_client_works_on_two_event_loops(simulator: Simulator) -> None:
+    app = Quart("loops")
+    QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), base_url=simulator.base_url)
+
+    async def ask() -> str:
+        async with app.test_app() as running:
+            body = {"model": "sim-fast", "messages": QUESTION, "stream": True}
+            response = await running.test_client().post("/v1/chat/completions", json=body, headers=ANN)
+            return (await read(await response.get_data())).text
+
+    expected = answer({"model": "sim-fast", "messages": QUESTION})
+    assert await asyncio.to_thread(lambda: asyncio.run(ask())) == expected
+    assert await ask() == expected
+    assert await ask() == expected  # the same loop, served a second time
+
+
+async def test_stopping_the_server_ends_what_runs(create_app: CreateApp) -> None:
+    forever, ends = asyncio.Event(), []
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    app, ai = create_app(upstream)
+    ai.on_end(lambda end: ends.append(end))
+    async with app.test_app() as running:
+        await running.test_client().post("/v1/streams", json=BODY, headers=ANN)
+    assert [(end.outcome, end.reason) for end in ends] == [("failed", "server_shutdown")]
+    assert upstream.running == 0
+
+
+# Configuration ------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_key_for_openai_is_an_error_at_init_app() -> None:
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        QuartOpenAISSE(Quart("x"), auth=session_user())
+
+
+def test_an_unknown_key_is_an_error_at_init_app() -> None:
+    app = Quart("x")
+    app.config["OPENAI_SSE_KEEPALVE"] = 5
+    with pytest.raises(ConfigurationError, match="OPENAI_SSE_KEEPALVE"):
+        QuartOpenAISSE(app, auth=session_user(), base_url="http://127.0.0.1:9/v1")
+
+
+def test_the_environment_configures_through_quarts_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUART_OPENAI_SSE_KEEPALIVE", "7.5")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    app = Quart("x")
+    app.config.from_prefixed_env()
+    ai = QuartOpenAISSE(app, auth=session_user())
+    assert ai.config(app).keepalive == 7.5
+    assert ai.config(app).api_key == "sk-secret"
+    assert "sk-secret" not in repr(ai.config(app)) + repr(ai)
+
+
+async def test_an_app_that_was_not_set_up_says_so() -> None:
+    ai = QuartOpenAISSE(auth=session_user())
+    async with Quart("x").app_context():
+        with pytest.raises(ConfigurationError, match="init_app"):
+            await ai.active(thread="t", principal=None)
+
+
+# For the users' own tests -------------------------------------------------------------------------------------------
+
+
+async def test_a_users_test_overrides_the_upstream(create_app: CreateApp, simulator: Simulator) -> None:
+    app, ai = create_app(base_url=simulator.base_url)
+    client = app.test_client()
+
+    async def ask() -> str:
+        body = {"model": "sim-fast", "messages": QUESTION, "stream": True}
+        response = await client.post("/v1/chat/completions", json=body, headers=ANN)
+        return (await read(await response.get_data())).text
+
+    real = answer({"model": "sim-fast", "messages": QUESTION})
+    with ai.override(app, upstream=ScriptedUpstream("scripted")):
+        assert await ask() == "scripted"
+    assert await ask() == real
+    with ai.override(app, upstream=ScriptedUpstream([chunk("again"), finish()])):
+        assert await ask() == "again"
+    assert await ask() == real
+    await ai._state(app).after_serving()
+
+
+async def test_two_simulators_are_two_upstreams() -> None:
+    async with serve_simulator() as one, serve_simulator() as two:
+        assert one.base_url != two.base_url

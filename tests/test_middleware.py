@@ -1,0 +1,136 @@
+"""The trace id that goes through, and the line that is written per response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+import pytest
+from quart import Response
+
+from quart_openai_sse import TraceIdFilter, current_trace_id
+from quart_openai_sse.simulator import Simulator
+from quart_openai_sse.testing import ScriptedUpstream, chunk
+from tests.conftest import QUESTION, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "quart_openai_sse.response"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}, TRACE),
+        ({"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "X-Trace-ID": "other"}, TRACE),
+        ({"X-Trace-ID": "mine-1.2_3"}, "mine-1.2_3"),
+        ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),
+        ({"traceparent": "garbage"}, None),
+        ({"X-Trace-ID": "spaces are not ids"}, None),
+        ({"X-Trace-ID": "x" * 65}, None),
+        ({}, None),
+    ],
+)
+async def test_a_valid_trace_id_is_taken_and_echoed_or_a_new_one_made(
+    create_app: CreateApp, serve: Serve, headers: dict[str, str], expected: str | None
+) -> None:
+    app, _ = create_app(ScriptedUpstream())
+    inside = []
+
+    @app.get("/own")
+    async def own():
+        inside.append(current_trace_id())
+        return "mine"
+
+    client = await serve(app)
+    for path in ("/v1/models", "/own"):
+        response = await client.get(path, headers=headers)
+        got = response.headers["x-trace-id"]
+        assert got == expected if expected else re.fullmatch(r"[0-9a-f]{32}", got)
+    assert inside == [got]
+
+
+async def test_the_trace_id_goes_upstream_and_onto_every_record(
+    create_app: CreateApp, serve: Serve, simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse")
+    caplog.handler.addFilter(TraceIdFilter())
+    app, ai = create_app(base_url=simulator.base_url)
+    app.logger.setLevel(logging.INFO)
+
+    @ai.model("own")
+    async def own(chat):
+        app.logger.info("in the model")
+        async for each in chat.call("sim-fast", chat.messages):
+            yield each
+
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json={**BODY, "model": "own"}, headers={"X-Trace-ID": "trace-7"})
+    assert simulator.counters.exchanges[0].headers["x-trace-id"] == "trace-7"
+    while not lines(caplog):
+        await asyncio.sleep(0)
+    names = ("quart_openai_sse.stream", "quart_openai_sse.response", app.logger.name)
+    ours = [record for record in caplog.records if record.name in names]
+    assert {record.name for record in ours} == set(names)
+    assert "in the model" in caplog.text
+    assert {record.trace_id for record in ours} == {"trace-7"}
+
+
+async def test_one_line_per_response_of_ours(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    app, _ = create_app(ScriptedUpstream("hello"))
+
+    @app.get("/own")
+    async def own():
+        return "not ours"
+
+    @app.get("/feed")
+    async def feed():
+        return Response("data: x\n\n", mimetype="text/event-stream")
+
+    client = await serve(app)
+    streamed = await client.post("/v1/chat/completions?secret=1", json=BODY)
+    await client.get("/own")
+    await client.get("/v1/nothing")
+    await client.get("/feed")
+    while len(lines(caplog)) < 3:
+        await asyncio.sleep(0)
+    first, second, third = lines(caplog)
+    assert (first.response_method, first.response_path) == ("POST", "/v1/chat/completions")
+    assert (first.response_status, first.response_bytes) == (200, len(streamed.content))
+    assert 0 < first.response_time_to_first_byte <= first.response_duration
+    assert first.response_client_left is False
+    assert "secret" not in first.getMessage()
+    assert (second.response_path, second.response_status) == ("/v1/nothing", 404)
+    assert third.response_path == "/feed"
+
+
+async def test_a_client_that_left_is_in_the_line(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    forever = asyncio.Event()
+    client = await serve(create_app(ScriptedUpstream([chunk("hi"), forever.wait]))[0])
+    async with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+        await anext(response.aiter_raw())
+    while not lines(caplog):
+        await asyncio.sleep(0)
+    [line] = lines(caplog)
+    assert line.response_client_left is True
+    assert line.getMessage().endswith("client left")
+
+
+async def test_the_middleware_can_be_switched_off(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    client = await serve(create_app(ScriptedUpstream(), log_responses=False)[0])
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert "x-trace-id" not in response.headers
+    assert not lines(caplog)
