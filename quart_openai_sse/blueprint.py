@@ -7,10 +7,11 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quart import Blueprint, Response, current_app, request, send_file, url_for
+from quart import Blueprint, Response, current_app, request, url_for
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse import _json
@@ -28,8 +29,9 @@ from quart_openai_sse.errors import (
     StreamNotFound,
 )
 from quart_openai_sse.formats import OpenAIFormat, create_format
+from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.relay import Live, Relay, StreamHandle
+from quart_openai_sse.relay import Relay
 from quart_openai_sse.requests import check_thread, parse_body, validate
 from quart_openai_sse.responses import error_response, read_answer, stream_response
 from quart_openai_sse.trace import current_trace_id
@@ -52,7 +54,6 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
-_CLIENT = Path(__file__).parent / "static" / "client.js"
 
 
 def create_blueprint(
@@ -169,7 +170,10 @@ class _Views:
 
     async def client(self) -> Response:
         """The browser client, an ES module."""
-        return await send_file(_CLIENT, mimetype="text/javascript", cache_timeout=3600)
+        response = Response(_client_module(), mimetype="text/javascript")
+        response.cache_control.no_cache = True  # asked again each time, and mostly answered 304
+        await response.add_etag()
+        return await response.make_conditional(request)
 
     async def health(self) -> Response:
         """Liveness."""
@@ -194,6 +198,11 @@ class _Views:
         if not _STREAM_ID.fullmatch(stream_id):
             raise StreamNotFound("There is no such stream.")
         return relay.find(stream_id, principal)
+
+
+@cache
+def _client_module() -> bytes:
+    return (Path(__file__).parent / "static" / "client.js").read_bytes()
 
 
 async def _read_body(limit: int) -> bytes:

@@ -17,13 +17,14 @@ from quart_openai_sse.auth import Authenticate, authenticate
 from quart_openai_sse.blueprint import ROUTES, create_blueprint
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
+from quart_openai_sse.hooks import Hooks, OnEnd, Prepare
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.models import Model
 from quart_openai_sse.observers import Observer, log_stream
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.relay import Hooks, OnEnd, Prepare, Relay
+from quart_openai_sse.relay import Relay
 from quart_openai_sse.responses import Stream, error_response, read_answer
 from quart_openai_sse.trace import install_filter
 from quart_openai_sse.upstream import OpenAIUpstream, Upstream

@@ -47,11 +47,14 @@ class StreamRecord:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+EventKind = Literal["started", "first_chunk", "retried", "ended"]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
     """Something in a stream's life: *record* is as it was at that moment."""
 
-    kind: Literal["started", "first_chunk", "retried", "ended"]
+    kind: EventKind
     record: StreamRecord
 
 

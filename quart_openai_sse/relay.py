@@ -5,91 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from inspect import isawaitable, iscoroutinefunction
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import End
 from quart_openai_sse.errors import (
     Draining,
     InvalidRequest,
-    ModelFailed,
     ModelNotFound,
     OpenAISSEError,
     ServerShutdown,
     StreamTooLong,
     TooManyStreams,
 )
+from quart_openai_sse.hooks import Hooks
+from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.models import Call, Model, ModelProducer
-from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.models import Call, ModelProducer
+from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
 from quart_openai_sse.producers import AnswerProducer, Intake, Producer, StreamProducer, streaming_body
 from quart_openai_sse.requests import check_idempotency_key, digest, validate
-from quart_openai_sse.trace import current_trace_id
+from quart_openai_sse.tasks import Background
 from quart_openai_sse.upstream import Upstream
 
 logger = logging.getLogger("quart_openai_sse")
 
-Prepare = Callable[[dict[str, Any], Principal], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
-OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
-
 _CLEAN_UP = 5.0  # seconds a stopped producer, or a reader at shutdown, may take to clean up
-
-
-@dataclass
-class Hooks:
-    """What the app has hung into the engine."""
-
-    models: dict[str, Model] = field(default_factory=dict)
-    prepare: list[Prepare] = field(default_factory=list)
-    on_end: list[OnEnd] = field(default_factory=list)
-    observers: list[Observer] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamHandle:
-    """A stream that was started, or attached to. *reader* is already there if the stream is not retained."""
-
-    id: str
-    key: str
-    attached: bool = False
-    reader: Reader | None = None
-
-
-class Live:
-    """A stream that is being produced."""
-
-    def __init__(self, handle: StreamHandle, principal: Principal, *, retain: bool) -> None:
-        self.handle = handle
-        self.principal = principal
-        self.retain = retain
-        self.created = int(time.time())
-        self.record = StreamRecord(id=handle.id, principal=str(principal), trace_id=current_trace_id())
-        self.body: Mapping[str, Any] = {}
-        self.writer: Writer
-        self.producer: Producer
-        self.intake: Intake
-        self.task: asyncio.Task[None]
-        self.interrupted: asyncio.Future[tuple[Literal["failed", "stopped"], str, OpenAISSEError | None]]
-        self.interrupted = asyncio.get_running_loop().create_future()
-
-    def interrupt(self, outcome: Literal["failed", "stopped"], reason: str, error: OpenAISSEError | None) -> None:
-        """Ends the stream so; the first interruption wins."""
-        if not self.interrupted.done():
-            self.interrupted.set_result((outcome, reason, error))
-
-    def end(self, outcome: Literal["completed", "failed", "stopped"], reason: str, error: OpenAISSEError | None) -> End:
-        """The end, with what the completion knows by now."""
-        completion = self.producer.completion
-        return End(outcome, reason, error, dict(completion.finish_reasons), completion.usage)
 
 
 class Relay:
@@ -117,7 +65,7 @@ class Relay:
         self._readers: set[Reader] = set()
         self._no_readers = asyncio.Event()
         self._no_readers.set()
-        self._background: set[asyncio.Future[Any]] = set()
+        self._background = Background()
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -153,7 +101,7 @@ class Relay:
         try:
             self._reserve(principal)
             reserved = True
-            live.body = await self._prepare(body, principal)
+            live.body = await self.hooks.run_prepare(body, principal)
             live.producer = self._producer(live, models)
             # A key of 128 random bits is nobody else's.
             live.writer = writer or cast(Writer, await create())
@@ -185,19 +133,6 @@ class Relay:
         self._per_principal[who] -= 1
         if not self._per_principal[who]:
             del self._per_principal[who]
-
-    async def _prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
-        for hook in self.hooks.prepare:
-            try:
-                prepared = hook(dict(body), principal)
-                prepared = await prepared if isawaitable(prepared) else prepared
-            except OpenAISSEError:
-                raise
-            except Exception as error:
-                logger.exception("a prepare hook raised")
-                raise ModelFailed("The app could not prepare the request.") from error
-            body = dict(body if prepared is None else prepared)
-        return validate(body) if self.hooks.prepare else body
 
     def _producer(self, live: Live, models: Collection[str] | None) -> Producer:
         config, body, principal = self.config, live.body, live.principal
@@ -251,16 +186,19 @@ class Relay:
 
     async def _stream(self, live: Live) -> None:
         """The life of one stream: it ends exactly once, and its place is free when it has."""
+        end = live.failed(OpenAISSEError("The stream failed."))  # should even the scope fail
         try:
             async with self._scope():
                 end = await self._produce(live)
-                await self._tell(live, end)
-        except BaseException as error:
-            logger.exception("the scope of a stream failed")
-            end = live.end("failed", "internal_error", OpenAISSEError())
-            if not isinstance(error, Exception):
-                raise
+                live.complete_record(end)
+                if self.hooks.on_end:
+                    timeout = self.config.on_end_timeout
+                    # Before the readers see the end: who is told "completed" can rely on what was stored.
+                    await self.hooks.run_on_end(live.stream_end(end), timeout=timeout, background=self._background)
+        except Exception:
+            logger.exception("stream %s: its scope raised", live.handle.id)
         finally:
+            live.complete_record(end)
             del self._live[live.handle.key]
             self._release(live.principal)
             await live.writer.close(end)
@@ -274,12 +212,12 @@ class Relay:
             over: set[asyncio.Future[Any]] = {producing, live.interrupted}
             await asyncio.wait(over, timeout=self.config.max_duration, return_when=asyncio.FIRST_COMPLETED)
             if producing.done():
-                return _outcome(live, producing)
+                return live.end_of(producing)
             if live.interrupted.done():
                 return live.end(*live.interrupted.result())
-            return live.end("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
+            return live.failed(StreamTooLong("The stream ran for too long."))
         except asyncio.CancelledError:  # the event loop is being closed under us
-            return live.end("failed", "server_shutdown", ServerShutdown("The server stopped."))
+            return live.failed(ServerShutdown("The server stopped."))
         finally:
             tasks: set[asyncio.Future[Any]] = {producing, *watching}
             for each in tasks:
@@ -287,54 +225,17 @@ class Relay:
             _, busy = await asyncio.wait(tasks, timeout=_CLEAN_UP)
             for each in busy:
                 logger.warning("stream %s: its producer does not stop", live.handle.id)
-                self._hold(each)
+                self._background.hold(each)
 
     async def _watch_stop(self, live: Live) -> None:
-        live.interrupt("stopped", await live.writer.stop_requested(), None)
+        live.interrupt("stopped", await live.writer.stop_requested())
 
     async def _watch_readers(self, live: Live) -> None:
         await live.writer.unread(self.config.linger if live.retain else 0)
-        live.interrupt("stopped", "client_left", None)
+        live.interrupt("stopped", "client_left")
 
-    async def _tell(self, live: Live, end: End) -> None:
-        """Completes the record, and lets `on_end` see the end before the readers do."""
-        record = live.record
-        record.outcome, record.reason = end.outcome, end.reason
-        record.finish_reasons, record.usage = dict(end.finish_reasons), end.usage
-        record.status = end.error.status if end.error is not None else 200
-        record.duration = live.intake.elapsed()
-        if not self.hooks.on_end:
-            return
-        happened = _stream_end(live, end)
-        telling = {asyncio.ensure_future(_call_on_end(hook, happened)) for hook in self.hooks.on_end}
-        done, late = await asyncio.wait(telling, timeout=self.config.on_end_timeout)
-        for task in done:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("stream %s: on_end raised", record.id, exc_info=error)
-        for task in late:
-            logger.warning("stream %s: on_end takes longer than on_end_timeout", record.id)
-            self._hold(task)
-
-    def _observe(self, kind: Literal["started", "first_chunk", "retried", "ended"], record: StreamRecord) -> None:
-        event = StreamEvent(kind, replace(record))
-        for observer in self.hooks.observers:
-            try:
-                watching = observer(event)
-            except Exception:
-                logger.exception("an observer raised")
-            else:
-                if isawaitable(watching):
-                    self._hold(asyncio.ensure_future(watching))
-
-    def _hold(self, task: asyncio.Future[Any]) -> None:
-        """Keeps a task that nobody waits for, and logs what it raises."""
-        self._background.add(task)
-        task.add_done_callback(self._let_go)
-
-    def _let_go(self, task: asyncio.Future[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a background task raised", exc_info=error)
+    def _observe(self, kind: EventKind, record: StreamRecord) -> None:
+        self.hooks.observe(kind, record, background=self._background)
 
     # Read, stop, find -------------------------------------------------------------------------------------------
 
@@ -358,7 +259,7 @@ class Relay:
     def leave_soon(self, reader: Reader) -> None:
         """`leave`, from where nothing can be awaited."""
         if reader in self._readers:
-            self._hold(asyncio.ensure_future(self.leave(reader)))
+            self._background.hold(self.leave(reader))
 
     def find(self, stream_id: str, principal: Principal) -> StreamHandle:
         """The handle of a principal's stream, whether it exists or not: that, the log says."""
@@ -403,8 +304,7 @@ class Relay:
     async def aclose(self) -> None:
         """Ends what is left, and closes the upstream's connections."""
         await self.drain(0)
-        if self._background:
-            await asyncio.wait(self._background, timeout=_CLEAN_UP)
+        await self._background.wait(_CLEAN_UP)
         await self.upstream.aclose()
 
 
@@ -414,44 +314,3 @@ def _stream_id(idempotency_key: str, principal: Principal) -> str:
     if principal.anonymous:
         raise InvalidRequest("Anonymous callers can't use Idempotency-Key.", param="Idempotency-Key")
     return sha256(b"idempotency-key:" + check_idempotency_key(idempotency_key).encode()).hexdigest()[:32]
-
-
-def _outcome(live: Live, producing: asyncio.Future[None]) -> End:
-    """How a producer ended by itself."""
-    if producing.cancelled():
-        return live.end("failed", "internal_error", OpenAISSEError("The producer was cancelled."))
-    error = producing.exception()
-    if error is None:
-        return live.end("completed", "", None)
-    if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
-        logger.error("stream %s failed", live.handle.id, exc_info=error)
-    failure = error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed.")
-    return live.end("failed", failure.code or "", failure)
-
-
-def _stream_end(live: Live, end: End) -> StreamEnd:
-    completion = live.producer.completion.message()
-    choices = (completion or {}).get("choices") or [{}]
-    return StreamEnd(
-        id=live.handle.id,
-        outcome=end.outcome,
-        reason=end.reason,
-        error=end.error,
-        principal=live.principal,
-        thread=live.record.thread,
-        model=live.record.model,
-        body=live.body,
-        metadata=live.record.metadata,
-        message=None if completion is None else choices[0].get("message"),
-        events=tuple(live.producer.events),
-        finish_reasons=end.finish_reasons,
-        usage=end.usage,
-        record=replace(live.record),
-    )
-
-
-async def _call_on_end(hook: OnEnd, happened: StreamEnd) -> None:
-    if iscoroutinefunction(hook):
-        await hook(happened)
-    else:
-        await asyncio.to_thread(hook, happened)

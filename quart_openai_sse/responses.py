@@ -16,9 +16,10 @@ from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_error
+from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.producers import whole_answer
-from quart_openai_sse.relay import Relay, StreamHandle
+from quart_openai_sse.relay import Relay
 from quart_openai_sse.sse import HEARTBEAT
 
 logger = logging.getLogger("quart_openai_sse")

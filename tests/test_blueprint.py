@@ -463,6 +463,8 @@ async def test_health_and_client_need_no_credentials(create_app: CreateApp, serv
     module = await client.get("/v1/client.js")
     assert module.headers["content-type"].startswith("text/javascript")
     assert "export class StreamClient" in module.text
+    known = await client.get("/v1/client.js", headers={"If-None-Match": module.headers["etag"]})
+    assert known.status_code == 304
 
 
 async def test_a_client_that_sends_half_a_body_is_not_waited_for(create_app: CreateApp, serve: Serve) -> None:

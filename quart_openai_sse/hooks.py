@@ -1,0 +1,78 @@
+"""What an app hangs into the engine: models, `prepare`, `on_end`, observers; and how each is called."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import isawaitable, iscoroutinefunction
+from typing import Any
+
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError
+from quart_openai_sse.models import Model
+from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.requests import validate
+from quart_openai_sse.tasks import Background
+
+logger = logging.getLogger("quart_openai_sse")
+
+Prepare = Callable[[dict[str, Any], Principal], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
+OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
+
+
+@dataclass
+class Hooks:
+    """What the app has registered."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    prepare: list[Prepare] = field(default_factory=list)
+    on_end: list[OnEnd] = field(default_factory=list)
+    observers: list[Observer] = field(default_factory=list)
+
+    async def run_prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
+        """The request as the hooks leave it, checked again. Raises what they refuse with, or `ModelFailed`."""
+        for hook in self.prepare:
+            try:
+                prepared = hook(dict(body), principal)
+                prepared = await prepared if isawaitable(prepared) else prepared
+            except OpenAISSEError:
+                raise
+            except Exception as error:
+                logger.exception("a prepare hook raised")
+                raise ModelFailed("The app could not prepare the request.") from error
+            body = dict(body if prepared is None else prepared)
+        return validate(body) if self.prepare else body
+
+    async def run_on_end(self, end: StreamEnd, *, timeout: float, background: Background) -> None:
+        """Tells the hooks, and waits for them, at most *timeout* seconds. What they raise changes nothing."""
+        if not self.on_end:
+            return
+        telling = {asyncio.ensure_future(_call(hook, end)) for hook in self.on_end}
+        done, late = await asyncio.wait(telling, timeout=timeout)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("stream %s: on_end raised", end.id, exc_info=error)
+        for task in late:
+            logger.warning("stream %s: on_end takes longer than on_end_timeout", end.id)
+            background.hold(task)
+
+    def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
+        """Tells the observers; nothing waits for them."""
+        event = StreamEvent(kind, replace(record))
+        for observer in self.observers:
+            try:
+                watching = observer(event)
+            except Exception:
+                logger.exception("an observer raised")
+            else:
+                if isawaitable(watching):
+                    background.hold(watching)
+
+
+async def _call(hook: OnEnd, end: StreamEnd) -> None:
+    if iscoroutinefunction(hook):
+        await hook(end)
+    else:
+        await asyncio.to_thread(hook, end)
