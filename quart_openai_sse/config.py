@@ -182,6 +182,8 @@ def _convert(name: str, value: Any, prefix: str) -> Any:
         value = sorted(value, key=str)
     try:
         return msgspec.convert(value, hint, strict=False)
+    except UnicodeEncodeError:  # a variable of the environment whose bytes are not UTF-8
+        raise ConfigurationError(f"{prefix}{name.upper()} is not text.") from None
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{prefix}{name.upper()}: {error}.") from None
 

@@ -42,8 +42,8 @@ class QuartOpenAISSE:
 
     *auth* says who calls. *upstream*, *log* and *client* are factories that are given the `Config`, one call per
     app and event loop: of another upstream, another log, or an HTTP client of the app's own. Several instances in
-    one app take a *name* and a *config_prefix* each. *options* are the fields of `Config`; they stand above
-    `app.config`.
+    one app take a *name* and a *config_prefix* each, none of which begins with another's. *options* are the fields
+    of `Config`; they stand above `app.config`.
     """
 
     def __init__(

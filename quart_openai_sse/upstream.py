@@ -156,13 +156,13 @@ class OpenAIUpstream:
             finally:
                 await response.aclose()
         except UpstreamRefused as refused:
-            if key and key in refused.message:
+            if key and len(key) >= 8 and key in refused.message:  # a shorter one may be a word, and is no secret
                 refused.args = (refused.message.replace(key, "[key]"),)
             raise
-        except (OpenAISSEError, TimeoutError):
-            raise
         except Exception as error:
-            raise _translated(error, answered=answered) from error
+            if (failure := _translated(error, answered=answered)) is None:
+                raise
+            raise failure from error
 
     async def _send(self, request: Any) -> Any:
         """Sends *request*, and leaves nothing behind when it is cancelled.
@@ -284,18 +284,18 @@ def _url(base: str, path: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
 
 
-def _translated(error: Exception, *, answered: bool) -> OpenAISSEError:
-    """Our error for one of httpx's or httpx2's, which share names and no classes."""
+def _translated(error: Exception, *, answered: bool) -> OpenAISSEError | None:
+    """Our error for one of httpx's or httpx2's, which share names and no classes; `None` for any other."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "ConnectTimeout" in names:
         return ConnectTimeout("No connection to the upstream in time.")
     if "PoolTimeout" in names:
         return UpstreamUnreachable("All connections to the upstream are in use.", code="upstream_pool_exhausted")
-    if answered and "TransportError" in names:
+    if "TransportError" in names and answered:
         return UpstreamTruncated("The connection to the upstream broke in the middle of its answer.")
     if "TransportError" in names:
         return UpstreamUnreachable(f"The upstream can't be reached ({type(error).__name__}).")
-    return UpstreamError(f"The request to the upstream failed ({type(error).__name__}).")
+    return None
 
 
 class _Phase:

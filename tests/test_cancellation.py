@@ -4,11 +4,13 @@ prints how long each took."""
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +19,7 @@ from quart import Quart
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
 from quart_openai_sse.observers import StreamEvent
 from quart_openai_sse.simulator import Simulator, serve_simulator
-from quart_openai_sse.testing import serve_app
+from quart_openai_sse.testing import ScriptedUpstream, chunk, serve_app
 from tests.conftest import ANN, QUESTION, TOKENS
 
 
@@ -67,8 +69,8 @@ async def leave_in(window: Window, simulator: Simulator) -> tuple[float, list[St
 
     @ai.model("agent")
     async def agent(chat):
-        async for chunk in chat.call("sim-long-rate-50-delay-0", chat.messages):
-            yield chunk
+        async for each in chat.call("sim-long-rate-50-delay-0", chat.messages):
+            yield each
 
     @ai.model("silent agent")
     async def silent_agent(chat):
@@ -97,8 +99,6 @@ async def leave_in(window: Window, simulator: Simulator) -> tuple[float, list[St
 
 
 async def _post(writer: asyncio.StreamWriter, window: Window) -> None:
-    import json
-
     body = json.dumps({"model": window.model, "messages": QUESTION, "stream": window.stream}).encode()
     writer.write(
         f"POST {window.route} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {ANN['Authorization']}\r\n"
@@ -146,8 +146,50 @@ async def _connect(listener: socket.socket) -> socket.socket:
     return filler
 
 
-async def test_a_client_that_left_before_the_body_began_leaks_nothing() -> None:
-    """Many leave at whatever moment; afterwards nothing of them is left."""
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/streams"])
+async def test_leaving_between_the_view_and_the_body_is_leaving(path: str) -> None:
+    """The body's generator never starts then, and its `finally` never runs."""
+    app = Quart(__name__)
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    ai = QuartOpenAISSE(
+        app, auth=bearer_tokens(TOKENS), base_url="http://127.0.0.1:9", upstream=lambda _: upstream, linger=0
+    )
+    over: asyncio.Queue[StreamEvent] = asyncio.Queue()
+    ai.observe(lambda event: over.put_nowait(event) if event.kind == "ended" else None)
+    left = asyncio.Event()
+    body = json.dumps({"model": "m", "messages": QUESTION, "stream": True}).encode()
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        assert message["type"] == "http.response.start"
+        left.set()
+        await forever.wait()
+
+    names = {"authorization": ANN["Authorization"], "content-type": "application/json", "accept": "text/event-stream"}
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+    }
+    await app(scope, receive, send)
+    assert (await over.get()).record.reason == "client_left"
+    assert upstream.cancelled == 1
+
+
+async def test_a_client_that_left_at_whatever_moment_leaks_nothing() -> None:
+    """Many leave; afterwards nothing of them is left."""
     async with serve_simulator(first_token_delay=0, tokens_per_second=0) as simulator:
         app = Quart(__name__)
         ai = QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), base_url=simulator.base_url, max_streams_per_principal=500)

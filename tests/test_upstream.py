@@ -313,23 +313,23 @@ async def test_a_refusal_keeps_its_status_whatever_its_shape(
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refusal_of_our_key_is_never_the_visitors_401(client: Any, status: int) -> None:
     async def refuse(peer: Peer) -> None:
-        body = b'{"error":{"message":"Incorrect API key provided: key-123"}}'
+        body = b'{"error":{"message":"Incorrect API key provided: key-12345"}}'
         await peer.send(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
 
-    error, _ = await failure(refuse, client, api_key="key-123")
+    error, _ = await failure(refuse, client, api_key="key-12345")
     assert isinstance(error, UpstreamCredentials)
     assert error.status == 502
-    assert "key-123" not in json.dumps(error.body())
+    assert "key-12345" not in json.dumps(error.body())
 
 
 async def test_a_key_that_is_echoed_in_an_error_is_taken_out(client: Any) -> None:
     async def refuse(peer: Peer) -> None:
-        body = b'{"error":{"message":"bad header: Bearer key-123"}}'
+        body = b'{"error":{"message":"bad header: Bearer key-12345"}}'
         await peer.send(b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
-    error, _ = await failure(refuse, client, api_key="key-123")
+    error, _ = await failure(refuse, client, api_key="key-12345")
     assert error.message == "bad header: Bearer [key]"
-    assert "key-123" not in repr(error)
+    assert "key-12345" not in repr(error)
 
 
 async def test_a_redirect_is_not_followed(client: Any) -> None:
