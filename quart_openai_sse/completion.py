@@ -101,7 +101,7 @@ class Completion:
         return str(self._head.get("model") or "")
 
     def feed(self, data: bytes) -> dict[str, Any] | None:
-        """Takes the data of one event and returns its chunk, or `None` for `[DONE]`.
+        """Takes the data of one event and returns its chunk, or `None` if it is `[DONE]`.
 
         Raises `UpstreamGarbled` for what is no chunk, `UpstreamFailed` for an error object,
         `UpstreamTruncated` for a `[DONE]` that comes too early.

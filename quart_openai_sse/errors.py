@@ -303,6 +303,7 @@ class UpstreamRefused(UpstreamError):
         self.type = type or ("invalid_request_error" if status < 500 else self.type)
         self.should_retry = should_retry
         if status == 429:
+            self.type = type or "rate_limit_exceeded"
             self.user_message = "The AI service is busy. Please try again in a moment."
         elif status < 500:
             self.user_message = "The AI service did not accept this request."

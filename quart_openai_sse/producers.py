@@ -289,4 +289,5 @@ def _as_chunk(answer: Mapping[str, Any]) -> dict[str, Any]:
 def whole_answer(data: bytes) -> bool:
     """Whether an entry is an answer in one piece rather than a chunk."""
     choices = _json.decode(data).get("choices")
-    return isinstance(choices, list) and bool(choices) and "delta" not in choices[0]
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and "delta" not in first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +30,8 @@ from quart_openai_sse.principal import Principal
 from quart_openai_sse.trace import current_trace_id
 
 Headers = Mapping[str, str]
+
+_TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 
 
 class Sink(Protocol):
@@ -209,7 +212,7 @@ class OpenAIUpstream:
             headers["OpenAI-Project"] = config.project
         if trace_id := current_trace_id():
             headers["X-Trace-ID"] = trace_id
-            if len(trace_id) == 32:
+            if _TRACE.fullmatch(trace_id):
                 headers["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
         return {**headers, **config.headers}
 

@@ -201,7 +201,7 @@ async def test_an_answer_in_one_piece_may_take_its_time_but_not_for_ever(client:
 async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
     class Slow(Collector):
         async def room(self) -> bool:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)  # twice the gap that is allowed
             return True
 
     async def answer(peer: Peer) -> None:
@@ -209,7 +209,7 @@ async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
         await peer.send(chunked(finish()) + END)
 
     async with raw_upstream(answer) as server:
-        upstream = upstream_at(server.base_url, client, gap_timeout=0.03)
+        upstream = upstream_at(server.base_url, client, gap_timeout=0.3)
         sink = Slow(wanted=1)
         await upstream.run(BODY, sink, principal=ME)
         assert sink.data == chunk("hi") + finish()
@@ -411,7 +411,7 @@ async def test_cancelling_while_connecting_leaks_no_place_and_sends_nothing(clie
     if client is not None:
         return  # its pool is as large as its owner made it
     async with raw_upstream(answer) as server:
-        upstream = upstream_at(server.base_url, None, max_connections=2, connect_timeout=1)
+        upstream = upstream_at(server.base_url, None, max_connections=2, connect_timeout=20)
         for waits in range(60):
             running = asyncio.ensure_future(upstream.run(BODY, Collector(), principal=ME))
             for _ in range(waits % 12):

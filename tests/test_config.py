@@ -1,0 +1,383 @@
+"""Options: one field each, from the constructor, the app's config and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from quart import Quart
+
+from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, Config
+from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.principal import Principal
+
+LOCAL = "http://127.0.0.1:9/v1"
+SECRET = "sk-very-secret"
+FIELDS = {each.name: each for each in dataclasses.fields(Config)}
+
+
+def load(
+    app_config: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    prefix: str = KEY_PREFIX,
+    **options: Any,
+) -> Config:
+    """A configuration for a server that needs no key."""
+    if "base_url" not in options and f"{prefix}BASE_URL" not in (app_config or {}):
+        options["base_url"] = LOCAL
+    return Config.load(options, settings=app_config or {}, prefix=prefix, environ=environ or {})
+
+
+# Keys derive from fields --------------------------------------------------------------------------------------------
+
+SAMPLES: dict[str, Any] = {
+    "api_key": SECRET,
+    "base_url": "http://localhost:8000/v1",
+    "api_key_header": "api-key",
+    "headers": {"X-A": "b"},
+    "models": ("a", "b"),
+    "trusted_origins": ("https://app.example",),
+    "url_prefix": "/ai",
+}
+
+
+def sample(name: str) -> Any:
+    if name in SAMPLES:
+        return SAMPLES[name]
+    default = FIELDS[name].default
+    if isinstance(default, bool):
+        return not default
+    return "text" if isinstance(default, str) else 7
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_an_option_and_a_key(name: str) -> None:
+    value = sample(name)
+    assert getattr(load({KEY_PREFIX + name.upper(): value}), name) == value
+    assert getattr(load({"CHAT_" + name.upper(): value}, prefix="CHAT_"), name) == value
+    assert getattr(load(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("api_key", "base_url")])
+def test_the_constructor_stands_above_the_config_and_that_above_the_default(name: str) -> None:
+    field = FIELDS[name]
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    key = KEY_PREFIX + name.upper()
+    assert getattr(load(), name) == default
+    assert getattr(load({key: sample(name)}, **{name: default}), name) == default
+    assert getattr(load({key: default}, **{name: sample(name)}), name) == sample(name)
+
+
+def test_keys_of_others_are_none_of_ours() -> None:
+    app_config = {
+        "SECRET_KEY": "x",
+        "OPENAI_SSE": 1,
+        "OPENAI_API_KEY": SECRET,
+        "MY_OPENAI_SSE_MODEL": "m",
+        "DEBUG": True,
+    }
+    assert load(app_config) == load()
+    assert load({"OPENAI_SSE_MODEL": "m"}, prefix="CHAT_").model == ""
+
+
+def test_the_quart_apps_own_config_is_taken() -> None:
+    app = Quart(__name__)
+    app.config["OPENAI_SSE_KEEPALIVE"] = 5
+    assert load(app.config).keepalive == 5
+
+
+# Mistakes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["OPENAI_SSE_KEEPALIV", "OPENAI_SSE_", "OPENAI_SSE_keepalive", "OPENAI_SSE_Keepalive", "OPENAI_SSE_KEEP_ALIVE"],
+)
+def test_an_unknown_key_is_named_and_its_value_is_not(key: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load({key: SECRET, "OPENAI_SSE_MODEL": "m"})
+    assert str(raised.value) == f"Unknown configuration: {key}."
+
+
+def test_all_unknown_keys_are_named_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Unknown configuration: OPENAI_SSE_A, OPENAI_SSE_B\.$"):
+        load({"OPENAI_SSE_B": 1, "OPENAI_SSE_A": 2})
+
+
+def test_an_unknown_option_is_named_and_its_value_is_not() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(api_kye=SECRET, KEEPALIVE=5)
+    assert str(raised.value) == "Unknown options: KEEPALIVE, api_kye."
+
+
+SECONDS = [name for name, each in FIELDS.items() if "Seconds" in str(each.type)]
+COUNTS = [name for name, each in FIELDS.items() if "Count" in str(each.type)]
+BOOLEANS = [name for name, each in FIELDS.items() if each.type == "bool"]
+TEXTS = [name for name, each in FIELDS.items() if each.type == "str"]
+
+WRONG: list[tuple[str, Any]] = [
+    *((name, value) for name in SECONDS for value in (-1, -0.5, float("nan"), "soon", "", None, True, [], "nan", "-1")),
+    *((name, value) for name in COUNTS for value in (0, -1, 1.5, "many", "", None, True, [], "0")),
+    *((name, value) for name in BOOLEANS for value in (2, "yes", "", None, [], 0.5)),
+    *((name, value) for name in TEXTS for value in (5, None, True, [], b"text")),
+    *(("retry", value) for value in (-1, 0.5, "soon", None, True)),
+    *(("models", value) for value in (5, True, ["a", 5], [None], {"a": 1}, {1, "a"}, b"a")),
+    *(("trusted_origins", value) for value in (None, 5, ["a", 5])),
+    *(("headers", value) for value in (None, 5, "a: b", ["a"], {"a": 5}, {"a": None}, {5: "a"})),
+    *(("api_key", value) for value in (5, True, [], b"key", {"a": "b"})),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_of_the_wrong_type_or_out_of_range_names_its_key(name: str, value: Any) -> None:
+    key = KEY_PREFIX + name.upper()
+    for loading in (lambda: load({key: value}), lambda: load(**{name: value})):
+        with pytest.raises(ConfigurationError, match=key):
+            loading()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_message_ever_holds_a_value(name: str) -> None:
+    key = KEY_PREFIX + name.upper()
+    for value in (f"{SECRET}\n", f"\0{SECRET}", [5, SECRET], {SECRET: 5}, {5: SECRET}, SECRET.encode(), {SECRET: "\n"}):
+        try:
+            load({key: value})
+        except ConfigurationError as error:
+            assert SECRET not in str(error)  # noqa: PT017 (some of them are right for some)
+            assert key in str(error)  # noqa: PT017
+            assert error.__cause__ is None  # noqa: PT017
+
+
+ADDRESSES = [
+    "",
+    "localhost:8000",
+    "/v1",
+    "ftp://host/v1",
+    "http:///v1",
+    "http://",
+    "https:/host/v1",
+    "http://[::1",
+    "http://host:99999/v1",
+    "http://host:0/v1",
+    "http://host:port/v1",
+    "http://host/v1 ",
+    "http://host/v1\n",
+    " http://host/v1",
+    "http://ho st/v1",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_base_url_that_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^OPENAI_SSE_BASE_URL must be an http or https address\.$"):
+        load(base_url=address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://user:{SECRET}@host/v1",
+        f"http://{SECRET}@host/v1",
+        f"http://:{SECRET}@host/v1",
+        "http://@host/v1",
+        f"http://a@{SECRET}@host/v1",
+        f"http://user:{SECRET}/@host/v1",
+        f"http://user:{SECRET}@",
+    ],
+)
+def test_a_base_url_with_credentials_is_refused_without_telling_them(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="OPENAI_SSE_BASE_URL") as raised:
+        load(base_url=address)
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://name.openai.azure.com/openai/v1?api-version=preview",
+        "http://[::1]:8000/v1",
+        "HTTP://HOST/v1",
+        "http://host",
+        "http://host/@cf/v1",
+    ],
+)
+def test_any_other_address_is_taken_as_it_is(address: str) -> None:
+    assert load(base_url=address).base_url == address
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"api_key": "sk\n"}, "API_KEY"),
+        ({"api_key": "sk-ü"}, "API_KEY"),
+        ({"api_key_header": "api-key:\r\nX: y"}, "API_KEY_HEADER"),
+        ({"organization": "org\n"}, "ORGANIZATION"),
+        ({"project": "pröj"}, "PROJECT"),
+        ({"headers": {"X-A": "b\r\nX-C: d"}}, "HEADERS"),
+        ({"headers": {"X-A\n": "b"}}, "HEADERS"),
+    ],
+)
+def test_what_no_header_can_carry_is_refused(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^OPENAI_SSE_{key} holds characters that no header can carry"):
+        load(**options)
+
+
+@pytest.mark.parametrize("prefix", ["v1", "/", "/v1/", "v1/"])
+def test_a_url_prefix_begins_with_a_slash_and_does_not_end_with_one(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^OPENAI_SSE_URL_PREFIX must begin"):
+        load(url_prefix=prefix)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1", "/api/v1"])
+def test_a_url_prefix_may_be_left_empty(prefix: str) -> None:
+    assert load(url_prefix=prefix).url_prefix == prefix
+
+
+def test_an_error_names_the_prefix_of_its_instance() -> None:
+    for options in ({"base_url": "x"}, {"url_prefix": "x"}, {"keepalive": -1}, {"api_key": 5}, {"api_key": "\n"}):
+        with pytest.raises(ConfigurationError, match="CHAT_"):
+            load(prefix="CHAT_", **options)
+
+
+# The key and the address --------------------------------------------------------------------------------------------
+
+
+def test_openai_needs_a_key() -> None:
+    for base_url in (OPENAI_BASE_URL, "https://API.OpenAI.com/v1"):
+        for app_config in ({}, {"OPENAI_SSE_API_KEY": ""}, {"OPENAI_SSE_API_KEY": None}):
+            with pytest.raises(ConfigurationError, match=r"set OPENAI_SSE_API_KEY or OPENAI_API_KEY\.$"):
+                load(app_config, base_url=base_url, environ={"OPENAI_API_KEY": ""})
+    assert load(base_url="https://api.example/v1").api_key is None
+
+
+def test_the_environment_is_the_last_place_to_look() -> None:
+    environ = {"OPENAI_API_KEY": "sk-env", "OPENAI_BASE_URL": "http://env/v1", "OPENAI_KEEPALIVE": "1"}
+
+    def made(options: Mapping[str, Any], app_config: Mapping[str, Any]) -> tuple[Any, str]:
+        config = Config.load(options, settings=app_config, prefix=KEY_PREFIX, environ=environ)
+        assert config.keepalive == 15
+        return config.api_key, config.base_url
+
+    assert made({}, {}) == ("sk-env", "http://env/v1")
+    assert made({}, {"OPENAI_SSE_API_KEY": "sk-app"}) == ("sk-app", "http://env/v1")
+    assert made({}, {"OPENAI_SSE_BASE_URL": "http://app/v1"}) == ("sk-env", "http://app/v1")
+    assert made({"api_key": "sk-arg", "base_url": "http://arg/v1"}, {"OPENAI_SSE_API_KEY": "sk-app"}) == (
+        "sk-arg",
+        "http://arg/v1",
+    )
+    assert made({"api_key": None}, {}) == ("sk-env", "http://env/v1")
+
+
+def test_without_anything_the_address_is_openais() -> None:
+    config = Config.load({}, settings={}, prefix=KEY_PREFIX, environ={"OPENAI_API_KEY": SECRET})
+    assert (config.base_url, config.api_key) == ("https://api.openai.com/v1", SECRET)
+
+
+def test_the_key_may_be_a_coroutine_function() -> None:
+    async def key(principal: Principal) -> str:
+        return principal.id
+
+    assert load(api_key=key, base_url=OPENAI_BASE_URL).api_key is key
+
+
+def test_azure_has_its_own_header() -> None:
+    assert load().api_key_header == "Authorization"
+    config = load({"OPENAI_SSE_API_KEY_HEADER": "api-key"}, api_key=SECRET)
+    assert (config.api_key_header, config.api_key) == ("api-key", SECRET)
+
+
+def test_keys_are_in_no_repr() -> None:
+    config = load(api_key=SECRET, headers={"X-Api-Key": SECRET})
+    for text in (repr(config), str(config), f"{config}", repr([config])):
+        assert SECRET not in text
+        assert "keepalive=15" in text
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load().keepalive = 1  # type: ignore[misc]
+
+
+# Values as the environment has them ---------------------------------------------------------------------------------
+
+ENVIRONMENT: list[tuple[str, str, Any]] = [
+    ("keepalive", "5", 5.0),
+    ("keepalive", "0", 0.0),
+    ("keepalive", "2.5", 2.5),
+    ("keepalive", '"5"', 5.0),
+    ("max_streams", "5", 5),
+    ("max_streams", '"5"', 5),
+    ("include_usage", "false", False),
+    ("include_usage", "False", False),
+    ("include_usage", "0", False),
+    ("log_responses", "true", True),
+    ("log_responses", "True", True),
+    ("log_responses", "1", True),
+    ("models", "a", ("a",)),
+    ("models", "a,b", ("a", "b")),
+    ("models", " a , b ,", ("a", "b")),
+    ("models", '["a", "b"]', ("a", "b")),
+    ("models", "null", None),
+    ("models", "[]", ()),
+    ("models", "", ()),
+    ("trusted_origins", "https://a.example,https://b.example", ("https://a.example", "https://b.example")),
+    ("headers", '{"X-A": "b"}', {"X-A": "b"}),
+    ("model", "gpt-5-mini", "gpt-5-mini"),
+    ("model", "", ""),
+    ("base_url", "http://host/v1", "http://host/v1"),
+    ("api_key", "sk-1", "sk-1"),
+    ("retry", "0", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), ENVIRONMENT)
+def test_quarts_from_prefixed_env_is_understood(
+    name: str, text: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUART_OPENAI_SSE_" + name.upper(), text)
+    app = Quart(__name__)
+    app.config.from_prefixed_env()
+    made = getattr(load(app.config), name)
+    assert made == value
+    assert type(made) is type(value)
+
+
+@pytest.mark.parametrize("value", [["a", "b"], ("a", "b"), {"b", "a"}, frozenset({"a", "b"}), "a,b"])
+def test_models_may_be_any_collection(value: Any) -> None:
+    assert load(models=value).models == ("a", "b")
+
+
+def test_none_and_no_models_are_not_the_same() -> None:
+    assert load(models=None).models is None
+    assert load(models=[]).models == ()
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(sorted(FIELDS)), _json_values)
+@example("keepalive", "\udcff")  # as the environment gives bytes that are not UTF-8
+@example("include_usage", "\udcff")
+@example("models", "\udcff")
+@example("base_url", "http://\udcff/v1")
+def test_any_value_is_taken_or_refused_by_its_key(name: str, value: Any) -> None:
+    key = KEY_PREFIX + name.upper()
+    try:
+        config = load({key: value})
+    except ConfigurationError as error:
+        assert key in str(error)  # noqa: PT017 (either may happen)
+    else:
+        assert isinstance(json.dumps(dataclasses.asdict(config)), str)

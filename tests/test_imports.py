@@ -1,0 +1,166 @@
+"""The house: imports point down only, in no circle, and the lower floors know no Quart."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import quart_openai_sse
+
+PACKAGE = "quart_openai_sse"
+ROOT = Path(quart_openai_sse.__file__).parent
+
+FLOORS = {
+    "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
+    "the rules": ["completion", "requests", "formats", "config"],
+    "the doors": ["deadlines", "tasks", "upstream", "logs", "observers"],
+    "the engine": ["producers", "models", "hooks", "live", "relay"],
+    "the shell": ["auth", "responses", "blueprint", "middleware", "extension", "__init__"],
+}
+BESIDE = {"testing", "simulator", "cli", "loopback"}
+"""Shipped for tests and for trying out: they may import anything, and no floor imports them."""
+
+OPTIONAL = {"quart_auth", "jwt", "redis", "prometheus_client", "opentelemetry", "quart_rate_limiter", "httpx2"}
+"""Installed by extras: imported by the one module that needs it, or within the function that does."""
+
+HEIGHT = {module: height for height, modules in enumerate(FLOORS.values()) for module in modules}
+
+
+def module_name(path: Path) -> str:
+    """`logs/memory.py` is `logs.memory`, `logs/__init__.py` is `logs`, and the package's own is `__init__`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+PATHS = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = sorted(PATHS)
+
+
+def top(module: str) -> str:
+    """The module or package directly below ours: a package stands on one floor."""
+    return module.partition(".")[0]
+
+
+def imports(module: str, *, only_at_the_top: bool = False) -> Iterator[str]:
+    """The full names of what *module* imports; of `from a import b` both `a` and `a.b`."""
+    tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
+    for node in tree.body if only_at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            assert node.module
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(module: str) -> set[str]:
+    """The modules of ours that *module* imports."""
+    names = (name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}."))
+    return {name for name in names if name in PATHS} - {module}
+
+
+def others(module: str, *, only_at_the_top: bool = False) -> set[str]:
+    """The foreign packages that *module* imports."""
+    return {top(name) for name in imports(module, only_at_the_top=only_at_the_top)} - {PACKAGE}
+
+
+on_a_floor = pytest.mark.parametrize("module", [module for module in MODULES if top(module) in HEIGHT])
+
+
+def test_every_module_has_its_place() -> None:
+    assert {top(module) for module in MODULES} - BESIDE == HEIGHT.keys()
+
+
+def test_the_test_finds_imports() -> None:
+    assert {"errors", "_json"} <= ours("completion")
+    assert "logs" in ours("relay")
+    assert "logs.memory" in ours("extension")
+    assert "config" in ours("extension")
+    assert "quart" in others("extension")
+    assert "httpx" in others("upstream")
+
+
+@on_a_floor
+def test_imports_point_down_only(module: str) -> None:
+    upwards = {name for name in ours(module) if HEIGHT.get(top(name), 99) > HEIGHT[top(module)]}
+    assert not upwards
+
+
+def test_there_are_no_circles() -> None:
+    # Raises CycleError, which names the circle.
+    tuple(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
+
+
+def test_nothing_imports_the_extension_but_the_package_itself() -> None:
+    assert {module for module in MODULES if "extension" in ours(module)} <= {"__init__", "testing"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_of_ours_is_imported_by_way_of_the_package(module: str) -> None:
+    # `from quart_openai_sse import X` would run the whole house to get at one room.
+    names = {name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}.")}
+    direct = {name for name in names if "." not in name}
+    assert direct <= PATHS.keys()
+
+
+def test_what_is_shipped_for_tests_is_imported_by_nothing_else() -> None:
+    users = {module: {top(name) for name in ours(module)} & BESIDE - {top(module)} for module in MODULES}
+    assert {module: used for module, used in users.items() if used and top(module) not in BESIDE} == {}
+    assert users["cli"] <= {"simulator", "loopback"}
+
+
+@on_a_floor
+def test_below_the_shell_there_is_no_quart(module: str) -> None:
+    if HEIGHT[top(module)] < HEIGHT["__init__"]:
+        assert not others(module) & {"quart", "werkzeug", "flask", "hypercorn", "jinja2"}
+
+
+@on_a_floor
+def test_the_rules_wait_for_nothing_and_look_at_no_clock(module: str) -> None:
+    if HEIGHT[top(module)] < HEIGHT["upstream"]:
+        assert not others(module) & {"asyncio", "time", "datetime", "httpx", "socket", "threading"}
+        tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
+        waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+        assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
+
+
+def test_an_optional_dependency_is_the_affair_of_one_module() -> None:
+    users: dict[str, set[str]] = {}
+    for module in MODULES:
+        for name in others(module) & OPTIONAL:
+            users.setdefault(name, set()).add(module)
+    assert all(len(modules) == 1 for modules in users.values()), users
+    always = {name for module in ours("__init__") for name in others(module, only_at_the_top=True)}
+    assert not always & OPTIONAL
+
+
+def test_the_package_is_imported_without_any_extra() -> None:
+    program = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({sorted(OPTIONAL)!r}))\n"  # None: importing it fails
+        f"import {PACKAGE}\n"
+        f"print(sorted(name for name in sys.modules if name.startswith('{PACKAGE}.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = {name.removeprefix(f"{PACKAGE}.") for name in ast.literal_eval(done.stdout)}
+    assert not {top(name) for name in loaded} & BESIDE
+
+
+def test_the_public_names_are_there_in_order_and_nothing_else() -> None:
+    names = quart_openai_sse.__all__
+    assert len(names) == len(set(names))
+    assert all(hasattr(quart_openai_sse, name) for name in names)
+    tree = ast.parse(PATHS["__init__"].read_text(encoding="utf-8"))
+    assert all(isinstance(node, ast.ImportFrom | ast.Assign | ast.Expr) for node in tree.body)
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported - {"annotations"} == set(names)
