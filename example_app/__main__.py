@@ -21,7 +21,7 @@ from quart_openai_sse import TraceIdFilter
 from quart_openai_sse.simulator import serve_simulator
 
 
-async def run(host: str, port: int, drain_timeout: float) -> None:
+async def run(listener: socket.socket, drain_timeout: float) -> None:
     """Serves until SIGTERM or SIGINT; then lets running answers end, and tells the rest of the shutdown."""
     async with AsyncExitStack() as stack:
         settings: dict[str, Any] = {}
@@ -39,15 +39,26 @@ async def run(host: str, port: int, drain_timeout: float) -> None:
             # The server cuts its connections once this returns: so that no stream is cut silently, drain first.
             await ai.drain(drain_timeout)
 
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         config = Config()
         config.bind = [f"fd://{listener.fileno()}"]
         config.loglevel = "WARNING"
-        _welcome(host, listener.getsockname()[1], simulated=bool(settings))
+        _welcome(*listener.getsockname()[:2], simulated=bool(settings))
         try:
             await serve(app, config, shutdown_trigger=shutdown)
         finally:
             listener.detach()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _welcome(host: str, port: int, *, simulated: bool) -> None:
@@ -66,7 +77,8 @@ def _log_to_stderr() -> None:
     handler.addFilter(TraceIdFilter())
     form = "%(asctime)s %(levelname)s %(name)s [%(trace_id)s] %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "quart_openai_sse.loopback"):  # the latter is the simulator's server
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def main() -> int:
@@ -88,10 +100,12 @@ def main() -> int:
     options = parser.parse_args()
     _log_to_stderr()
     try:
-        asyncio.run(run(options.host, options.port, options.drain_timeout))
-    except OSError as error:
-        sys.stderr.write(f"Can't listen on {options.host} port {options.port}: {error.strerror}. Try --port.\n")
+        listener = _listen(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", error)).rstrip(".")
+        sys.stderr.write(f"Can't listen on {options.host} port {options.port}: {reason}. Try --port.\n")
         return 1
+    asyncio.run(run(listener, options.drain_timeout))
     return 0
 
 

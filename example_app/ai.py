@@ -12,6 +12,8 @@ from quart.typing import ResponseReturnValue
 from example_app.accounts import Conversations
 from example_app.handbook import add_handbook
 from quart_openai_sse import QuartOpenAISSE, StreamEnd, bearer_tokens, first_of, quart_auth_user
+from quart_openai_sse.errors import InvalidRequest
+from quart_openai_sse.requests import parse_body
 
 conversations = Conversations()
 
@@ -64,9 +66,12 @@ def messages(ai: QuartOpenAISSE) -> Blueprint:
     @blueprint.post("/messages")
     async def ask() -> ResponseReturnValue:
         me = await ai.principal()
-        asked = await request.get_json()
+        asked = parse_body(await request.data, content_type=request.headers.get("Content-Type", ""))
+        content = asked.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise InvalidRequest("content must be a question in words.", param="content")
         conversation = conversations.of(str(me))
-        question = {"role": "user", "content": str(asked["content"])}
+        question = {"role": "user", "content": content}
         body = {"model": asked.get("model"), "messages": [*conversation.for_model(), question]}
         stream = await ai.start(body, principal=me, thread=conversation.thread)
         conversation.messages.append(question)

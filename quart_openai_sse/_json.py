@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import msgspec
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | bytearray) -> Any:
     """The value of *data*. Raises `ValueError` for anything that is not JSON (NaN, bad UTF-8, too deep)."""
     try:
         return msgspec.json.decode(data)

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 }
 """The groups of routes, each of which can be left out: method, path, endpoint."""
 
+BODY_PATHS = frozenset(path for group in ROUTES.values() for method, path, _ in group if method == "POST")
+"""Where requests have bodies."""
+
+_PATIENCE = 5.0  # seconds a client may go on sending a body that is too large
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -119,7 +124,8 @@ class _Views:
             others = [_model(name, relay.upstream.name) for name in allowed if name not in relay.hooks.models]
         else:
             others = await relay.upstream.models(principal=principal)
-        return _json_response({"object": "list", "data": own + others})
+        data = [model for model in own + others if principal.may_ask(model["id"])]
+        return _json_response({"object": "list", "data": data})
 
     async def start_stream(self) -> Response:
         """Starts a stream that can be resumed: 201 at once, or the stream itself to who accepts `text/event-stream`."""
@@ -208,20 +214,28 @@ def _client_module() -> bytes:
 async def _read_body(limit: int) -> bytes:
     """The request's body, counted as it arrives."""
     too_large = RequestTooLarge(f"The body is larger than {limit} bytes.")
-    if (request.content_length or 0) > limit:
-        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
             async for data in request.body:
                 body += data
                 if len(body) > limit:
+                    await _swallow_body()
                     raise too_large
     except TimeoutError:
         raise RequestTooSlow("The body did not arrive in time.") from None
     except RequestEntityTooLarge:
+        await _swallow_body()
         raise too_large from None
     return bytes(body)
+
+
+async def _swallow_body() -> None:
+    """Lets the client finish, for a while: a server that closes on unread data takes its answer back with a reset."""
+    with suppress(TimeoutError, HTTPException):
+        async with asyncio.timeout(_PATIENCE):
+            async for _ in request.body:
+                pass
 
 
 def _idempotency_key() -> str:

@@ -52,7 +52,7 @@ class Config:
     first_output_timeout: Seconds = 60
     """Seconds from the request to the first real output; empty deltas do not count."""
     gap_timeout: Seconds = 30
-    """Seconds the upstream may be silent in the middle of a stream."""
+    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes."""
     total_timeout: Seconds = 600
     """Seconds for one whole answer of the upstream."""
     max_connections: Count = 1000
@@ -81,7 +81,7 @@ class Config:
     """SSE's reconnection time, in milliseconds, told to readers of `/streams`."""
 
     linger: Seconds = 30
-    """Seconds a stream that can be resumed goes on with nobody reading it."""
+    """Seconds a stream that can be resumed goes on with nobody reading it, or nobody yet."""
     retention: Seconds = 300
     """Seconds a stream can be read after its end."""
     tombstone: Seconds = 3600
@@ -95,7 +95,7 @@ class Config:
     """Bytes of one event of the upstream."""
     max_entries: Count = 200_000
     """Entries of a stream that can be resumed."""
-    max_bytes: Count = 64 << 20
+    max_bytes: Count = 16 << 20
     """Bytes of a stream that can be resumed, of an answer in one piece, of chunks that are added up to a message."""
     max_log_bytes: Count = 512 << 20
     """Bytes of all streams in the log of one process; ended ones are given up first."""

@@ -227,6 +227,15 @@ class ServerShutdown(OpenAISSEError):
     user_message = "The server was restarted before the answer was complete. Please ask again."
 
 
+class StartAbandoned(OpenAISSEError):
+    """The request that was starting this stream broke off before it ran; who waited for it may start it anew."""
+
+    status = 503
+    code = "start_abandoned"
+    retry_after = 1
+    should_retry = True
+
+
 class StreamTooLong(OpenAISSEError):
     """The stream outgrew its limit of entries, bytes or seconds."""
 

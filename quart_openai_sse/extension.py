@@ -7,14 +7,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from quart import Blueprint, Quart, Response, current_app
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate, authenticate
-from quart_openai_sse.blueprint import ROUTES, create_blueprint
+from quart_openai_sse.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.hooks import Hooks, OnEnd, Prepare
@@ -25,11 +25,12 @@ from quart_openai_sse.models import Model
 from quart_openai_sse.observers import Observer, log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
-from quart_openai_sse.responses import Stream, error_response, read_answer
+from quart_openai_sse.responses import Stream, error_response, read_answer, remember_request_task
 from quart_openai_sse.trace import install_filter
 from quart_openai_sse.upstream import OpenAIUpstream, Upstream
 
 _EXTENSION = "quart_openai_sse"
+_LOGGED = f"{_EXTENSION}.logged"
 
 ModelT = TypeVar("ModelT", bound=Model)
 PrepareT = TypeVar("PrepareT", bound=Prepare)
@@ -85,9 +86,11 @@ class QuartOpenAISSE:
                 self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
             )
         app.register_error_handler(OpenAISSEError, _on_error)
+        app.before_request(remember_request_task)
         app.after_serving(state.after_serving)
-        _wrap(app, BodyLimit, prefixes=state.prefixes, limit=config.max_body)
-        if config.log_responses and len(states) == 1:
+        _wrap(app, BodyLimit, prefixes=state.prefixes, paths=BODY_PATHS, limit=config.max_body)
+        if config.log_responses and not app.extensions.get(_LOGGED):
+            app.extensions[_LOGGED] = True
             _wrap(app, StreamLoggingMiddleware, prefixes=_prefixes(app))
             install_filter(app.logger)
 
@@ -228,13 +231,15 @@ class _AppState:
         self.prefixes: set[str] = set()
         self._extension = extension
         self._app = app
-        self._relays: WeakKeyDictionary[asyncio.AbstractEventLoop, Relay] = WeakKeyDictionary()
+        self._relays: dict[asyncio.AbstractEventLoop, Relay] = {}
         self._override: Upstream | None = None
 
     def relay(self) -> Relay:
         """The engine of the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._relays:
+            for other in [other for other in self._relays if other.is_closed()]:
+                del self._relays[other]  # its own futures would keep it for ever
             extension = self._extension
             self._relays[loop] = Relay(
                 config=self.config,
@@ -254,8 +259,8 @@ class _AppState:
     async def after_serving(self) -> None:
         """Ends what is left. A second start of the same app gets a new engine."""
         for relay in self.running_relays():
+            await relay.aclose()  # what comes meanwhile is refused
             del self._relays[asyncio.get_running_loop()]
-            await relay.aclose()
 
     @contextmanager
     def override(self, upstream: Upstream) -> Iterator[None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError
 from quart_openai_sse.models import Model
 from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord
 from quart_openai_sse.principal import Principal
@@ -32,18 +32,16 @@ class Hooks:
     observers: list[Observer] = field(default_factory=list)
 
     async def run_prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
-        """The request as the hooks leave it, checked again. Raises what they refuse with, or `ModelFailed`."""
+        """The request as the hooks leave it, checked again. Raises whatever they refuse with."""
+        if not self.prepare:
+            return body
+        stream = body.get("stream")
+        body = deepcopy(body)  # a hook may change it in place, and the caller's own list must not grow
         for hook in self.prepare:
-            try:
-                prepared = hook(dict(body), principal)
-                prepared = await prepared if isawaitable(prepared) else prepared
-            except OpenAISSEError:
-                raise
-            except Exception as error:
-                logger.exception("a prepare hook raised")
-                raise ModelFailed("The app could not prepare the request.") from error
+            prepared = hook(body, principal)
+            prepared = await prepared if isawaitable(prepared) else prepared
             body = dict(body if prepared is None else prepared)
-        return validate(body) if self.prepare else body
+        return validate({**body, "stream": stream})  # how it is answered is not theirs to say
 
     async def run_on_end(self, end: StreamEnd, *, timeout: float, background: Background) -> None:
         """Tells the hooks, and waits for them, at most *timeout* seconds. What they raise changes nothing."""
@@ -75,4 +73,6 @@ async def _call(hook: OnEnd, end: StreamEnd) -> None:
     if iscoroutinefunction(hook):
         await hook(end)
     else:
-        await asyncio.to_thread(hook, end)
+        told = await asyncio.to_thread(hook, end)
+        if isawaitable(told):  # a callable object, or a lambda, that gives a coroutine
+            await told

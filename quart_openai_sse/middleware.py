@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from quart_openai_sse.trace import reset_trace_id, set_trace_id, trace_id_from
 
@@ -33,10 +33,10 @@ class StreamLoggingMiddleware:
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         trace_id = trace_id_from(headers.get(b"traceparent", ""), headers.get(b"x-trace-id", ""))
-        exchange = _Exchange(receive, send, trace_id)
+        exchange = _Exchange(send, trace_id)
         token = set_trace_id(trace_id)
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, receive, exchange.send)
         finally:
             if exchange.streams or below(scope, self._prefixes):
                 exchange.log(scope)
@@ -46,8 +46,7 @@ class StreamLoggingMiddleware:
 class _Exchange:
     """One request and its response, as they pass."""
 
-    def __init__(self, receive: Receive, send: Send, trace_id: str) -> None:
-        self._receive = receive
+    def __init__(self, send: Send, trace_id: str) -> None:
         self._send = send
         self._trace_id = trace_id
         self._began = time.monotonic()
@@ -56,9 +55,6 @@ class _Exchange:
         self._first_byte: float | None = None
         self._complete = False
         self.streams = False
-
-    async def receive(self) -> Message:
-        return await self._receive()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -80,7 +76,7 @@ class _Exchange:
     def log(self, scope: Scope) -> None:
         fields = {
             "method": scope["method"],
-            "path": scope["path"],  # without the query, which may hold secrets
+            "path": quote(scope["path"]),  # without the query, which may hold secrets; and on one line
             "status": self._status,
             "bytes": self._bytes,
             "time_to_first_byte": self._first_byte,
@@ -102,42 +98,43 @@ class _Exchange:
 
 
 class BodyLimit:
-    """Stops reading a body below *prefixes* at *limit* bytes: Quart would buffer a chunked one without end.
+    """Throws away what a request's body has over *limit* bytes: Quart would buffer a chunked one without end.
 
-    The view counts for itself and answers 413; here it is only kept from being flooded meanwhile.
+    The view counts for itself and answers 413. Only the routes of ours that take a body are looked at: *paths*,
+    below any of *prefixes*.
     """
 
-    def __init__(self, app: ASGIApp, *, prefixes: Collection[str], limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, prefixes: Collection[str], paths: Collection[str], limit: int) -> None:
         self._app = app
         self._prefixes = prefixes
+        self._paths = paths
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        if scope["type"] != "http" or not below(scope, self._prefixes):
+        if scope["type"] != "http" or scope["method"] != "POST" or not self._is_ours(scope):
             await self._app(scope, receive, send)
             return
-        answered = asyncio.Event()
         received = 0
+        # Quart refuses by a length that is too large before a byte is read, and then the client is cut off.
+        headers = [(name, value) for name, value in scope["headers"] if not self._is_too_large(name, value)]
 
         async def bounded_receive() -> Message:
             nonlocal received
-            flooded = received > self._limit
-            if flooded:
-                await answered.wait()
             message = await receive()
-            while flooded and message["type"] != "http.disconnect":
-                # Hypercorn ends a response only when what has come of its request is taken.
-                message = await receive()
+            if received > self._limit and "body" in message:
+                message = {**message, "body": b""}
             received += len(message.get("body", b""))
             return message
 
-        async def watched_send(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                answered.set()
-            await send(message)
+        await self._app({**scope, "headers": headers}, bounded_receive, send)
 
-        await self._app(scope, bounded_receive, watched_send)
+    def _is_too_large(self, name: bytes, value: bytes) -> bool:
+        return name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > self._limit)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return any(path == prefix + own for prefix in self._prefixes for own in self._paths)
 
 
 def below(scope: Scope, prefixes: Collection[str]) -> bool:

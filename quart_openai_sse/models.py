@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, cast
 
 from quart_openai_sse import _json
 from quart_openai_sse.completion import Completion, add_usage, stream_error
 from quart_openai_sse.entries import Entry
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamTooLong, UpstreamTruncated
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import ChunkSink, Intake, ParsedChunk, is_usage
@@ -62,7 +62,8 @@ class Chat:
 class Call:
     """One request upstream from within an app's model.
 
-    `async for` gives its chunks; awaiting it gives the whole message. Either raises an `UpstreamError`.
+    `async for` gives its chunks; awaiting it gives the whole message. Either raises an `UpstreamError`. It is closed
+    when it was awaited, or with the stream it belongs to; `async with` closes it sooner, for who may leave half-way.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Call:
         self._body = body
         self._principal = principal
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.started = False
+        """Whether anything was sent."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -111,13 +115,16 @@ class Call:
         return self
 
     async def __anext__(self) -> dict[str, Any]:
+        if self._closed:
+            raise RuntimeError("This call is closed.")
         if self._task is None:
-            self._task = asyncio.ensure_future(self._upstream.run(self._body, self._sink, principal=self._principal))
+            self.started = True
+            running = self._upstream.run(self._body, self._sink, principal=self._principal)
+            self._task = asyncio.ensure_future(running)
             self._task.add_done_callback(lambda _: self._news.set())
         while not self._chunks:
             if self._task.done():
                 self._task.result()
-                self._sink.finish()
                 raise StopAsyncIteration
             self._news.clear()
             self._space.set()
@@ -127,15 +134,27 @@ class Call:
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         return self._whole().__await__()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
     async def aclose(self) -> None:
         """Ends the request, and closes its connection. May be called twice."""
+        self._closed = True
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _whole(self) -> dict[str, Any]:
-        async for _ in self:
-            pass
+        try:
+            async for _ in self:
+                pass
+        finally:
+            await self.aclose()
+        if self._completion.message() is None:
+            raise StreamTooLong("The upstream's answer is too large.")
         return self.message
 
     def _take(self, parsed: list[ParsedChunk]) -> None:
@@ -148,8 +167,12 @@ class Call:
             await self._space.wait()
 
 
-Model = Callable[[Chat], AsyncGenerator[Any, None]]
-"""An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s."""
+Model = Callable[[Chat], AsyncIterator[Any]]
+"""An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s.
+
+Whoever passes on the chunks of another SDK passes on those with a `finish_reason` too: without it, nobody can tell
+the stream from one that was cut.
+"""
 
 
 class ModelProducer:
@@ -183,6 +206,7 @@ class ModelProducer:
         self._roles: set[int] = set()
         self._finish_reasons: dict[int, str] = {}
         self._usage: dict[str, Mapping[str, Any]] = {}  # of foreign chunks, by their id
+        self._unfinished: set[tuple[str, int]] = set()  # choices of foreign streams
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
@@ -196,15 +220,14 @@ class ModelProducer:
             self._append(intake, self._finish(intake.elapsed()))
             self.completion.end()
         finally:
-            intake.record.attempts += len(self._calls)
+            intake.record.attempts += sum(call.started for call in self._calls)
             for call in self._calls:
                 await call.aclose()
 
     async def _items(self) -> AsyncGenerator[Any, None]:
         """The generator's items; what it raises is the app's failure, unless it is an error of ours."""
         try:
-            generator = self._model(self._chat)
-            async with aclosing(generator):
+            async with aclosing(cast(AsyncGenerator[Any, None], self._model(self._chat))) as generator:
                 async for item in generator:
                     yield item
         except OpenAISSEError:
@@ -226,19 +249,22 @@ class ModelProducer:
             self.events.append((item.name, item.data))
             return [Entry(_encoded(item.data), item.name, t)]
         if isinstance(item, str):
-            item = {"choices": [{"index": 0, "delta": {"content": item}}]} if item else {}
-        elif not isinstance(item, Mapping):
-            item = _dumped(item)
-        if (failure := stream_error(item)) is not None:
+            return self._chunk({"choices": [{"index": 0, "delta": {"content": item}}]}, t)
+        chunk = item if isinstance(item, Mapping) else _dumped(item)
+        if (failure := stream_error(chunk)) is not None:
             raise failure
-        return self._chunk(item, t)
+        if not _is_chunk(chunk):
+            raise ModelFailed(f"A model can't yield this {type(item).__name__}: it has no choices with a delta.")
+        return self._chunk(chunk, t)
 
     def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
         """A chunk as part of this stream: with its id, without a role, finish or usage of its own."""
-        if isinstance(usage := chunk.get("usage"), Mapping) and not self._is_from_call(chunk):
-            self._usage[str(chunk.get("id"))] = usage
+        origin = str(chunk.get("id") or "")
+        foreign = origin not in {call.id for call in self._calls}
+        if foreign and isinstance(usage := chunk.get("usage"), Mapping):
+            self._usage[origin] = usage
         entries, choices = [], []
-        for choice in chunk.get("choices") or ():
+        for choice in chunk["choices"]:
             index = choice.get("index") or 0
             delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
             if any(delta.values()):
@@ -246,9 +272,12 @@ class ModelProducer:
                     self._roles.add(index)
                     entries.append(self._entry([_choice(index, {"role": "assistant", "content": ""})], t))
                 self._finish_reasons.pop(index, None)
+                if foreign and origin:
+                    self._unfinished.add((origin, index))
                 choices.append({**choice, "index": index, "delta": delta, "finish_reason": None})
             if choice.get("finish_reason"):
                 self._finish_reasons[index] = choice["finish_reason"]
+                self._unfinished.discard((origin, index))
         if choices:
             others = {name: value for name, value in chunk.items() if name not in ("usage", "error")}
             entries.append(self._entry(choices, t, others))
@@ -256,6 +285,9 @@ class ModelProducer:
 
     def _finish(self, t: float) -> list[Entry]:
         """The one finish of each choice, and the usage of all calls together."""
+        if self._unfinished:
+            # OpenAI's SDK does not tell a stream that was cut from one that ended.
+            raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
         entries = []
         for index in sorted(self._roles or {0}):
             delta = {} if self._roles else {"role": "assistant", "content": ""}
@@ -273,12 +305,16 @@ class ModelProducer:
         self.completion.feed_chunk(chunk, size=len(data))
         return Entry(data, "", t, is_usage(chunk))
 
-    def _is_from_call(self, chunk: Mapping[str, Any]) -> bool:
-        return (chunk.get("id") or "") in {call.id for call in self._calls}
-
 
 def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": finish_reason}
+
+
+def _is_chunk(chunk: Mapping[str, Any]) -> bool:
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and all(
+        isinstance(choice, Mapping) and isinstance(choice.get("delta"), Mapping | None) for choice in choices
+    )
 
 
 def _dumped(item: Any) -> Mapping[str, Any]:

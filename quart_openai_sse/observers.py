@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from quart_openai_sse.entries import Outcome
@@ -77,7 +77,8 @@ class StreamEnd:
     """The request, after `prepare`."""
     metadata: Mapping[str, Any]
     message: Mapping[str, Any] | None
-    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if it grew too long to keep."""
+    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if there was none, or too much
+    to keep."""
     events: tuple[tuple[str, Any], ...]
     """The app's events: names and data."""
     finish_reasons: Mapping[int, str]
@@ -109,5 +110,5 @@ def log_stream(event: StreamEvent) -> None:
         record.bytes,
         first,
         record.duration,
-        extra={f"stream_{name}": value for name, value in asdict(record).items()},
+        extra={f"stream_{each.name}": getattr(record, each.name) for each in fields(record)},
     )

@@ -31,6 +31,9 @@ class Producer(Protocol):
         ...
 
 
+_MOST_PREAMBLE = 1 << 20  # bytes before the first output
+
+
 class Intake:
     """The producer's side of the log: holds the preamble back, counts and times what comes."""
 
@@ -40,14 +43,21 @@ class Intake:
         self._writer = writer
         self._on_first = on_first
         self._held: list[Entry] = []
+        self._closed = False
         self._began = self._last = time.monotonic()
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
         return time.monotonic() - self._began
 
+    def close(self) -> None:
+        """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
+        self._closed = True
+
     def append(self, entries: list[Entry], *, output: bool) -> None:
         """Adds entries to the log, once there was any *output*. Raises `StreamTooLong`."""
+        if self._closed:
+            raise OpenAISSEError("The stream has ended.")
         record = self.record
         for entry in entries:
             if not entry.event:
@@ -55,6 +65,8 @@ class Intake:
                 record.bytes += len(entry.data)
         if not output:
             self._held += entries
+            if record.bytes > _MOST_PREAMBLE:
+                raise UpstreamGarbled("The upstream sends without end, and says nothing.")
             return
         now = time.monotonic()
         first = record.time_to_first_output is None
@@ -102,10 +114,6 @@ class ChunkSink:
         """See `Sink.started`."""
         return self._completion.has_output
 
-    @started.setter
-    def started(self, value: bool) -> None:
-        raise AttributeError("started is read from the completion")
-
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
         if headers.get("content-encoding", "identity") != "identity":
@@ -144,7 +152,7 @@ class ChunkSink:
         return True
 
     def finish(self) -> None:
-        """The body has ended. Raises what it lacked."""
+        """See `Sink.finish`."""
         if self._failure is not None:
             raise self._failure
         if self._document is not None:
@@ -209,7 +217,6 @@ class StreamProducer:
         sink = ChunkSink(self.completion, take=take, room=intake.room, max_event=self._max_event)
         intake.record.attempts += 1
         await self._upstream.run(self._body, sink, principal=self._principal)
-        sink.finish()
 
 
 def streaming_body(body: Mapping[str, Any], *, include_usage: bool) -> dict[str, Any]:
@@ -251,15 +258,7 @@ class AnswerProducer:
         """See `Producer.run`."""
         intake.record.attempts += 1
         await self._upstream.run(self._body, self, principal=self._principal)
-        data = bytes(self._data)
-        try:
-            answer = _json.decode(data)
-        except ValueError:
-            raise UpstreamGarbled("The upstream's answer is not JSON.") from None
-        if not isinstance(answer, dict):
-            raise UpstreamGarbled("The upstream's answer is not a JSON object.")
-        self.completion.feed_chunk(_as_chunk(answer), size=len(data))
-        intake.append([Entry(data, "", intake.elapsed())], output=True)
+        intake.append([Entry(bytes(self._data), "", intake.elapsed())], output=True)
 
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
@@ -273,17 +272,25 @@ class AnswerProducer:
         """See `Sink.room`."""
         raise StreamTooLong("The upstream's answer is too large.")
 
+    def finish(self) -> None:
+        """See `Sink.finish`."""
+        try:
+            answer = _json.decode(self._data)
+        except ValueError:
+            raise UpstreamGarbled("The upstream's answer is not JSON.") from None
+        if not isinstance(answer, dict):
+            raise UpstreamGarbled("The upstream's answer is not a JSON object.")
+        if (failure := stream_error(answer)) is not None:
+            raise failure
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
+            raise UpstreamGarbled("The upstream's answer has no choices with a message.")
+        as_chunk = {**answer, "choices": [{**choice, "delta": choice["message"]} for choice in choices]}
+        self.completion.feed_chunk(as_chunk, size=len(self._data))
 
-def _as_chunk(answer: Mapping[str, Any]) -> dict[str, Any]:
-    choices = answer.get("choices")
-    return {
-        **answer,
-        "choices": [
-            {**choice, "delta": choice.get("message")}
-            for choice in (choices if isinstance(choices, list) else ())
-            if isinstance(choice, dict)
-        ],
-    }
+
+def _is_whole_choice(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
 
 
 def whole_answer(data: bytes) -> bool:

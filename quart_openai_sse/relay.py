@@ -21,6 +21,7 @@ from quart_openai_sse.errors import (
     ModelNotFound,
     OpenAISSEError,
     ServerShutdown,
+    StartAbandoned,
     StreamTooLong,
     TooManyStreams,
 )
@@ -90,7 +91,8 @@ class Relay:
         body = validate(body, default_model=self.config.model)
         retain = retain or bool(idempotency_key)
         handle = self.find(_stream_id(idempotency_key, principal), principal)
-        create = partial(self.log.create, handle.key, digest=digest(body), retain=retain)
+        fingerprint = digest(body) if idempotency_key else ""
+        create = partial(self.log.create, handle.key, digest=fingerprint, retain=retain)
         writer = await create() if idempotency_key else None
         if idempotency_key and writer is None:
             return replace(handle, attached=True)
@@ -109,11 +111,15 @@ class Relay:
             if not retain:
                 live.handle = replace(handle, reader=await self.read(handle.key, heartbeat=bool(body.get("stream"))))
                 live.record.readers = 1
+            if self.draining:  # since we looked
+                raise Draining("The server is shutting down.")
         except BaseException as error:
+            if live.handle.reader is not None:
+                await self.leave(live.handle.reader)
             if reserved:
                 self._release(principal)
             if writer is not None:
-                refusal = error if isinstance(error, OpenAISSEError) else OpenAISSEError()
+                refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
                 await writer.close(End("failed", refusal.code or "", refusal))
             raise
         self._run(live)
@@ -124,7 +130,10 @@ class Relay:
         if self._per_principal.total() >= self.config.max_streams:
             raise TooManyStreams("Too many streams are running.")
         who = (principal.realm, principal.id)
-        if not principal.anonymous and self._per_principal[who] >= self.config.max_streams_per_principal:
+        limit = principal.max_streams
+        if limit is None and not principal.anonymous:
+            limit = self.config.max_streams_per_principal
+        if limit is not None and self._per_principal[who] >= limit:
             raise TooManyStreams("You have too many streams running.")
         self._per_principal[who] += 1
 
@@ -140,7 +149,7 @@ class Relay:
         live.record.model = name
         model = self.hooks.models.get(name)
         allowed = models if models is not None else config.models if model is None else None
-        if allowed is not None and name not in allowed:
+        if (allowed is not None and name not in allowed) or not principal.may_ask(name):
             raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
         assemble = config.max_bytes if self.hooks.on_end else 0
         if model is not None:
@@ -199,33 +208,34 @@ class Relay:
             logger.exception("stream %s: its scope raised", live.handle.id)
         finally:
             live.complete_record(end)
-            del self._live[live.handle.key]
-            self._release(live.principal)
-            await live.writer.close(end)
-            self._observe("ended", live.record)
+            try:
+                await live.writer.close(end)
+            finally:
+                del self._live[live.handle.key]
+                self._release(live.principal)
+                self._observe("ended", live.record)
 
     async def _produce(self, live: Live) -> End:
         """Runs the producer until it is over, or somebody or something interrupts it."""
         producing = asyncio.ensure_future(live.producer.run(live.intake))
         watching = [asyncio.ensure_future(self._watch_stop(live)), asyncio.ensure_future(self._watch_readers(live))]
+        tasks: set[asyncio.Future[Any]] = {producing, *watching}
         try:
             over: set[asyncio.Future[Any]] = {producing, live.interrupted}
             await asyncio.wait(over, timeout=self.config.max_duration, return_when=asyncio.FIRST_COMPLETED)
-            if producing.done():
-                return live.end_of(producing)
-            if live.interrupted.done():
-                return live.end(*live.interrupted.result())
-            return live.failed(StreamTooLong("The stream ran for too long."))
+            if not producing.done():
+                live.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
         except asyncio.CancelledError:  # the event loop is being closed under us
-            return live.failed(ServerShutdown("The server stopped."))
-        finally:
-            tasks: set[asyncio.Future[Any]] = {producing, *watching}
-            for each in tasks:
-                each.cancel()
-            _, busy = await asyncio.wait(tasks, timeout=_CLEAN_UP)
-            for each in busy:
-                logger.warning("stream %s: its producer does not stop", live.handle.id)
-                self._background.hold(each)
+            live.interrupt("failed", "server_shutdown", ServerShutdown("The server stopped."))
+        ended_by_itself = producing.done()
+        live.intake.close()
+        for each in tasks:
+            each.cancel()
+        _, busy = await asyncio.wait(tasks, timeout=_CLEAN_UP)
+        for each in busy:
+            logger.warning("stream %s: its producer does not stop", live.handle.id)
+            self._background.hold(each)
+        return live.end_of(producing) if ended_by_itself else live.end(*live.interrupted.result())
 
     async def _watch_stop(self, live: Live) -> None:
         live.interrupt("stopped", await live.writer.stop_requested())

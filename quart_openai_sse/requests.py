@@ -39,8 +39,9 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
     body = dict(body)
     if body.get("model") is None and default_model:
         body["model"] = default_model
-    if not isinstance(body.get("model"), str) or not body["model"].strip():
-        raise InvalidRequest("model must be a non-empty string.", param="model")
+    model = body.get("model")
+    if not isinstance(model, str) or not model.strip() or not model.isprintable() or len(model) > 256:
+        raise InvalidRequest("model must be a non-empty string of at most 256 printable characters.", param="model")
     _messages(body.get("messages"))
     for member, (allowed, description) in _MEMBERS.items():
         value = body.get(member)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from quart import Response
 from quart_openai_sse import _json
 from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End
-from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_error
 from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
@@ -23,6 +25,8 @@ from quart_openai_sse.relay import Relay
 from quart_openai_sse.sse import HEARTBEAT
 
 logger = logging.getLogger("quart_openai_sse")
+
+_request_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("quart_openai_sse_request_task", default=None)
 
 _STREAM_HEADERS = {
     # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: nginx would too.
@@ -94,6 +98,11 @@ async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
             yield StreamItem(end.outcome, data, END_ID)
 
 
+async def remember_request_task() -> None:
+    """Before a request: its task outlives its response's body."""
+    _request_task.set(asyncio.current_task())
+
+
 async def stream_response(
     relay: Relay,
     handle: StreamHandle,
@@ -108,7 +117,8 @@ async def stream_response(
     reader = handle.reader or await relay.read(handle.key, after=after)
     try:
         # If the client leaves before the body begins, the body's `finally` never runs; its task always ends.
-        task = asyncio.current_task()
+        # (A view may make its response in a task of its own, which ends long before.)
+        task = _request_task.get() or asyncio.current_task()
         if task is not None:
             task.add_done_callback(lambda _: relay.leave_soon(reader))
         if late:
@@ -131,11 +141,17 @@ async def _body(
     ids: bool,
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
+    clock, keepalive = asyncio.get_running_loop().time, relay.config.keepalive or math.inf
+    said = clock()
     try:
         if retry:
             yield retry
         async for batch in reader:
-            if data := _encoded(spoken, batch, ids):
+            data = _encoded(spoken, batch, ids)
+            if not data and clock() - said >= keepalive:  # entries came, but none that this format shows
+                data = HEARTBEAT
+            if data:
+                said = clock()
                 yield data
     except Exception:
         # Quart swallows what a body raises, and the stream would look complete.
@@ -157,7 +173,7 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     Raises the error of a stream that failed, and `StreamStopped`.
     """
     reader = handle.reader or await relay.read(handle.key, heartbeat=False)
-    completion = Completion()
+    completion = Completion(assemble=relay.config.max_bytes)
     try:
         async for batch in reader:
             for entry in batch.entries:
@@ -169,7 +185,9 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
                 raise error
     finally:
         await relay.leave(reader)
-    return _json.encode(completion.message())
+    if (message := completion.message()) is None:
+        raise StreamTooLong("The answer is too large for one piece.")
+    return _json.encode(message)
 
 
 def error_response(error: OpenAISSEError) -> Response:

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, Unpack
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from quart_openai_sse import _json
+from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import (
     InvalidLastEventID,
@@ -22,47 +25,113 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.simulator import Exchange, Simulator, SimulatorOptions, serve_simulator
 from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode_data
 from quart_openai_sse.upstream import Sink, refusal
 
-__all__ = ["ReadStream", "ScriptedUpstream", "StreamLogContract", "chunk", "finish", "read", "serve_app"]
+__all__ = [
+    "Gate",
+    "ReadStream",
+    "ScriptedUpstream",
+    "StreamLogContract",
+    "ThreadedSimulator",
+    "chunk",
+    "error",
+    "finish",
+    "read",
+    "refused",
+    "serve_app",
+    "simulator_thread",
+    "tool_call",
+]
+
+T = TypeVar("T")
 
 
 # An upstream that does as it is told --------------------------------------------------------------------------------
 
 
 def chunk(content: str | None = None, *, index: int = 0, finish_reason: str | None = None, **delta: Any) -> bytes:
-    """A chunk as an upstream would send it, blank line included. *delta* holds further members of the delta."""
+    """A chunk as an upstream would send it, blank line included.
+
+    *delta* holds further members of the delta: `chunk(reasoning_content="Let me see.")`.
+    """
     if content is not None:
         delta["content"] = content
-    choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
-    return encode_data(
-        _json.encode(
-            {
-                "id": "chatcmpl-scripted",
-                "object": "chat.completion.chunk",
-                "created": 0,
-                "model": "scripted",
-                "choices": [choice],
-            }
-        )
-    )
+    return _chunk([{"index": index, "delta": delta, "finish_reason": finish_reason}])
 
 
-def finish(finish_reason: str = "stop") -> bytes:
-    """The chunk that ends a choice, and `[DONE]`."""
-    return chunk(finish_reason=finish_reason) + encode_data(b"[DONE]")
+def tool_call(
+    name: str,
+    arguments: Mapping[str, Any] | str = "{}",
+    *,
+    id: str = "call_1",  # noqa: A002 (OpenAI's name)
+    index: int = 0,
+) -> bytes:
+    """A tool call as OpenAI sends it: a chunk with its *id* and *name*, then its *arguments* in two pieces.
+
+    A second call of the same answer has another *id* and the next *index*; `finish("tool_calls")` comes after the last.
+    """
+    text = arguments if isinstance(arguments, str) else _json.encode(arguments).decode()
+    middle = len(text) // 2
+    head = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+    pieces = [{"index": index, "function": {"arguments": piece}} for piece in (text[:middle], text[middle:])]
+    return b"".join(chunk(tool_calls=[part]) for part in (head, *pieces))
+
+
+def finish(finish_reason: str = "stop", *, usage: Mapping[str, Any] | None = None) -> bytes:
+    """The chunk that ends a choice, the *usage* if there is one, and `[DONE]`. A script without it is a cut stream."""
+    counted = b"" if usage is None else _chunk([], usage=usage)
+    return chunk(finish_reason=finish_reason) + counted + encode_data(b"[DONE]")
+
+
+def error(message: str, *, code: str | int | None = None, type: str = "server_error") -> bytes:  # noqa: A002
+    """An error within the stream, as an upstream would send it."""
+    return encode_data(_json.encode({"error": {"message": message, "type": type, "param": None, "code": code}}))
+
+
+def refused(
+    status: int, message: str = "The script refused.", *, code: str | None = None, retry_after: int | None = None
+) -> OpenAISSEError:
+    """A step that answers with an error status: the error that `OpenAIUpstream` makes of it."""
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    return refusal(status, headers, _json.encode({"error": {"message": message, "code": code}}))
+
+
+def _chunk(choices: list[dict[str, Any]], **members: Any) -> bytes:
+    head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+    return encode_data(_json.encode({**head, "choices": choices, **members}))
+
+
+class Gate:
+    """A step at which a script waits until the test lets it on, so that no test needs to sleep."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def reached(self) -> None:
+        """Returns when a script waits here, or has passed. Bound it by a timeout."""
+        await self._reached.wait()
+
+    def open(self) -> None:
+        """Lets on whoever waits here, and whoever comes later."""
+        self._opened.set()
+
+    async def __call__(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
 
 
 Step = bytes | Exception | Awaitable[Any] | Callable[[], Awaitable[Any]]
-"""One step of a script: bytes to send in one read, an error to raise, or something to wait for."""
+"""One step of a script: bytes to send in one read, an error to raise, or something to wait for (a `Gate`)."""
 
 
 class ScriptedUpstream:
     """Answers each request with the next of *scripts*, the last one for ever, and remembers what it was sent.
 
     A script is a list of steps; a text stands for its words as chunks, with a finish. `status` and `headers` answer
-    otherwise than with a stream.
+    otherwise than with a stream. A request without `stream` gets the chunks added up, in one piece.
     """
 
     name = "scripted"
@@ -91,7 +160,7 @@ class ScriptedUpstream:
         self.running += 1
         self.closed.clear()
         try:
-            await self._play(script, sink)
+            await self._play(script, sink if request.get("stream") else _Whole(sink))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -118,6 +187,34 @@ class ScriptedUpstream:
                 await (step() if callable(step) else step)
             elif not sink.feed(step) and not await sink.room():
                 return
+        sink.finish()
+
+
+class _Whole:
+    """The sink of an answer in one piece: adds up the chunks of a script, and passes on whatever else is in it."""
+
+    started = False
+
+    def __init__(self, sink: Sink) -> None:
+        self.head, self.room = sink.head, sink.room
+        self._feed = sink.feed
+        self._finish = sink.finish
+        self._decoder = SSEDecoder()
+        self._completion: Completion | None = None
+
+    def feed(self, data: bytes) -> bool:
+        if not data.startswith(b"data:"):
+            return self._feed(data)
+        self._completion = self._completion or Completion()
+        for event in self._decoder.feed_raw(data):
+            self._completion.feed(event.data)
+        return True
+
+    def finish(self) -> None:
+        if self._completion is not None:
+            self._completion.end()
+            self._feed(_json.encode(self._completion.message()))
+        self._finish()
 
 
 def _script(text: str) -> list[Step]:
@@ -144,6 +241,14 @@ class ReadStream:
     """`completed`, `failed`, `stopped`; `cut` if it just broke off."""
     error: dict[str, Any] | None = None
     """The error object, if there was one."""
+    reasoning: str = ""
+    """What the first choice thought before it spoke (`reasoning_content` or `reasoning`), in OpenAI's format."""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """The tool calls of the first choice, put together as in a message, in OpenAI's format."""
+    finish_reason: str | None = None
+    """Why the first choice ended, by the upstream's account."""
+    usage: dict[str, Any] | None = None
+    """What it cost, if the client asked to be told (`stream_options.include_usage`), or in the `text` format."""
 
     @property
     def last_event_id(self) -> str:
@@ -166,6 +271,8 @@ async def read(body: bytes | AsyncIterable[bytes]) -> ReadStream:
 def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
     text, outcome, error = "", "cut", None
     chunks: list[dict[str, Any]] = []
+    completion = Completion()
+    told: dict[str, Any] = {}
     for event in events:
         if event.data == "[DONE]":
             outcome = "completed"
@@ -174,17 +281,60 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         if event.event == "delta":
             text += data["text"]
         elif event.event in ("completed", "failed", "stopped"):
-            outcome, error = event.event, data.get("error")
+            outcome, error, told = event.event, data.get("error"), data
         elif event.event == "message" and "error" in data:
             error = data["error"]
             outcome = "stopped" if error["code"] == "stopped" else "failed"
         elif event.event == "message":
             chunks.append(data)
+            completion.feed_chunk(data)
             text += "".join(
                 choice["delta"].get("content") or "" for choice in data["choices"] if choice.get("index", 0) == 0
             )
     ids = [event.id for event in events if event.id]
-    return ReadStream(events, chunks, text, ids, outcome, error)
+    choices: list[dict[str, Any]] = (completion.message() or {}).get("choices", [])
+    message: dict[str, Any] = next((choice["message"] for choice in choices if choice["index"] == 0), {})
+    return ReadStream(
+        events,
+        chunks,
+        text,
+        ids,
+        outcome,
+        error,
+        reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+        tool_calls=message.get("tool_calls") or [],
+        finish_reason=completion.finish_reasons.get(0) or told.get("finish_reason"),
+        usage=completion.usage or told.get("usage"),
+    )
+
+
+# A server for any test ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ThreadedSimulator(Simulator):
+    """A simulator on an event loop in a thread of its own, to be asked from any loop, or from none."""
+
+    portal: BlockingPortal
+    """Its event loop, as anyio reaches it from elsewhere."""
+
+    async def ended(self, number: int = 1) -> Exchange:
+        """See `Simulator.ended`."""
+        return await asyncio.wrap_future(self.portal.start_task_soon(super().ended, number))
+
+    async def until(self, condition: Callable[[], T]) -> T:
+        """See `Counters.until`, which belongs to the simulator's own loop."""
+        return await asyncio.wrap_future(self.portal.start_task_soon(self.counters.until, condition))
+
+
+@contextmanager
+def simulator_thread(**options: Unpack[SimulatorOptions]) -> Iterator[ThreadedSimulator]:
+    """The simulator in a thread of its own: for tests without an event loop, and clients that block theirs."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve_simulator(**options)) as simulator,
+    ):
+        yield ThreadedSimulator(simulator.base_url, simulator.counters, portal)
 
 
 # What every stream log does -----------------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 class Sink(Protocol):
     """Where an upstream's answer goes, as it arrives."""
 
-    started: bool
-    """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
+    @property
+    def started(self) -> bool:
+        """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
+        ...
 
     def head(self, status: int, headers: Headers) -> None:
         """The status line and headers have come. The body of an answer other than 200 is not fed."""
@@ -52,6 +54,10 @@ class Sink(Protocol):
         """Waits until more may come. `False`: nothing more is wanted. Raises what `feed` found wrong."""
         ...
 
+    def finish(self) -> None:
+        """The body has ended. Raises what it lacked."""
+        ...
+
 
 class Upstream(Protocol):
     """Whatever answers Chat Completions requests."""
@@ -62,7 +68,7 @@ class Upstream(Protocol):
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """Sends one request and feeds the answer to *sink*; returns when it is over.
 
-        Cancelling it closes the connection. Raises an `UpstreamError`.
+        Cancelling it closes the connection. Raises an `UpstreamError`, and what *sink* raises.
         """
         ...
 
@@ -109,6 +115,7 @@ class OpenAIUpstream:
                             await _finish(pieces)
                             return
                         deadlines.heard(started=sink.started)
+            sink.finish()
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
@@ -140,6 +147,8 @@ class OpenAIUpstream:
     ) -> AsyncIterator[Any]:
         key = self._config.api_key
         key = await key(principal) if callable(key) else key
+        if key and not (key.isascii() and key.isprintable()):
+            raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
         if self._client is None:
             self._client = self._create_client()
         answered = False
@@ -165,7 +174,8 @@ class OpenAIUpstream:
         except Exception as error:
             if (failure := _translated(error, answered=answered)) is None:
                 raise
-            raise failure from error
+            # Without its cause: httpx's error about an illegal header value would bring our key along.
+            raise failure from None
 
     async def _send(self, request: Any) -> Any:
         """Sends *request*, and leaves nothing behind when it is cancelled.

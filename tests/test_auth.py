@@ -85,6 +85,17 @@ async def test_any_coroutine_function_is_a_hook(create_app: CreateApp, serve: Se
     assert (await client.get("/who", headers={"X-Secret": "yes"})).json()["principal"] == expected
 
 
+@pytest.mark.parametrize(("given", "status"), [(False, 401), ("", 401), (True, 500), ([], 500), (b"x", 500)])
+async def test_a_hook_that_gives_no_identity_lets_nobody_in(
+    create_app: CreateApp, serve: Serve, given: Any, status: int
+) -> None:
+    async def hook():
+        return given
+
+    client = await serve(create_app(ScriptedUpstream(), auth=hook)[0])
+    assert (await client.get("/v1/models")).status_code == status
+
+
 @pytest.mark.parametrize(("code", "status"), [(401, 401), (403, 403)])
 async def test_a_hook_may_abort(create_app: CreateApp, serve: Serve, code: int, status: int) -> None:
     async def hook():

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from quart import request
 
 from quart_openai_sse import Event
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
@@ -166,6 +167,16 @@ async def test_a_stream_can_be_read_in_openais_format(create_app: CreateApp, ser
     assert response.content == (
         b"retry: 1000\nid: 1\n" + chunk("hi") + b"id: 2\n" + chunk(finish_reason="stop") + b"id: end\ndata: [DONE]\n\n"
     )
+
+
+async def test_quarts_own_timeout_does_not_cut_a_stream(create_app: CreateApp, serve: Serve) -> None:
+    """`RESPONSE_TIMEOUT` is the time of a whole response; Quart cuts at it, and says nothing."""
+    app, _ = create_app(ScriptedUpstream([chunk("one"), lambda: asyncio.sleep(0.3), chunk(" two"), finish()]))
+    app.config["RESPONSE_TIMEOUT"] = 0.05
+    client = await serve(app)
+    for route in ("/v1/chat/completions", "/v1/streams"):
+        seen = await read((await client.post(route, json=STREAM, headers=EVENTS)).content)
+        assert (seen.text, seen.outcome) == ("one two", "completed")
 
 
 async def test_head_answers_without_running_the_body(create_app: CreateApp, serve: Serve) -> None:
@@ -339,6 +350,94 @@ async def test_a_body_over_the_limit_is_a_413(create_app: CreateApp, serve: Serv
     assert error_of(response)["code"] == "request_too_large"
     fitting = await client.post("/v1/chat/completions", json={**STREAM, "x": "y" * 90_000})
     assert fitting.status_code == 200
+
+
+@pytest.mark.parametrize("megabytes", [5, 20])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_413_reaches_a_client_that_is_still_sending(
+    create_app: CreateApp, serve: Serve, megabytes: int, chunked: bool
+) -> None:
+    """A server that closes on unread data resets the connection, and its answer is lost."""
+    client = await serve(create_app(ScriptedUpstream())[0])
+    part = b" " * 100_000
+
+    async def pieces():
+        for _ in range(megabytes * 10):
+            yield part
+
+    response = await client.post(
+        "/v1/chat/completions",
+        content=pieces() if chunked else part * megabytes * 10,
+        headers={"Content-Type": "application/json"},
+    )
+    assert response.status_code == 413
+
+
+async def test_other_routes_below_our_prefix_keep_their_bodies(create_app: CreateApp, serve: Serve) -> None:
+    app, _ = create_app(ScriptedUpstream(), max_body=1000)
+
+    @app.post("/v1/upload")
+    async def upload():
+        return str(len(await request.get_data()))
+
+    client = await serve(app)
+    assert (await client.post("/v1/upload", content=b"x" * 100_000)).text == "100000"
+
+
+async def test_only_who_started_a_stream_that_is_not_kept_reads_it(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    client = await serve(create_app(ScriptedUpstream([chunk("hi"), forever.wait]))[0])
+    async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        url = f"/v1/streams/{response.headers['x-stream-id']}"
+        other = await client.get(url)
+        assert (other.status_code, error_of(other)["code"]) == (410, "stream_expired")
+        assert (await client.delete(url)).status_code == 204
+        assert (await read(response.aiter_raw())).outcome == "stopped"
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/streams?format=text"])
+async def test_silence_is_filled_also_while_entries_come_that_are_not_shown(
+    create_app: CreateApp, serve: Serve, route: str
+) -> None:
+    """Minutes of reasoning in the text format, or of app events on OpenAI's wire."""
+    app, ai = create_app(ScriptedUpstream(), keepalive=0.01)
+
+    @ai.model("thinker")
+    async def thinker(chat):
+        yield "Well: "
+        for _ in range(30):
+            yield Event("thought", 1) if "chat" in route else {"choices": [{"delta": {"reasoning": "hm"}}]}
+            await asyncio.sleep(0.005)
+        yield "done"
+
+    client = await serve(app)
+    response = await client.post(route, json={**STREAM, "model": "thinker"}, headers=EVENTS)
+    assert response.content.count(b":\n") > 3
+    assert b":\n\n" not in response.content
+    assert (await read(response.content)).text == "Well: done"
+
+
+@pytest.mark.parametrize("model", ["a\nb", "x" * 257, " ", "\0"])
+async def test_a_models_name_cannot_forge_a_log_line(create_app: CreateApp, serve: Serve, model: str) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    response = await client.post("/v1/chat/completions", json={**STREAM, "model": model})
+    assert (response.status_code, error_of(response)["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize("answer", [b'{"foo":1}', b'{"choices":null}', b'{"choices":[1]}', b'{"choices":[]}', b"[]"])
+async def test_an_answer_without_a_message_is_the_upstreams_fault(
+    create_app: CreateApp, serve: Serve, answer: bytes
+) -> None:
+    client = await serve(create_app(ScriptedUpstream([answer]))[0])
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, error_of(response)["code"]) == (502, "upstream_garbled")
+
+
+async def test_a_preamble_without_end_is_garbled(create_app: CreateApp, serve: Serve) -> None:
+    empty = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n' * 1000
+    client = await serve(create_app(ScriptedUpstream([empty] * 100))[0])
+    response = await client.post("/v1/chat/completions", json=STREAM)
+    assert (response.status_code, error_of(response)["code"]) == (502, "upstream_garbled")
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": ""}, {"Authorization": "Bearer nobody"}])

@@ -55,6 +55,23 @@ async def test_a_failure_before_output_is_a_status_of_ones_own_route_too(create_
     assert (response.status_code, response.json()["error"]["message"]) == (503, "no")
 
 
+async def test_a_response_may_be_made_in_a_task_of_its_own(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream([chunk("hi"), asyncio.Event().wait]))
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start(BODY, principal=await ai.principal())
+        return await asyncio.create_task(stream.response())
+
+    client = await serve(app)
+    async with client.stream("POST", "/ask") as response:
+        assert await anext(response.aiter_raw())
+        [relay] = ai._state(app).running_relays()
+        assert len(relay._readers) == 1
+    while relay._readers:
+        await asyncio.sleep(0)
+
+
 async def test_events_are_given_to_the_app_itself(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream("one two"))
     got: list[Any] = []

@@ -109,6 +109,10 @@ async def test_one_line_per_response_of_ours(
     assert "secret" not in first.getMessage()
     assert (second.response_path, second.response_status) == ("/v1/nothing", 404)
     assert third.response_path == "/feed"
+    await client.get("/v1/%0aforged%20line")
+    while len(lines(caplog)) < 4:
+        await asyncio.sleep(0)
+    assert "\n" not in lines(caplog)[3].getMessage()
 
 
 async def test_a_client_that_left_is_in_the_line(

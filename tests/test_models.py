@@ -69,7 +69,8 @@ async def test_sdk_objects_and_mappings_are_chunks_too(create_app: CreateApp, se
                 "choices": [{"index": 0, "delta": {"role": "assistant", "content": "from"}, "finish_reason": None}],
             }
         )
-        yield {"choices": [{"index": 0, "delta": {"content": " both"}, "finish_reason": "length"}], "new": 1}
+        last = {"index": 0, "delta": {"content": " both"}, "finish_reason": "length"}
+        yield {"id": "other", "choices": [last], "new": 1}
 
     _, seen, _ = await stream_of(create_app, serve, own)
     assert seen.text == "from both"
@@ -162,7 +163,19 @@ async def test_a_model_can_refuse_with_an_error_of_ours(create_app: CreateApp, s
 
 
 @pytest.mark.parametrize(
-    "item", [5, None, b"bytes", SimpleNamespace(), {"content": "no choices", "x": {1, 2}}, Event("e", object())]
+    "item",
+    [
+        5,
+        None,
+        b"bytes",
+        SimpleNamespace(),
+        {"content": "no choices"},
+        {"choices": ["x"]},
+        {"choices": [{"delta": "x"}]},
+        {"choices": [{"delta": {"content": object()}}]},
+        SimpleNamespace(model_dump=lambda **_: {"content": "as LangChain has it"}),
+        Event("e", object()),
+    ],
 )
 async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, serve: Serve, item: Any) -> None:
     async def own(chat):
@@ -170,10 +183,7 @@ async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, ser
         yield item
 
     _, seen, _ = await stream_of(create_app, serve, own)
-    if isinstance(item, dict):  # nothing in it to show
-        assert seen.outcome == "completed"
-    else:
-        assert (seen.outcome, seen.error["code"]) == ("failed", "model_failed")
+    assert (seen.outcome, seen.error["code"]) == ("failed", "model_failed")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +234,88 @@ async def test_a_call_left_half_way_is_closed_too(create_app: CreateApp, serve: 
     _, seen, upstream = await stream_of(create_app, serve, own, [chunk("hi"), forever.wait])
     assert (seen.text, seen.outcome) == ("hi and more", "completed")
     assert (upstream.running, upstream.cancelled) == (0, 1)
+
+
+async def test_the_stream_of_another_sdk_that_was_cut_is_not_complete(create_app: CreateApp, serve: Serve) -> None:
+    """openai-python raises nothing when its stream breaks off: only the missing finish_reason tells."""
+
+    async def own(chat):
+        for text in ("The answer", " is not"):
+            yield {"id": "theirs", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.text, seen.outcome, seen.error["code"]) == ("The answer is not", "failed", "upstream_truncated")
+
+
+@pytest.mark.parametrize("how", ["yields on", "returns"])
+async def test_a_model_that_will_not_be_stopped_says_nothing_more(
+    create_app: CreateApp, serve: Serve, how: str
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    forever, over = asyncio.Event(), asyncio.Event()
+
+    @ai.model("own")
+    async def own(chat):
+        try:
+            yield "so far"
+            await forever.wait()
+        except asyncio.CancelledError:
+            while how == "yields on":
+                yield "late"
+                await asyncio.sleep(0)
+        finally:
+            over.set()
+
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    async with client.stream("GET", url) as response:
+        body = response.aiter_raw()
+        first = await anext(body)
+        while b"delta" not in first:
+            first += await anext(body)
+        await client.delete(url)
+        seen = await read(first + b"".join([data async for data in body]))
+    await over.wait()
+    assert (seen.text, seen.outcome) == ("so far", "stopped")
+    again = await read((await client.get(url, params={"format": "openai"})).content)
+    assert [each["choices"][0]["finish_reason"] for each in again.chunks] == [None, None]
+
+
+async def test_a_call_that_is_given_up_is_closed_at_once(create_app: CreateApp, serve: Serve) -> None:
+    forever, running = asyncio.Event(), []
+    upstream = ScriptedUpstream([chunk("slow"), forever.wait])
+    app, ai = create_app(upstream)
+
+    @ai.model("own")
+    async def own(chat):
+        try:
+            async with asyncio.timeout(0.01):
+                await chat.call("slow", chat.messages)
+        except TimeoutError:
+            running.append(upstream.running)
+        async with chat.call("left", chat.messages) as chunks:
+            async for _ in chunks:
+                break
+        running.append(upstream.running)
+        chat.call("never asked", chat.messages)
+        yield "done"
+
+    client = await serve(app)
+    seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+    assert (seen.text, seen.outcome) == ("done", "completed")
+    assert running == [0, 0]
+    assert len(upstream.requests) == 2
+
+
+async def test_a_call_that_grows_too_long_is_no_empty_message(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield (await chat.call("long", chat.messages)).get("content", "nothing")
+
+    upstream = ScriptedUpstream([*(chunk("x" * 1000) for _ in range(20)), finish()])
+    app, ai = create_app(upstream, max_bytes=10_000)
+    ai.model("own")(own)
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "stream_too_long")
 
 
 async def test_a_model_that_never_waits_can_be_stopped(create_app: CreateApp, serve: Serve) -> None:

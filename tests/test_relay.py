@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from quart import current_app
+from quart import abort, current_app
 
 from quart_openai_sse import Principal, StreamEnd, StreamEvent
 from quart_openai_sse.config import Config
@@ -152,9 +152,78 @@ async def test_a_prepare_hook_that_breaks_is_the_apps_failure(
 
     client = await serve(app)
     response = await client.post("/v1/chat/completions", json=BODY)
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "model_failed")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in response.text
-    assert "a prepare hook raised" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_prepare_hook_may_abort_and_change_what_it_is_given(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream()
+    app, ai = create_app(upstream)
+    mine = {**BODY, "messages": list(QUESTION)}
+
+    @ai.prepare
+    def change(body, principal):
+        body["messages"].insert(0, {"role": "system", "content": "x"})
+        body["stream"] = False
+        if body.get("user") == "nobody":
+            abort(403)
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start(mine, principal=await ai.principal())
+        return await stream.response()
+
+    client = await serve(app)
+    for _ in range(2):
+        assert (await read((await client.post("/ask")).content)).outcome == "completed"
+    assert mine["messages"] == QUESTION
+    assert [len(request["messages"]) for request in upstream.requests] == [2, 2]
+    assert (await client.post("/v1/chat/completions", json={**BODY, "user": "nobody"})).status_code == 403
+
+
+async def test_who_waits_for_a_start_that_broke_off_may_start_anew(create_app: CreateApp, serve: Serve) -> None:
+    asked, gate = asyncio.Event(), asyncio.Event()
+    app, ai = create_app(ScriptedUpstream("hello"))
+
+    @ai.prepare
+    async def slow(body, principal):
+        asked.set()
+        await gate.wait()
+
+    client = await serve(app)
+    ask = {"url": "/v1/chat/completions", "json": BODY, "headers": {"Idempotency-Key": "k"}}
+    first = asyncio.ensure_future(client.post(**ask))
+    await asked.wait()
+    second = asyncio.ensure_future(client.post(**ask))
+    relay = ai._state(app).running_relays()[0]
+    while not relay._readers:
+        await asyncio.sleep(0)
+    first.cancel()
+    refused = await second
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "start_abandoned")
+    assert refused.headers["x-should-retry"] == "true"
+    gate.set()
+    assert (await read((await client.post(**ask)).content)).text == "hello"
+
+
+async def test_a_start_that_is_being_prepared_does_not_slip_past_a_drain(create_app: CreateApp, serve: Serve) -> None:
+    asked, gate = asyncio.Event(), asyncio.Event()
+    upstream = ScriptedUpstream()
+    app, ai = create_app(upstream)
+
+    @ai.prepare
+    async def slow(body, principal):
+        asked.set()
+        await gate.wait()
+
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
+    await asked.wait()
+    await ai.drain(0, app=app)
+    gate.set()
+    assert (await asking).status_code == 503
+    assert not upstream.requests
 
 
 async def test_on_end_is_awaited_before_readers_see_the_end(create_app: CreateApp, serve: Serve) -> None:
@@ -220,6 +289,24 @@ async def test_a_plain_function_runs_in_a_thread_with_the_app_context(create_app
     assert name == app.name
 
 
+async def test_on_end_may_be_anything_that_can_be_called(create_app: CreateApp, serve: Serve) -> None:
+    called = []
+
+    class Store:
+        async def __call__(self, end: StreamEnd) -> None:
+            called.append("object")
+
+    async def later(end: StreamEnd) -> None:
+        called.append("lambda")
+
+    app, ai = create_app(ScriptedUpstream())
+    ai.on_end(Store())
+    ai.on_end(lambda end: later(end))
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json=BODY)
+    assert sorted(called) == ["lambda", "object"]
+
+
 async def test_a_failing_or_slow_on_end_changes_nothing(
     create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,7 +362,12 @@ async def test_one_line_is_logged_per_stream_with_its_fields(
     create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "quart_openai_sse.stream")
-    app, _ = create_app(ScriptedUpstream("one two"))
+    app, ai = create_app(ScriptedUpstream("one two"))
+
+    @ai.observe
+    def cannot_be_copied(event: StreamEvent) -> None:
+        event.record.metadata.setdefault("lock", threading.Lock())
+
     client = await serve(app)
     await client.post("/v1/chat/completions", json=BODY, headers={**ANN, "X-Trace-ID": "trace-1"})
     [line] = [record for record in caplog.records if record.name == "quart_openai_sse.stream"]

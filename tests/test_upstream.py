@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,9 @@ class Collector:
 
     async def room(self) -> bool:
         return False
+
+    def finish(self) -> None:
+        pass
 
 
 @pytest.fixture(params=CLIENTS, autouse=True)
@@ -157,7 +161,7 @@ async def stall(peer: Peer) -> None:
 
 
 async def test_silence_before_the_headers_is_the_first_outputs_deadline(client: Any) -> None:
-    error, _ = await failure(stall, client, first_output_timeout=0.05)
+    error, _ = await failure(stall, client, first_output_timeout=0.5)
     assert isinstance(error, FirstOutputTimeout)
     assert (error.status, error.code) == (504, "first_output_timeout")
 
@@ -167,7 +171,7 @@ async def test_empty_deltas_are_no_output(client: Any) -> None:
         await peer.send(HEAD + chunked(b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'))
         await stall(peer)
 
-    error, sink = await failure(preamble, client, first_output_timeout=0.05)
+    error, sink = await failure(preamble, client, first_output_timeout=0.5)
     assert isinstance(error, FirstOutputTimeout)
     assert sink.data
 
@@ -177,7 +181,7 @@ async def test_silence_in_the_middle_is_the_gaps_deadline(client: Any) -> None:
         await peer.send(HEAD + chunked(chunk("hi")))
         await stall(peer)
 
-    error, _ = await failure(half, client, gap_timeout=0.05, first_output_timeout=60)
+    error, _ = await failure(half, client, gap_timeout=0.3, first_output_timeout=60)
     assert isinstance(error, GapTimeout)
 
 
@@ -330,6 +334,17 @@ async def test_a_key_that_is_echoed_in_an_error_is_taken_out(client: Any) -> Non
     error, _ = await failure(refuse, client, api_key="key-12345")
     assert error.message == "bad header: Bearer [key]"
     assert "key-12345" not in repr(error)
+
+
+async def test_a_key_that_no_header_can_carry_is_not_told(client: Any) -> None:
+    async def broken(principal: Principal) -> str:
+        return "key-12345\n"
+
+    upstream = upstream_at("http://127.0.0.1:9/v1", client, api_key=broken)
+    with pytest.raises(UpstreamCredentials) as raised:
+        await upstream.run(BODY, Collector(), principal=ME)
+    assert "key-12345" not in "".join(traceback.format_exception(raised.value))
+    await upstream.aclose()
 
 
 async def test_a_redirect_is_not_followed(client: Any) -> None:

@@ -68,8 +68,9 @@ class MemoryLog:
         self._sweep()
         stream = self._find(key)
         place = stream.place(after)
-        if place < stream.first:
-            raise StreamExpired("The beginning of this stream is no longer kept.")
+        if not stream.retain and (stream.readers or stream.first):
+            # A second reader, however slow, would hold back the first.
+            raise StreamExpired("This stream is not kept: only who started it reads it.")
         return MemoryReader(stream, place, at_end=after == END_ID, heartbeat=heartbeat)
 
     async def stop(self, key: str, reason: str) -> None:

@@ -163,9 +163,11 @@ export class StreamClient {
       throw new ConnectionLost(`HTTP ${response.status}`, { retryAfter: retryAfter(response) });
     if (!response.ok) throw await refusal(response);
     const type = response.headers.get("Content-Type") ?? "";
-    if (response.status !== 204 && !/^text\/event-stream\s*(;|$)/i.test(type))
-      throw new StreamError(response.status, "not_an_event_stream", `This is no event stream, but "${type}".`);
-    return response;
+    if (response.status === 204 || /^text\/event-stream\s*(;|$)/i.test(type)) return response;
+    // Over plain HTTP, browsers take a head that was cut off for a whole one, which nothing follows.
+    if ("text/event-stream".startsWith(type) && (await response.body?.getReader().read())?.done)
+      throw new ConnectionLost("The answer broke off.");
+    throw new StreamError(response.status, "not_an_event_stream", `This is no event stream, but "${type}".`);
   }
 
   /** A request that is sent once. @param {string} url @param {RequestInit} init */
