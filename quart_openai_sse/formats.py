@@ -62,14 +62,7 @@ class TextFormat:
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """The one last event; never one named `error`, at which EventSource's own listener would fire."""
-        data: Mapping[str, Any]
-        if end.outcome == "completed":
-            data = {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
-        elif end.outcome == "failed":
-            data = (end_error(end) or OpenAISSEError()).body()
-        else:
-            data = {"reason": end.reason}
-        return b"event: " + end.outcome.encode() + b"\n" + _id(END_ID, ids) + encode_data(_json.encode(data))
+        return b"event: " + end.outcome.encode() + b"\n" + _id(END_ID, ids) + encode_data(_json.encode(end_data(end)))
 
     def _entry(self, number: int, entry: Entry, ids: bool) -> bytes:
         if entry.event:
@@ -100,6 +93,13 @@ def end_error(end: End) -> OpenAISSEError | None:
     if end.outcome == "stopped":
         return StreamStopped(f"The stream was stopped: {end.reason}.")
     return end.error or OpenAISSEError()
+
+
+def end_data(end: End) -> Mapping[str, Any]:
+    """What the last event says, under the outcome's name: `{finish_reason, usage}`, `{error}` or `{reason}`."""
+    if end.outcome == "completed":
+        return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
+    return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body()
 
 
 def chunk_text(data: bytes) -> str:

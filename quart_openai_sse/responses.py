@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from quart_openai_sse import _json
 from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
-from quart_openai_sse.formats import Format, chunk_text, create_format, end_error
+from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
 from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.producers import whole_answer
@@ -92,10 +92,7 @@ async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
         for number, entry in enumerate(batch.entries, batch.first_id):
             yield StreamItem(entry.event or "chunk", _json.decode(entry.data), str(number))
         if (end := batch.end) is not None:
-            data: Mapping[str, Any] = {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
-            if end.outcome != "completed":
-                data = {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body()
-            yield StreamItem(end.outcome, data, END_ID)
+            yield StreamItem(end.outcome, end_data(end), END_ID)
 
 
 async def remember_request_task() -> None:
