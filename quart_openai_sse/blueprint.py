@@ -220,18 +220,16 @@ async def _read_body(limit: int) -> bytes:
             async for data in request.body:
                 body += data
                 if len(body) > limit:
-                    await _swallow_body()
                     raise too_large
     except TimeoutError:
         raise RequestTooSlow("The body did not arrive in time.") from None
     except RequestEntityTooLarge:
-        await _swallow_body()
         raise too_large from None
     return bytes(body)
 
 
 async def _swallow_body() -> None:
-    """Lets the client finish, for a while: a server that closes on unread data takes its answer back with a reset."""
+    """Lets the client finish sending, for a while."""
     with suppress(TimeoutError, HTTPException):
         async with asyncio.timeout(_PATIENCE):
             async for _ in request.body:
@@ -286,6 +284,8 @@ async def _not_found(**_: Any) -> Response:
 
 
 async def _on_error(error: OpenAISSEError) -> Response:
+    # Refused before the body was read: a server closes on unread data, and a client that has sent it meets a reset.
+    await _swallow_body()
     return error_response(error)
 
 

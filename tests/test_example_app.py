@@ -1,0 +1,421 @@
+"""The example app as a person starts it: a process, its page over HTTP, its API, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from example_app.handbook import HANDBOOK
+from quart_openai_sse.simulator import answer, serve_simulator
+from quart_openai_sse.testing import ReadStream, read
+
+ROOT = Path(__file__).parent.parent
+TOKEN = {"EXAMPLE_TOKEN": "token"}
+BEARER = {"Authorization": "Bearer token"}
+QUESTION = "When are you open?"
+
+
+@dataclass
+class Example:
+    """A running example app."""
+
+    process: Process
+    url: str
+    welcome: str
+    """What it printed first."""
+    _stack: AsyncExitStack
+
+    async def client(self, **options: Any) -> httpx.AsyncClient:
+        """A client of its own cookies and connections."""
+        client = httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)
+        return await self._stack.enter_async_context(client)
+
+    async def browser(self, name: str = "ada", password: str = "lovelace") -> httpx.AsyncClient:
+        """A client that has logged in."""
+        client = await self.client()
+        response = await client.post("/login", data={"username": name, "password": password})
+        assert (response.status_code, response.headers.get("location")) == (303, "/")
+        return client
+
+    async def ended(self) -> tuple[int | None, str]:
+        """The exit code, and what was written to stderr."""
+        _, errors = await self.process.communicate()
+        return self.process.returncode, errors.decode()
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts the example app with *arguments* and *environ*, on a free port."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*arguments: str, **environ: str) -> Example:
+            process = await stack.enter_async_context(run("--port", "0", *arguments, **environ))
+            lines = [(await _line(process))]
+            while len(lines) < 1 + ("OPENAI_BASE_URL" not in environ) + ("EXAMPLE_TOKEN" in environ):
+                lines.append(await _line(process))
+            (url,) = re.findall(r"http://127\.0\.0\.1:\d+(?=/ )", lines[0])
+            return Example(process, url, "".join(lines), stack)
+
+        yield start
+
+
+@asynccontextmanager
+async def run(*arguments: str, **environ: str) -> AsyncIterator[Process]:
+    """`python -m example_app` in an environment of its own, killed if it outlives the block."""
+    command = (sys.executable, "-m", "example_app", *arguments)
+    environ = {"PATH": os.defpath, **environ}
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def _line(process: Process) -> str:
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    if not line:
+        pytest.fail((await process.communicate())[1].decode())
+    return line
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error object of an answer in OpenAI's shape."""
+    assert response.headers["content-type"] == "application/json"
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "user_message"}
+    return error
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_is_not_logged_in_is_sent_to_the_login(start: Start) -> None:
+    client = await (await start()).client()
+    page = await client.get("/")
+    assert (page.status_code, page.headers["location"]) == (303, "/login")
+    assert (await client.get("/messages")).status_code == 401
+    refused = await client.post("/messages", json={"content": QUESTION})
+    assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_wrong_password_is_refused_with_a_sentence(start: Start) -> None:
+    client = await (await start()).client()
+    for form in ({"username": "ada", "password": "hopper"}, {"username": "eve", "password": ""}, {}):
+        refused = await client.post("/login", data=form)
+        assert refused.status_code == 401
+        assert "This name and password do not go together." in refused.text
+        assert "set-cookie" not in refused.headers
+    assert (await client.get("/")).headers["location"] == "/login"
+
+
+async def test_the_pages_hold_no_script_but_files_and_a_policy_says_so(start: Start) -> None:
+    example = await start()
+    client = await example.browser()
+    for path in ("/login", "/"):
+        page = await client.get(path)
+        assert page.status_code == 200
+        assert page.headers["content-security-policy"] == "default-src 'self'; frame-ancestors 'none'"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert re.findall(r"<script(?![^>]*\ssrc=)[^>]*>|<style|\sstyle=|\son\w+=", page.text) == []
+        for file in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
+            assert (await client.get(file)).status_code == 200
+    assert 'src="/static/chat.js"' in page.text
+    assert "answers come from the built-in simulator" in page.text
+    assert "answers come from the built-in simulator" in example.welcome
+    assert "EXAMPLE_TOKEN" not in example.welcome
+
+
+async def test_logging_out_ends_it(start: Start) -> None:
+    client = await (await start()).browser()
+    assert (await client.post("/logout")).headers["location"] == "/login"
+    assert (await client.get("/")).headers["location"] == "/login"
+
+
+# Questions and answers ----------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_from_the_handbook_is_stored_with_its_sources(start: Start) -> None:
+    client = await (await start()).browser()
+    empty = (await client.get("/messages")).json()
+    assert empty["messages"] == []
+
+    started = await client.post("/messages", json={"model": "handbook", "content": QUESTION})
+    assert started.status_code == 201
+    assert started.json()["url"] == f"/v1/streams/{started.json()['id']}"
+    stream = await read((await client.get(started.json()["url"])).content)
+    assert (stream.outcome, stream.error) == ("completed", None)
+    names = [event.event for event in stream.events if event.event != "delta"]
+    assert names == ["status", "sources", "completed"]
+    assert "That settles it." in stream.text
+
+    past = (await client.get("/messages")).json()
+    assert past["thread"] == empty["thread"]
+    question, answered = past["messages"]
+    assert question == {"role": "user", "content": QUESTION}
+    assert (answered["role"], answered["outcome"], answered["content"]) == ("assistant", "completed", stream.text)
+    assert {"title": "Opening hours", "text": HANDBOOK["Opening hours"]} in answered["sources"]
+
+
+async def test_the_conversation_so_far_is_asked_with_the_question_and_can_begin_anew(start: Start) -> None:
+    async with serve_simulator(tokens_per_second=0, first_token_delay=0) as simulator:
+        example = await start(OPENAI_BASE_URL=simulator.base_url, OPENAI_MODEL="sim-length-20")
+        client = await example.browser()
+        for question in ("One?", "Two?"):
+            await ask(client, question)
+        past = (await client.get("/messages")).json()
+        assert [message["role"] for message in past["messages"]] == ["user", "assistant"] * 2
+        anew = (await client.post("/reset")).json()
+        assert anew["thread"] != past["thread"]
+        assert (await client.get("/messages")).json() == {"thread": anew["thread"], "messages": []}
+
+
+async def test_a_second_account_sees_nothing_of_the_first(start: Start) -> None:
+    example = await start()
+    ada, grace = await example.browser(), await example.browser("grace", "hopper")
+    started = (await ada.post("/messages", json={"model": "sim-long", "content": "A secret?"})).json()
+    thread = (await ada.get("/messages")).json()["thread"]
+
+    theirs = (await grace.get("/messages")).json()
+    assert theirs["messages"] == []
+    assert theirs["thread"] != thread
+    for path in ("/v1/streams", f"/v1/streams?thread={thread}"):
+        assert (await grace.get(path)).json()["data"] == []
+    for method in ("GET", "DELETE"):
+        refused = await grace.request(method, started["url"])
+        assert (refused.status_code, error_of(refused)["code"]) == (404, "stream_not_found")
+    assert [stream["id"] for stream in (await ada.get("/v1/streams")).json()["data"]] == [started["id"]]
+    assert (await ada.delete(started["url"])).status_code == 204
+
+
+async def test_a_page_from_elsewhere_cannot_use_the_cookie(start: Start) -> None:
+    client = await (await start()).browser()
+    elsewhere = ({"Origin": "https://elsewhere.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"})
+    for path, headers in product(("/messages", "/reset", "/v1/streams", "/v1/chat/completions"), elsewhere):
+        # It is refused before its body was read, after which the server closes the connection.
+        refused = await client.post(path, json={"content": QUESTION}, headers={**headers, "Connection": "close"})
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "origin_denied")
+    own = await client.post("/reset", headers={"Origin": str(client.base_url).rstrip("/")})
+    assert own.status_code == 200
+
+
+BAD = {
+    "not JSON": (b"When?", "application/json", 400, "invalid_json"),
+    "nothing": (b"", "application/json", 400, "invalid_json"),
+    "bad UTF-8": (b'{"content": "\xff"}', "application/json", 400, "invalid_json"),
+    "nested without end": (b"[" * 100_000 + b"]" * 100_000, "application/json", 400, "invalid_json"),
+    "a list": (b'["When?"]', "application/json", 400, "invalid_request"),
+    "null": (b"null", "application/json", 400, "invalid_request"),
+    "no content": (b'{"model": "sim"}', "application/json", 400, "invalid_request"),
+    "content null": (b'{"content": null}', "application/json", 400, "invalid_request"),
+    "content a number": (b'{"content": 7}', "application/json", 400, "invalid_request"),
+    "content an object": (b'{"content": {"text": "When?"}}', "application/json", 400, "invalid_request"),
+    "content blank": (b'{"content": " \\n"}', "application/json", 400, "invalid_request"),
+    "model a number": (b'{"content": "When?", "model": 7}', "application/json", 400, "invalid_request"),
+    "model a list": (b'{"content": "When?", "model": ["sim"]}', "application/json", 400, "invalid_request"),
+    "text": (b'{"content": "When?"}', "text/plain", 415, "unsupported_media_type"),
+    "a form": (b"content=When", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),
+    "no type": (b'{"content": "When?"}', "", 415, "unsupported_media_type"),
+}
+
+
+async def test_a_bad_question_is_refused_clearly_and_leaves_nothing_behind(start: Start) -> None:
+    example = await start()
+    client = await example.browser()
+    for case, (data, kind, status, code) in BAD.items():
+        refused = await client.post("/messages", content=data, headers={"Content-Type": kind} if kind else {})
+        assert (refused.status_code, error_of(refused)["code"]) == (status, code), case
+        assert error_of(refused)["user_message"].endswith("."), case
+    assert (await client.get("/messages")).json()["messages"] == []
+    example.process.terminate()
+    status, errors = await example.ended()
+    assert status == 0
+    assert "Traceback" not in errors
+
+
+# Its API and its environment ----------------------------------------------------------------------------------------
+
+
+async def test_the_openai_sdk_streams_with_the_token(start: Start) -> None:
+    example = await start(**TOKEN)
+    assert f"OpenAI-compatible API: {example.url}/v1 with EXAMPLE_TOKEN as the key" in example.welcome
+    body = {"model": "sim-fast", "messages": [{"role": "user", "content": QUESTION}]}
+    async with (
+        httpx.AsyncClient(trust_env=False) as http,
+        AsyncOpenAI(base_url=f"{example.url}/v1", api_key="token", max_retries=0, http_client=http) as sdk,
+    ):
+        chunks = [chunk async for chunk in await sdk.chat.completions.create(**body, stream=True)]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer(body)
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        assert "handbook" in [model.id async for model in sdk.models.list()]
+
+
+async def test_without_the_token_the_api_is_closed(start: Start) -> None:
+    body = {"model": "sim-fast", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    for environ in ({}, TOKEN):
+        client = await (await start(**environ)).client()
+        for credentials in ("", "Bearer", "Bearer other", "Basic dG9rZW46"):
+            headers = {"Authorization": credentials, "Connection": "close"}
+            refused = await client.post("/v1/chat/completions", json=body, headers=headers)
+            assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
+
+
+async def test_the_address_and_the_model_are_taken_from_the_environment(start: Start) -> None:
+    async with serve_simulator(tokens_per_second=0, first_token_delay=0, api_key="sk-1") as simulator:
+        example = await start(
+            OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY="sk-1", OPENAI_MODEL="sim-length-30", **TOKEN
+        )
+        assert "simulator" not in example.welcome
+        client = await example.browser()
+        page = (await client.get("/")).text
+        assert 'id="simulated"' not in page
+        assert "sim-length-30" in page
+        assert f"Answers from {httpx.URL(simulator.base_url).netloc.decode()}." in page
+
+        text = await ask(client, QUESTION)
+        asked = {"model": "sim-length-30", "messages": [{"role": "user", "content": QUESTION}]}
+        assert text == answer(asked)
+        (exchange,) = simulator.counters.exchanges
+        assert (exchange.model, exchange.stream, exchange.outcome) == ("sim-length-30", True, "finished")
+
+        refused = await client.post("/messages", json={"model": "sim-long", "content": QUESTION})
+        assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
+        assert len(simulator.counters.exchanges) == 1
+
+
+# Its end ------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_help_says_what_it_honours() -> None:
+    async with run("--help") as process:
+        output, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    names = (
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_MODEL",
+        "EXAMPLE_TOKEN",
+        "--host",
+        "--port",
+        "--drain-timeout",
+    )
+    assert [name for name in names if name not in output.decode()] == []
+
+
+async def test_a_taken_port_is_said_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with run("--port", str(port)) as process:
+            output, errors = await process.communicate()
+    assert (process.returncode, output) == (1, b"")
+    assert errors.decode() == f"Can't listen on 127.0.0.1 port {port}: Address already in use. Try --port.\n"
+
+
+@pytest.mark.parametrize("arguments", [("--port", "70000"), ("--host", "203.0.113.1")], ids=["port", "host"])
+async def test_an_address_that_cannot_be_had_is_said_in_a_sentence(arguments: tuple[str, str]) -> None:
+    async with run(*arguments) as process:
+        output, errors = await process.communicate()
+    assert (process.returncode, output) == (1, b"")
+    assert re.fullmatch(r"Can't listen on \S+ port \d+: [^\n.]+\. Try --port\.\n", errors.decode())
+
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+
+
+@SIGNALS
+async def test_a_long_stream_is_told_of_the_shutdown_in_both_formats(start: Start, number: signal.Signals) -> None:
+    example = await start("--drain-timeout", "0.3", **TOKEN)
+    client = await example.client(headers=BEARER)
+    body = {"model": "sim-long", "messages": [{"role": "user", "content": QUESTION}]}
+    started = (await client.post("/v1/streams", json=body)).json()
+    streams = [
+        client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}),
+        client.stream("GET", started["url"]),
+        client.stream("GET", started["url"], params={"format": "openai"}),
+    ]
+    async with AsyncExitStack() as stack:
+        bodies = [(await stack.enter_async_context(stream)).aiter_raw() for stream in streams]
+        beginnings = [await anext(body) for body in bodies]
+        assert all(beginnings)
+        example.process.send_signal(number)
+        for beginning, rest in zip(beginnings, bodies, strict=True):
+            seen = await _read(beginning, rest)
+            assert seen.outcome == "failed"
+            assert seen.error is not None
+            assert seen.error["code"] == "server_shutdown"
+            assert seen.text
+            assert answer(body).startswith(seen.text)
+        # The connections stay open, as a browser's would.
+        assert (await example.ended())[0] == 0
+
+
+@SIGNALS
+async def test_a_short_stream_ends_completely_meanwhile(start: Start, number: signal.Signals) -> None:
+    example = await start("--drain-timeout", "20", **TOKEN)
+    client = await example.client(headers=BEARER)
+    body = {"model": "sim-length-30", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        rest = response.aiter_raw()
+        beginning = await anext(rest)
+        example.process.send_signal(number)
+        seen = await _read(beginning, rest)
+    assert (seen.outcome, seen.text) == ("completed", answer(body))
+    assert (await example.ended())[0] == 0
+
+
+@SIGNALS
+async def test_an_idle_server_ends_quietly_though_pages_are_open(start: Start, number: signal.Signals) -> None:
+    example = await start()
+    client = await example.browser()
+    await client.get("/")
+    example.process.send_signal(number)
+    status, errors = await example.ended()
+    assert status == 0
+    assert [line for line in errors.splitlines() if " INFO " not in line] == []
+
+
+async def test_a_server_that_drains_starts_nothing_new(start: Start) -> None:
+    example = await start("--drain-timeout", "20", **TOKEN)
+    client = await example.client(headers=BEARER)
+    body = {"model": "sim-long", "messages": [{"role": "user", "content": QUESTION}]}
+    started = (await client.post("/v1/streams", json=body)).json()
+    example.process.terminate()
+    while (await client.get("/v1/ready")).status_code == 200:
+        pass
+    refused = await client.post("/v1/streams", json=body)
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "draining")
+    assert (await client.delete(started["url"])).status_code == 204
+    assert (await example.ended())[0] == 0
+
+
+async def ask(client: httpx.AsyncClient, question: str) -> str:
+    """Asks on the page, and reads the answer to its end."""
+    started = await client.post("/messages", json={"content": question})
+    assert started.status_code == 201
+    stream = await read((await client.get(started.json()["url"])).content)
+    assert stream.outcome == "completed"
+    return stream.text
+
+
+async def _read(beginning: bytes, rest: AsyncIterator[bytes]) -> ReadStream:
+    return await read(beginning + b"".join([data async for data in rest]))
