@@ -184,10 +184,10 @@ def on_behalf_of(
 ) -> Authenticate:
     """Lets a service that the hook *service* knows act for a user, whom it names in the header `X-On-Behalf-Of`.
 
-    *allowed* holds the ids of such services, or is asked. The caller is then the user, as a principal of *realm*: the
-    same that the user is by a cookie of his own. The service's `models` hold for him too. Without the right the
-    header is refused (`PermissionDenied`; `AuthenticationRequired` from who is no service at all, whatever else he
-    is), without the header the service is itself. Who is known by a cookie never has the right.
+    *allowed* holds the ids of such services, or is a function of their principal. The caller is then the user, as a
+    principal of *realm*: the same as by the user's own cookie. The service's `models` hold there too. Without the
+    right the header is refused (`PermissionDenied`; `AuthenticationRequired` without a service's credentials, whatever
+    else is sent), without the header the service is itself. Whoever is known by a cookie never has the right.
     """
     if isinstance(allowed, str):
         raise ConfigurationError("on_behalf_of needs allowed= as a collection of ids, or a function.")
@@ -407,7 +407,7 @@ async def fetch(
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise BadAnswer("it is compressed, which was not asked for")  # a bomb, perhaps
         body = bytearray()
-        async for data in response.aiter_raw():
+        async for data in response.aiter_bytes():
             body += data
             if len(body) > _MAX_ANSWER:
                 raise BadAnswer(f"it is larger than {_MAX_ANSWER} bytes")

@@ -1,0 +1,52 @@
+"""A Flask app as it was written years ago: Flask-Login, Flask-SQLAlchemy, pages from the server. It knows no stream."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response
+from flask_login import LoginManager  # type: ignore[import-untyped]
+
+from example_app.accounts import DEMO_ACCOUNTS
+from example_app.flask_app.models import User, db
+from example_app.flask_app.views import pages
+
+
+def create_app(**settings: Any) -> Flask:
+    """The app; *settings* go into its configuration. Makes what tables and accounts are missing."""
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=os.environ.get("EXAMPLE_SECRET_KEY") or secrets.token_hex(),
+        SESSION_COOKIE_SAMESITE="Lax",
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{Path(os.environ.get('EXAMPLE_DATABASE') or 'chat.db').absolute()}",
+        CREATE_TABLES=True,  # by one process only
+    )
+    app.config.update(settings)
+    db.init_app(app)
+    login_manager = LoginManager(app)
+    login_manager.login_view = "pages.login"
+    login_manager.login_message = ""
+    login_manager.user_loader(lambda user_id: db.session.get(User, int(user_id)))
+    app.register_blueprint(pages)
+    app.after_request(_secure)
+    if app.config["CREATE_TABLES"]:
+        with app.app_context():
+            db.create_all()
+            _add_accounts()
+    return app
+
+
+def _add_accounts() -> None:
+    for name, password in DEMO_ACCOUNTS.items():
+        if User.named(name) is None:
+            db.session.add(User(name=name, password=password))
+    db.session.commit()
+
+
+def _secure(response: Response) -> Response:
+    response.headers.setdefault("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    return response

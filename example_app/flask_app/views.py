@@ -1,0 +1,40 @@
+"""The pages of the old app: log in, the conversation, log out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user, login_required, login_user, logout_user  # type: ignore[import-untyped]
+
+from example_app.accounts import DEMO_ACCOUNTS
+from example_app.flask_app.models import User
+
+pages = Blueprint("pages", __name__)
+
+
+@pages.route("/")
+@login_required  # type: ignore[untyped-decorator]
+def chat() -> str:
+    """The conversation so far. A script adds what comes."""
+    return render_template("old/chat.html", messages=current_user.messages, thread=f"chat:{current_user.id}")
+
+
+@pages.route("/login", methods=["GET", "POST"])
+def login() -> ResponseReturnValue:
+    """The form to log in with, and what it sends."""
+    hint: dict[str, Any] = dict(zip(("demo_user", "demo_password"), next(iter(DEMO_ACCOUNTS.items())), strict=True))
+    if request.method == "GET":
+        return render_template("old/login.html", **hint)
+    user = User.named(request.form.get("username", "").strip().lower())
+    if user is None or not user.has_password(request.form.get("password", "")) or not login_user(user):
+        return render_template("old/login.html", error="This name and password do not go together.", **hint), 401
+    return redirect(url_for("pages.chat"), 303)
+
+
+@pages.route("/logout", methods=["POST"])
+def logout() -> ResponseReturnValue:
+    """Ends the session."""
+    logout_user()
+    return redirect(url_for("pages.login"), 303)

@@ -1,0 +1,43 @@
+"""The pytest plugin: fixtures that need no asyncio plugin, and work with any. Nothing is imported until one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from quart import Quart
+
+    from quart_openai_sse.extension import QuartOpenAISSE
+    from quart_openai_sse.testing import ScriptedUpstream, Step, ThreadedSimulator
+
+
+@pytest.fixture
+def openai_sse_upstream() -> Iterator[Callable[..., ScriptedUpstream]]:
+    """Gives an app a scripted upstream until the test is over: `upstream = openai_sse_upstream(ai, app, "Hello.")`.
+
+    After the extension and the app come the scripts, and the options of `quart_openai_sse.testing.ScriptedUpstream`.
+    """
+    from quart_openai_sse.testing import ScriptedUpstream
+
+    with ExitStack() as overrides:
+
+        def create(ai: QuartOpenAISSE, app: Quart, *scripts: str | list[Step], **options: Any) -> ScriptedUpstream:
+            upstream = ScriptedUpstream(*scripts, **options)
+            overrides.enter_context(ai.override(app, upstream=upstream))
+            return upstream
+
+        yield create
+
+
+@pytest.fixture
+def openai_simulator() -> Iterator[ThreadedSimulator]:
+    """The OpenAI-compatible simulator on a loopback socket, as fast as it can; its address is `base_url`."""
+    # In a thread: an async fixture would belong to one asyncio plugin, and to the loop and the scope of one test.
+    from quart_openai_sse.testing import simulator_thread
+
+    with simulator_thread(first_token_delay=0, tokens_per_second=0) as simulator:
+        yield simulator

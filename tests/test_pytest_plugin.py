@@ -1,0 +1,151 @@
+"""The pytest plugin in projects of others: found by its entry point, in each mode of asyncio, and without any."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quart_openai_sse.testing import ScriptedUpstream
+from tests.conftest import CreateApp
+from tests.test_cli import ROOT, surroundings, write_entry_points
+from tests.test_docs import blocks
+
+PLUGIN = "quart_openai_sse.pytest_plugin"
+Pytest = Callable[..., str]
+
+
+@pytest.fixture
+def run_pytest(tmp_path: Path) -> Pytest:
+    """Runs pytest on files of a project in which the package is installed; what it said, if all is well."""
+    write_entry_points(tmp_path / "installed")
+    project = tmp_path / "project"
+    project.mkdir()
+
+    def run(*options: str, **files: str) -> str:
+        for name, code in files.items():
+            (project / f"{name}.py").write_text(code, "utf-8")
+        project.joinpath("pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *options],
+            cwd=project,
+            env=surroundings({"PYTHONPATH": str(tmp_path / "installed")}),
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def asyncio_mode(mode: str) -> tuple[str, ...]:
+    return ("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function")
+
+
+WITHOUT_ASYNCIO = ("-p", "no:asyncio")
+
+SYNC = """
+import httpx
+import sys
+
+
+def test_nothing_is_imported_before_it_is_used():
+    assert "quart_openai_sse.pytest_plugin" in sys.modules
+    assert not {"quart_openai_sse.testing", "quart_openai_sse.simulator"} & sys.modules.keys()
+
+
+def test_the_simulator(openai_simulator):
+    body = {"model": "sim", "messages": [{"role": "user", "content": "Hello"}]}
+    answer = httpx.post(f"{openai_simulator.base_url}/chat/completions", json=body, trust_env=False).json()
+    assert 'You asked: "Hello"' in answer["choices"][0]["message"]["content"]
+    assert openai_simulator.counters.totals["finished"] == 1
+"""
+
+ANYIO = """
+import httpx
+import pytest
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_simulator(openai_simulator, anyio_backend):
+    body = {"model": "sim", "messages": [{"role": "user", "content": "Hello"}]}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        await http.post(f"{openai_simulator.base_url}/chat/completions", json=body)
+    assert (await openai_simulator.ended(1)).outcome == "finished"
+"""
+
+
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is not part of this copy")
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_the_example_of_the_documentation_runs_in_both_modes_of_pytest_asyncio(mode: str, run_pytest: Pytest) -> None:
+    page = blocks(ROOT / "docs/how-to/test-your-app.md")
+    files = {
+        block.how.split()[-1].removesuffix(".py"): block.code for block in page if block.how.startswith("run: script")
+    }
+    assert {"shop", "conftest", "test_shop"} == files.keys()
+    assert "8 passed" in run_pytest(*asyncio_mode(mode), **files)
+
+
+def test_a_project_without_an_asyncio_plugin_can_use_the_simulator(run_pytest: Pytest) -> None:
+    assert "2 passed" in run_pytest(*WITHOUT_ASYNCIO, "-p", "no:anyio", test_sync=SYNC)
+
+
+def test_the_simulator_serves_tests_of_anyio(run_pytest: Pytest) -> None:
+    assert "1 passed" in run_pytest(*WITHOUT_ASYNCIO, test_anyio=ANYIO)
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_a_project_that_does_not_use_it_notices_nothing(mode: str, run_pytest: Pytest) -> None:
+    assert "1 passed" in run_pytest(*asyncio_mode(mode), test_own="def test_own():\n    assert 1 + 1 == 2\n")
+
+
+def test_naming_the_plugin_again_registers_it_once(run_pytest: Pytest) -> None:
+    conftest = f"pytest_plugins = [{PLUGIN!r}]\n"
+    assert "2 passed" in run_pytest("-p", PLUGIN, *WITHOUT_ASYNCIO, conftest=conftest, test_sync=SYNC)
+
+
+def test_the_plugin_can_be_left_out(run_pytest: Pytest) -> None:
+    own = f"import sys\n\n\ndef test_own():\n    assert {PLUGIN!r} not in sys.modules\n"
+    assert "1 passed" in run_pytest("-p", f"no:{PLUGIN}", *WITHOUT_ASYNCIO, test_own=own)
+
+
+def test_the_fixtures_are_documented(run_pytest: Pytest) -> None:
+    listed = run_pytest("--fixtures", *WITHOUT_ASYNCIO, test_own="")
+    assert re.search(r"^openai_sse_upstream -- .*\n    Gives an app a scripted upstream until", listed, re.M)
+    assert re.search(r"^openai_simulator -- .*\n    The OpenAI-compatible simulator", listed, re.M)
+
+
+# In this process the plugin may be loaded or not, by how the package is installed: its fixtures are asked for by hand.
+
+
+async def test_an_override_is_over_with_its_test(create_app: CreateApp) -> None:
+    from quart_openai_sse import pytest_plugin
+
+    app, ai = create_app(ScriptedUpstream("its own"))
+    fixture = pytest_plugin.openai_sse_upstream.__wrapped__()  # type: ignore[attr-defined]
+    override = next(fixture)
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    async with app.test_app() as running:
+        client = running.test_client()
+
+        async def said() -> str:
+            response = await client.post(
+                "/v1/chat/completions", json=body, headers={"Authorization": "Bearer token-ann"}
+            )
+            return str((await response.get_json())["choices"][0]["message"]["content"])
+
+        first = override(ai, app, "the first")
+        assert await said() == "the first"
+        override(ai, app, "the second")
+        assert await said() == "the second"
+        assert next(fixture, "over") == "over"
+        assert await said() == "its own"
+    assert len(first.requests) == 1
