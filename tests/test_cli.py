@@ -141,6 +141,12 @@ async def test_check_reads_the_environment_as_an_app_does() -> None:
     assert KEY not in done.out + done.err
 
 
+async def test_check_shows_no_query_of_an_address(simulator: Simulator) -> None:
+    done = await check(f"{simulator.base_url}?key={KEY}")
+    assert done.status == 0
+    assert KEY not in done.out
+
+
 async def test_check_takes_the_key_from_the_variable_that_is_named() -> None:
     async with serve_simulator(first_token_delay=0, tokens_per_second=0, api_key=KEY) as simulator:
         options = {"OPENAI_API_KEY": "sk-another-key", "OPENAI_MODEL": "sim-fast", "MINE": KEY}

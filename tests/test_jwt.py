@@ -45,10 +45,13 @@ def public_pem(key: Any) -> str:
     )
 
 
+def now() -> int:
+    return int(time.time())
+
+
 def claims(**changes: Any) -> dict[str, Any]:
     """What a good token says; a change to `None` leaves a claim out."""
-    now = int(time.time())
-    said = {"sub": "ann", "exp": now + 60, "iat": now, "aud": AUDIENCE, "iss": ISSUER} | changes
+    said = {"sub": "ann", "exp": now() + 60, "iat": now(), "aud": AUDIENCE, "iss": ISSUER} | changes
     return {name: value for name, value in said.items() if value is not None}
 
 
@@ -179,55 +182,58 @@ async def test_a_good_token_says_who_calls(create_app: CreateApp, serve: Serve) 
     assert (await client.post("/who", headers=foreign)).status_code == 200  # no page can send it for a visitor
 
 
-NOW = int(time.time())
-BAD = {
-    "no token": "",
-    "garbage": "garbage",
-    "garbage with dots": "a.b.c",
-    "nothing between the dots": "..",
-    "not ASCII": "é.é.é",
-    "a header that is no object": by_hand({}, {}).replace("e30.", base64.urlsafe_b64encode(b"[1]").decode() + ".", 1),
-    "a header that is nested too deeply": (base64.urlsafe_b64encode(b"[" * 6000) + b".e30.e30").decode(),
-    "a header without an algorithm": by_hand({}, claims()),
-    "an algorithm that is a list": by_hand({"alg": ["RS256"]}, claims()),
-    "a kid that is a list": by_hand({"alg": "RS256", "kid": ["one"]}, claims()),
-    "a claim set that is no object": by_hand({"alg": "RS256"}, b"[]"),
-    "alg none": jwt.encode(claims(), None, algorithm="none"),
-    "alg none, in other letters": by_hand({"alg": "nOnE"}, claims()),
-    "alg none, with the signature of a good token": by_hand({"alg": "none"}, claims()) + sign().rpartition(".")[2],
-    "HS256, signed with the public key": by_hand({"alg": "HS256"}, claims(), public_pem(RSA_KEY).encode()),
-    "an algorithm that is not allowed": sign(algorithm="PS256"),
-    "signed by somebody else": sign(OTHER_RSA_KEY),
-    "signed by a key of another type": sign(EC_KEY, "ES256"),
-    "changed after it was signed": ".".join(
+# Made when they are sent: a token that expires meanwhile would be refused for that alone.
+BAD: dict[str, Callable[[], str]] = {
+    "no token": lambda: "",
+    "garbage": lambda: "garbage",
+    "garbage with dots": lambda: "a.b.c",
+    "nothing between the dots": lambda: "..",
+    "not ASCII": lambda: "é.é.é",
+    "a header that is no object": lambda: by_hand({}, {}).replace(
+        "e30.", base64.urlsafe_b64encode(b"[1]").decode() + ".", 1
+    ),
+    "a header that is nested too deeply": lambda: (base64.urlsafe_b64encode(b"[" * 6000) + b".e30.e30").decode(),
+    "a header without an algorithm": lambda: by_hand({}, claims()),
+    "an algorithm that is a list": lambda: by_hand({"alg": ["RS256"]}, claims()),
+    "a kid that is a list": lambda: by_hand({"alg": "RS256", "kid": ["one"]}, claims()),
+    "alg none": lambda: jwt.encode(claims(), None, algorithm="none"),
+    "alg none, in other letters": lambda: by_hand({"alg": "nOnE"}, claims()),
+    "alg none, with the signature of a good token": lambda: (
+        by_hand({"alg": "none"}, claims()) + sign().rpartition(".")[2]
+    ),
+    "HS256, signed with the public key": lambda: by_hand({"alg": "HS256"}, claims(), public_pem(RSA_KEY).encode()),
+    "an algorithm that is not allowed": lambda: sign(algorithm="PS256"),
+    "signed by somebody else": lambda: sign(OTHER_RSA_KEY),
+    "signed by a key of another type": lambda: sign(EC_KEY, "ES256"),
+    "changed after it was signed": lambda: ".".join(
         [sign().split(".")[0], sign(sub="bob").split(".")[1], sign().split(".")[2]]
     ),
-    "without its signature": sign().rpartition(".")[0] + ".",
-    "expired": sign(exp=NOW - 1),
-    "expired long ago": sign(exp=0),
-    "an expiry that is no number": sign(exp="tomorrow"),
-    "an expiry without end": by_hand({"alg": "RS256"}, b'{"sub": "ann", "exp": 1e999}'),
-    "never expires": sign(exp=None),
-    "not yet valid": sign(nbf=NOW + 600),
-    "issued in the future": sign(iat=NOW + 600),
-    "another audience": sign(aud="mail"),
-    "no audience": sign(aud=None),
-    "an audience that is no text": sign(aud=[1]),
-    "another issuer": sign(iss="https://evil.example"),
-    "an issuer that begins alike": sign(iss=ISSUER[:-1]),
-    "no issuer": sign(iss=None),
-    "no subject": sign(sub=None),
-    "an empty subject": sign(sub=""),
-    "a subject that breaks a log line": sign(sub="ann\nbob"),
-    "a subject that is too long": sign(sub="x" * 256),
-    "something that must be understood": sign(headers={"crit": ["more"], "more": 1}),
+    "without its signature": lambda: sign().rpartition(".")[0] + ".",
+    "expired": lambda: sign(exp=now() - 1),
+    "expired long ago": lambda: sign(exp=0),
+    "an expiry that is no number": lambda: sign(exp="tomorrow"),
+    "never expires": lambda: sign(exp=None),
+    "not yet valid": lambda: sign(nbf=now() + 600),
+    "issued in the future": lambda: sign(iat=now() + 600),
+    "another audience": lambda: sign(aud="mail"),
+    "no audience": lambda: sign(aud=None),
+    "an audience that is no text": lambda: sign(aud=[1]),
+    "another issuer": lambda: sign(iss="https://evil.example"),
+    "an issuer that begins alike": lambda: sign(iss=ISSUER[:-1]),
+    "no issuer": lambda: sign(iss=None),
+    "no subject": lambda: sign(sub=None),
+    "an empty subject": lambda: sign(sub=""),
+    "a subject that breaks a log line": lambda: sign(sub="ann\nbob"),
+    "a subject that is too long": lambda: sign(sub="x" * 256),
+    "something that must be understood": lambda: sign(headers={"crit": ["more"], "more": 1}),
 }
 
 
-@pytest.mark.parametrize("token", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("create", BAD.values(), ids=BAD)
 async def test_a_bad_token_is_a_401_and_is_not_to_be_seen(
-    create_app: CreateApp, serve: Serve, token: str, caplog: pytest.LogCaptureFixture
+    create_app: CreateApp, serve: Serve, create: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    token = create()
     client = await serve(create_app(ScriptedUpstream(), auth=public_key_hook())[0], headers={})
     caplog.set_level("DEBUG", "quart_openai_sse")
     response = await client.post(
@@ -242,6 +248,27 @@ async def test_a_bad_token_is_a_401_and_is_not_to_be_seen(
     assert not [part for part in token.split(".") if len(part) > 4 and part in seen]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[]",
+        b"",
+        b"\xff",
+        b"[" * 5000,
+        b'{"sub": "ann", "exp": 1e999}',
+        b'{"sub": "ann", "exp": NaN}',
+        b'{"sub": "ann", "exp": [1]}',
+        b'{"sub": "ann", "exp": %s}' % (b"9" * 5000),
+    ],
+    ids=lambda said: repr(said[:30]),
+)
+async def test_a_signed_token_that_says_nonsense_lets_nobody_in(said: bytes) -> None:
+    hook = jwt_bearer(key=SECRET, algorithms=["HS256"], audience=None, issuer=None)
+    good = json.dumps({"sub": "ann", "exp": now() + 60}).encode()
+    assert await ask(hook, by_hand({"alg": "HS256"}, good, SECRET.encode()))
+    assert await ask(hook, by_hand({"alg": "HS256"}, said, SECRET.encode())) is None
+
+
 async def test_what_is_no_bearer_token_is_left_to_other_hooks(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream(), auth=first_of(public_key_hook(), bearer_tokens(TOKENS)))
     client = await whoami(app, ai, serve, headers={})
@@ -253,10 +280,10 @@ async def test_what_is_no_bearer_token_is_left_to_other_hooks(create_app: Create
 
 async def test_leeway_is_for_clocks_that_differ() -> None:
     strict, lenient = public_key_hook(), public_key_hook(leeway=30)
-    late, early = sign(exp=NOW - 10), sign(nbf=int(time.time()) + 20)
+    late, early = sign(exp=now() - 10), sign(nbf=now() + 20)
     assert [await ask(strict, late), await ask(strict, early)] == [None, None]
     assert [str(await ask(lenient, late)), str(await ask(lenient, early))] == ["jwt:ann", "jwt:ann"]
-    assert await ask(lenient, sign(exp=NOW - 60)) is None
+    assert await ask(lenient, sign(exp=now() - 60)) is None
 
 
 @pytest.mark.parametrize(
@@ -452,8 +479,8 @@ async def test_garbage_is_no_reason_to_fetch_keys(issuer: Issuer) -> None:
     for token in (
         "garbage",
         "",
-        BAD["alg none"],
-        BAD["HS256, signed with the public key"],
+        BAD["alg none"](),
+        BAD["HS256, signed with the public key"](),
         kid("x", algorithm="PS256"),
     ):
         assert await ask(hook, token) is None

@@ -98,6 +98,7 @@ class Target:
     config: Config
     create: Callable[[], Upstream]
     base_url: Setting
+    """As it may be shown: without its query."""
     key: Setting
     """Its value is never shown."""
     model: Setting
@@ -198,7 +199,7 @@ def _of_state(app: Quart, name: str, state: Any, options: Mapping[str, str]) -> 
     return Target(
         config=config,
         create=create,
-        base_url=Setting(config.base_url, "--base-url" if "base_url" in options else theirs),
+        base_url=Setting(_shown(config.base_url), "--base-url" if "base_url" in options else theirs),
         key=Setting("set" if config.api_key else "", theirs),
         model=_model(config, theirs),
         prefix=extension._config_prefix,
@@ -214,11 +215,16 @@ def _of_environment(options: Mapping[str, str]) -> Target:
     return Target(
         config=config,
         create=lambda: OpenAIUpstream(config),
-        base_url=Setting(config.base_url, address),
+        base_url=Setting(_shown(config.base_url), address),
         key=Setting("set" if config.api_key else "", _variable("API_KEY")),
         model=_model(config, f"{PREFIX}MODEL"),
         prefix=PREFIX,
     )
+
+
+def _shown(url: str) -> str:
+    """An address without its query, which some servers take a key in."""
+    return url.partition("?")[0]
 
 
 def _variable(name: str) -> str:
