@@ -152,17 +152,21 @@ async def test_a_whole_request_is_carried_out_for_a_client_that_did_not_wait(
     flask_app: Flask, quart_app: Quart
 ) -> None:
     received: list[bytes] = []
+    left = threading.Event()
 
     @flask_app.post("/beacon")
     def beacon() -> str:
-        time.sleep(0.1)  # the client has left
+        assert left.wait(10)
         received.append(flask_request.get_data())
         return ""
 
     messages = iter([{"type": "http.request", "body": b"seen", "more_body": False}, {"type": "http.disconnect"}])
 
     async def receive() -> Message:
-        return next(messages)
+        message = next(messages)
+        if message["type"] == "http.disconnect":
+            left.set()
+        return message
 
     async def send(message: Message) -> None:
         pass
