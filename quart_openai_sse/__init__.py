@@ -6,6 +6,7 @@ from quart_openai_sse.auth import (
     allow_anonymous,
     bearer_tokens,
     first_of,
+    on_behalf_of,
     quart_auth_user,
     session_user,
 )
@@ -14,6 +15,7 @@ from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import QuartOpenAISSE
 from quart_openai_sse.formats import Format
+from quart_openai_sse.forward import forward_auth
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.models import Call, Chat, Event
 from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
@@ -56,6 +58,8 @@ __all__ = [
     "current_trace_id",
     "encode",
     "first_of",
+    "forward_auth",
+    "on_behalf_of",
     "quart_auth_user",
     "session_user",
 ]

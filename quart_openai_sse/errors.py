@@ -208,6 +208,15 @@ class StreamStopped(OpenAISSEError):
 # What this server or the app around it did --------------------------------------------------------------------------
 
 
+class AuthUnavailable(OpenAISSEError):
+    """Who calls can't be found out, because what knows it does not answer. Nobody is let in, or logged out."""
+
+    status = 503
+    code = "auth_unavailable"
+    retry_after = 5
+    user_message = "We can't check who you are at the moment. Please try again in a few seconds."
+
+
 class Draining(OpenAISSEError):
     """The server is shutting down and starts nothing new."""
 

@@ -15,21 +15,18 @@ import jwt
 from jwt.algorithms import get_default_algorithms
 
 from quart_openai_sse import _json
-from quart_openai_sse.auth import (
-    Authenticate,
-    AuthUnavailable,
+from quart_openai_sse.auth import Authenticate, bearer_token
+from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
+from quart_openai_sse.lookups import (
     BadAnswer,
     ClientFactory,
     PerLoop,
     SingleFlight,
-    bearer_token,
     check_address,
     fetch,
-    is_id,
     what_failed,
 )
-from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.principal import Principal
+from quart_openai_sse.principal import Principal, is_id
 
 __all__ = ["Claims", "jwt_bearer"]
 

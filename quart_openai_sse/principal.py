@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ def stream_key(instance: str, principal: Principal, stream_id: str) -> str:
     """The log's key of a stream. It contains the principal, so a stranger's stream does not exist for you."""
     parts = (instance, principal.realm, principal.id, stream_id)
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_id(value: Any) -> bool:
+    """Whether it is a text that can be somebody's id: it goes into log lines."""
+    return isinstance(value, str) and 1 <= len(value) <= 255 and value.isprintable()
 
 
 def _names(models: Collection[str]) -> frozenset[str]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import inspect
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import httpx2
 import pytest
 from flask import Flask
 from flask import session as flask_session
-from quart import Quart, Response, abort, redirect, request
+from quart import Quart, abort, request
 from quart_auth import AuthUser, QuartAuth, login_user, logout_user
 
 from quart_openai_sse import (
@@ -25,12 +22,12 @@ from quart_openai_sse import (
     allow_anonymous,
     bearer_tokens,
     first_of,
+    on_behalf_of,
     quart_auth_user,
     session_user,
 )
-from quart_openai_sse.auth import Authenticate, AuthUnavailable, forward_auth, on_behalf_of
 from quart_openai_sse.errors import ConfigurationError, PermissionDenied
-from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, TOKENS, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
@@ -453,307 +450,6 @@ def test_the_ids_of_services_are_a_collection() -> None:
         on_behalf_of(SERVICES, allowed="flask")
 
 
-# Asking the old app --------------------------------------------------------------------------------------------------
-
-
-class OldApp:
-    """An app with sessions on its server, which says who a cookie belongs to, and counts how often it is asked."""
-
-    def __init__(self) -> None:
-        self.sessions: dict[str, Any] = {"abc": 42, "def": "bob"}
-        self.requests: list[dict[str, str]] = []
-        self.asked = asyncio.Event()
-        self.open = asyncio.Event()
-        self.open.set()
-        self.answer: Callable[[], Any] | None = None
-        self.app = Quart("old")
-        self.app.add_url_rule("/whoami", view_func=self.whoami)
-        self.url = ""
-
-    async def whoami(self) -> Any:
-        self.requests.append(dict(request.headers))
-        self.asked.set()
-        await self.open.wait()
-        if self.answer is not None:
-            return self.answer()
-        user = self.sessions.get(request.cookies.get("session", ""))
-        return {"id": user} if user is not None else abort(401)
-
-
-@pytest.fixture
-async def old() -> AsyncIterator[OldApp]:
-    old = OldApp()
-    async with serve_app(old.app) as address:
-        old.url = f"http://{address}/whoami"
-        yield old
-        old.open.set()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("quart_openai_sse.auth.monotonic", clock)
-    return clock
-
-
-def cookie(session: str) -> dict[str, str]:
-    return {"Cookie": f"session={session}"}
-
-
-async def asked(hook: Authenticate, headers: Any) -> Any:
-    """What the hook says of a request with these headers."""
-    async with Quart("x").test_request_context("/", headers=headers):
-        return await hook()
-
-
-async def test_the_old_app_says_who_calls(create_app: CreateApp, serve: Serve, old: OldApp) -> None:
-    app, ai = create_app(ScriptedUpstream("hello"), auth=forward_auth(old.url))
-    client = await whoami(app, ai, serve, headers={})
-    expected = {"principal": "forward:42", "cookie": True, "anonymous": False}
-    assert (await client.get("/who", headers=cookie("abc"))).json() == expected
-    assert (await client.get("/who", headers=cookie("def"))).json()["principal"] == "forward:bob"
-    assert (await client.get("/who", headers=cookie("xyz"))).status_code == 401
-    assert len(old.requests) == 3
-    assert (await client.get("/who")).status_code == 401  # without a cookie it is not asked
-    assert (await client.get("/who", headers={"Authorization": "Bearer abc"})).status_code == 401
-    assert len(old.requests) == 3
-    url = (await client.post("/v1/streams", json=BODY, headers=cookie("abc"))).json()["url"]
-    assert (await read((await client.get(url, headers=cookie("abc"))).content)).text == "hello"
-    assert (await client.get(url, headers=cookie("def"))).status_code == 404
-
-
-async def test_the_old_app_is_sent_what_it_needs_and_nothing_else(serve: Serve, old: OldApp) -> None:
-    sent = {
-        "Cookie": "session=abc; other=1",
-        "User-Agent": "Firefox",
-        "X-Forwarded-For": "192.0.2.1",
-        "Authorization": "Bearer secret",
-        "X-Other": "1",
-        "Content-Type": "application/json",
-    }
-    await asked(forward_auth(old.url), sent)
-    await asked(forward_auth(old.url, forward=["x-other", "Cookie"]), sent)
-    host = old.url.split("/")[2]
-    always = {"Host": host, "Cookie": "session=abc; other=1", "Accept": "application/json", "Connection": "keep-alive"}
-    always["Accept-Encoding"] = "identity"
-    first, second = old.requests
-    assert {**first, "Remote-Addr": None} == {
-        **always,
-        "User-Agent": "Firefox",
-        "X-Forwarded-For": "192.0.2.1",
-        "Remote-Addr": None,
-    }
-    assert {**second, "Remote-Addr": None} == {**always, "User-Agent": "", "X-Other": "1", "Remote-Addr": None}
-
-
-async def test_an_answer_holds_for_a_while_and_nobody_for_less(old: OldApp, clock: Clock) -> None:
-    hook = forward_auth(old.url, ttl=10, negative_ttl=1)
-    for _ in range(3):
-        assert str(await asked(hook, cookie("abc"))) == "forward:42"
-    assert len(old.requests) == 1
-    del old.sessions["abc"]  # logged out
-    clock.now += 9
-    assert str(await asked(hook, cookie("abc"))) == "forward:42"
-    clock.now += 1
-    for _ in range(3):
-        assert await asked(hook, cookie("abc")) is None
-    assert len(old.requests) == 2
-    old.sessions["abc"] = 42  # logged in again, with the same session
-    clock.now += 1
-    assert str(await asked(hook, cookie("abc"))) == "forward:42"
-    assert len(old.requests) == 3
-
-
-async def test_who_logs_out_while_the_answer_is_on_its_way_is_not_let_in_for_longer(old: OldApp, clock: Clock) -> None:
-    hook = forward_auth(old.url, ttl=10)
-    old.open.clear()
-    asking = asyncio.ensure_future(asked(hook, cookie("abc")))
-    await old.asked.wait()
-    clock.now += 4
-    old.open.set()
-    assert await asking
-    clock.now += 6
-    del old.sessions["abc"]
-    assert await asked(hook, cookie("abc")) is None
-
-
-async def test_answers_are_those_of_one_set_of_headers(old: OldApp) -> None:
-    hook = forward_auth(old.url, forward=["X-A", "X-B"])
-    for others in ({}, {"X-A": "1"}, {"X-B": "1"}, {"X-A": "1", "X-B": ""}):
-        await asked(hook, cookie("abc") | others)
-    assert len(old.requests) == 4
-
-
-async def test_only_so_many_answers_are_kept(old: OldApp) -> None:
-    hook = forward_auth(old.url, max_entries=2, negative_ttl=100)
-
-    async def requests(session: str) -> int:
-        before = len(old.requests)
-        await asked(hook, cookie(session))
-        return len(old.requests) - before
-
-    assert [await requests(session) for session in ("abc", "def", "abc", "xyz")] == [1, 1, 0, 1]
-    assert [await requests(session) for session in ("abc", "xyz", "def")] == [0, 0, 1]  # what was used last is kept
-
-
-async def test_many_at_once_ask_once_and_leaving_does_not_end_it(old: OldApp) -> None:
-    hook = forward_auth(old.url)
-    old.open.clear()
-    asking = [asyncio.ensure_future(asked(hook, cookie("abc"))) for _ in range(10)]
-    await old.asked.wait()
-    asking[0].cancel()
-    old.open.set()
-    found = await asyncio.gather(*asking, return_exceptions=True)
-    assert isinstance(found[0], asyncio.CancelledError)
-    assert {str(each) for each in found[1:]} == {"forward:42"}
-    assert len(old.requests) == 1
-
-
-ANSWERS: dict[str, tuple[Callable[[], Any], int]] = {
-    "nobody": (lambda: {"id": None}, 401),
-    "an empty id": (lambda: {"id": ""}, 401),
-    "401": (lambda: Response("", 401), 401),
-    "403": (lambda: Response("", 403), 401),
-    "to the login": (lambda: redirect("/login"), 401),
-    "a text": (lambda: {"id": "ann"}, 200),
-    "zero": (lambda: {"id": 0}, 200),
-    "404": (lambda: Response('{"id": 42}', 404), 503),
-    "429": (lambda: Response('{"id": 42}', 429), 503),
-    "500": (lambda: Response('{"id": 42}', 500), 503),
-    "201": (lambda: Response('{"id": 42}', 201), 503),
-    "204": (lambda: Response("", 204), 503),
-    "a login page": (lambda: Response("<!doctype html>"), 503),
-    "no id": (lambda: {"name": "ann"}, 503),
-    "a list": (lambda: ["ann"], 503),
-    "true": (lambda: {"id": True}, 503),
-    "an object": (lambda: {"id": {"id": 1}}, 503),
-    "a broken line": (lambda: {"id": "a\nb"}, 503),
-    "too long an id": (lambda: {"id": "x" * 256}, 503),
-    "too much": (lambda: {"id": 1, "more": "x" * (1 << 20)}, 503),
-    "compressed": (lambda: Response(gzip.compress(b'{"id": 42}'), headers={"Content-Encoding": "gzip"}), 503),
-}
-
-
-@pytest.mark.parametrize(("answer", "status"), ANSWERS.values(), ids=ANSWERS)
-async def test_only_a_clear_answer_lets_in_or_keeps_out(
-    create_app: CreateApp, serve: Serve, old: OldApp, answer: Callable[[], Any], status: int
-) -> None:
-    client = await serve(create_app(ScriptedUpstream(), auth=forward_auth(old.url))[0], headers=cookie("abc"))
-    old.answer = answer
-    response = await client.get("/v1/models")
-    assert response.status_code == status
-    if status != 200:
-        error = response.json()["error"]
-        assert error["code"] == ("invalid_api_key" if status == 401 else "auth_unavailable")
-        assert response.headers.get("Retry-After") == (None if status == 401 else "5")
-
-
-async def test_an_outage_lets_nobody_in_and_logs_nobody_out(
-    create_app: CreateApp, serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = OldApp()
-    async with serve_app(old.app) as address:
-        hook = forward_auth(f"http://{address}/whoami", ttl=10)
-        app, ai = create_app(ScriptedUpstream(), auth=hook)
-        client = await whoami(app, ai, serve, headers=cookie("abc"))
-        assert (await client.get("/who")).status_code == 200
-    assert (await client.get("/who")).status_code == 200  # as it was said
-    clock.now += 11
-    for _ in range(2):
-        response = await client.get("/who")
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "auth_unavailable")
-    assert "does not say who calls: ConnectError" in caplog.text
-    assert "abc" not in caplog.text + response.text
-    async with serve_app(old.app, port=int(address.rpartition(":")[2])):
-        assert (await client.get("/who")).status_code == 200
-
-
-async def test_an_old_app_that_hangs_is_given_up(old: OldApp) -> None:
-    old.open.clear()
-    with pytest.raises(AuthUnavailable):
-        await asked(forward_auth(old.url, timeout=0.05), cookie("abc"))
-
-
-async def test_a_header_can_say_who_it_is(old: OldApp) -> None:
-    hook = forward_auth(old.url, id_header="X-User", realm="session", negative_ttl=0)
-    old.answer = lambda: Response("Hello, Ann!", headers={"X-User": "ann"})
-    assert await asked(hook, cookie("abc")) == Principal("ann", realm="session", cookie=True)
-    old.answer = lambda: Response('{"id": 42}')
-    assert await asked(hook, cookie("def")) is None
-
-
-async def test_several_cookie_headers_are_one(old: OldApp) -> None:
-    assert await asked(forward_auth(old.url, forward=["cookie"]), [("Cookie", "other=1"), ("Cookie", "session=abc")])
-    assert old.requests[0]["Cookie"] == "other=1; session=abc"
-
-
-async def test_only_so_many_are_asked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quart_openai_sse.auth._MAX_LOOKUPS", 2)
-    begun, on = [], asyncio.Event()
-
-    async def answer(asked: httpx.Request) -> httpx.Response:
-        begun.append(asked)
-        await on.wait()
-        return httpx.Response(200, json={"id": 42})
-
-    hook = forward_auth(
-        "http://old.example/whoami", client=lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    )
-    asking = [asyncio.ensure_future(asked(hook, cookie(f"s{number}"))) for number in range(5)]
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert len(begun) == 2
-    on.set()
-    assert {str(each) for each in await asyncio.gather(*asking)} == {"forward:42"}
-    assert len(begun) == 5
-
-
-async def test_a_proxy_of_the_environment_is_not_used(old: OldApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert await asked(forward_auth(old.url), cookie("abc"))
-
-
-async def test_every_event_loop_asks_for_itself(old: OldApp) -> None:
-    hook = forward_auth(old.url)
-    for _ in range(2):
-        assert str(await asyncio.to_thread(asyncio.run, asked(hook, cookie("abc")))) == "forward:42"
-    together = [asyncio.to_thread(asyncio.run, asked(hook, cookie("abc"))) for _ in range(4)]
-    assert {str(each) for each in await asyncio.gather(*together)} == {"forward:42"}
-    assert len(old.requests) == 6
-
-
-@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
-async def test_the_client_that_asks_can_be_ones_own_and_is_closed(old: OldApp, library: Any) -> None:
-    clients = []
-
-    def create() -> Any:
-        clients.append(library.AsyncClient(headers={"X-From": "us"}, follow_redirects=True))
-        return clients[-1]
-
-    assert await asked(forward_auth(old.url, client=create), cookie("abc"))
-    old.answer = lambda: redirect("/whoami")
-    assert await asked(forward_auth(old.url, client=create), cookie("abc")) is None
-    assert [client.is_closed for client in clients] == [True, True]
-    assert [headers["X-From"] for headers in old.requests] == ["us", "us"]
-
-
-@pytest.mark.parametrize("url", ["", "/whoami", "ftp://old.example/", "http://me:hunter2@old.example/", "http://[::1"])
-def test_the_old_app_needs_an_address(url: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        forward_auth(url)
-    assert "hunter2" not in str(caught.value)
-
-
 # A stranger's page with a visitor's cookie ---------------------------------------------------------------------------
 
 FOREIGN = {
@@ -792,19 +488,18 @@ async def test_a_cookie_works_from_our_own_pages_only(
     assert (await client.get("/who", headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("how", ["session_user", "session_user with load", "forward_auth", "on_behalf_of"])
-async def test_a_strangers_page_gets_nowhere_with_any_cookie(
-    create_app: CreateApp, serve: Serve, old: OldApp, how: str
-) -> None:
+@pytest.mark.parametrize("how", ["session_user", "session_user with load", "on_behalf_of"])
+async def test_a_strangers_page_gets_nowhere_with_any_cookie(create_app: CreateApp, serve: Serve, how: str) -> None:
     hooks = {
         "session_user": session_user(),
         "session_user with load": session_user(load=lambda user: Principal("42", cookie=False)),
-        "forward_auth": forward_auth(old.url),
         "on_behalf_of": on_behalf_of(session_user(), allowed=lambda principal: True),
     }
-    headers = cookie("abc") if how == "forward_auth" else session_cookie(_user_id=42)
     app, ai = create_app(ScriptedUpstream("hello"), auth=hooks[how])
-    client = await whoami(app, ai, serve, headers=headers)
+    await refuses_a_strangers_page(await whoami(app, ai, serve, headers=session_cookie(_user_id=42)))
+
+
+async def refuses_a_strangers_page(client: httpx.AsyncClient) -> None:
     foreign = {"Origin": "https://evil.example"}
     for path in ("/v1/chat/completions", "/v1/streams", "/who"):
         response = await client.post(path, json=BODY, headers=foreign)

@@ -19,9 +19,9 @@ ROOT = Path(quart_openai_sse.__file__).parent
 FLOORS = {
     "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
     "the rules": ["completion", "requests", "formats", "config"],
-    "the doors": ["deadlines", "tasks", "upstream", "logs", "observers"],
+    "the doors": ["deadlines", "tasks", "lookups", "upstream", "logs", "observers"],
     "the engine": ["producers", "models", "hooks", "live", "relay"],
-    "the shell": ["auth", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
+    "the shell": ["auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
 }
 BESIDE = {"testing", "pytest_plugin", "simulator", "cli", "loopback"}
 """Shipped for tests and for trying out: they may import anything, and no floor imports them."""
