@@ -10,6 +10,7 @@ from quart_openai_sse.auth import (
     quart_auth_user,
     session_user,
 )
+from quart_openai_sse.blueprint import EXPOSED_HEADERS
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import OpenAISSEError
@@ -26,6 +27,7 @@ from quart_openai_sse.upstream import OpenAIUpstream, Sink, Upstream
 
 __all__ = [
     "END_ID",
+    "EXPOSED_HEADERS",
     "Authenticate",
     "Batch",
     "Call",

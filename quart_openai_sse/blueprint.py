@@ -56,6 +56,9 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 BODY_PATHS = frozenset(path for group in ROUTES.values() for method, path, _ in group if method == "POST")
 """Where requests have bodies."""
 
+EXPOSED_HEADERS = ("Location", "Retry-After", "x-request-id", "x-should-retry", "X-Stream-Id", "X-Trace-ID")
+"""What a page of another origin should be let see of our responses, beside what any page may: for quart-cors."""
+
 _PATIENCE = 5.0  # seconds a client may go on sending a body that is too large
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
@@ -81,7 +84,9 @@ def create_blueprint(
     methods: dict[str, set[str]] = {}
     for group in ROUTES:
         for method, path, endpoint in ROUTES[group] if group in routes else ():
-            blueprint.add_url_rule(path, endpoint, getattr(views, endpoint), methods=[method])
+            blueprint.add_url_rule(
+                path, endpoint, getattr(views, endpoint), methods=[method], provide_automatic_options=False
+            )
             methods.setdefault(path, set()).update({"GET", "HEAD"} if method == "GET" else {method})
     for path, allowed in methods.items():
         _refuse_other_methods(blueprint, path, allowed)
@@ -269,14 +274,19 @@ def _json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 
 def _refuse_other_methods(blueprint: Blueprint, path: str, allowed: Collection[str]) -> None:
+    # Quart's own answer to OPTIONS would name the methods that are refused here, too.
+    allow = ", ".join(sorted({*allowed, "OPTIONS"}))
+
     async def refuse(**_: Any) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status=204, headers={"Allow": allow})
         response = error_response(MethodNotAllowed(f"Use {' or '.join(sorted(allowed))}."))
-        response.headers["Allow"] = ", ".join(sorted(allowed))
+        response.headers["Allow"] = allow
         return response
 
-    blueprint.add_url_rule(
-        path, f"other methods of {path}".replace(".", "_"), refuse, methods=sorted(_METHODS - set(allowed))
-    )
+    endpoint = f"other methods of {path}".replace(".", "_")
+    methods = {*_METHODS, "OPTIONS"} - set(allowed)
+    blueprint.add_url_rule(path, endpoint, refuse, methods=sorted(methods), provide_automatic_options=False)
 
 
 async def _not_found(**_: Any) -> Response:

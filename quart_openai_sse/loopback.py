@@ -27,9 +27,9 @@ async def serve_app(
     Leaving the block calls *leaving* and hangs up on every open connection, so that a stream in flight is cut and
     nothing goes on. Raises `OSError` if the address can't be had.
     """
-    with _Listener(host, port) as listener:
+    with Listener(host, port) as listener:
         stopping = asyncio.Event()
-        server = serve(_Until(stopping, app), _ServerConfig(listener), shutdown_trigger=stopping.wait, mode="asgi")
+        server = serve(_Until(stopping, app), ServerConfig(listener), shutdown_trigger=stopping.wait, mode="asgi")
         serving = asyncio.ensure_future(server)
         try:
             yield listener.address
@@ -39,7 +39,7 @@ async def serve_app(
             await _end(serving, listener)
 
 
-class _Listener(socket.socket):
+class Listener(socket.socket):
     """A bound socket that knows the connections it has accepted, and can hang up on them."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -62,15 +62,18 @@ class _Listener(socket.socket):
         return connection, address
 
     def hang_up(self) -> None:
+        """Closes them, whoever has not read what was sent."""
         for connection in list(self.accepted):
             with contextlib.suppress(OSError):  # it is closed already
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _ServerConfig(HypercornConfig):
+class ServerConfig(HypercornConfig):
+    """Hypercorn on that socket; its own lines go to our logger."""
+
     errorlog = logger
 
-    def __init__(self, listener: _Listener) -> None:
+    def __init__(self, listener: Listener) -> None:
         super().__init__()
         self.listener = listener
 
@@ -98,7 +101,7 @@ class _Until:
         await self.app(scope, receive if scope["type"] == "lifespan" else receive_until, send)
 
 
-async def _end(serving: asyncio.Future[None], listener: _Listener) -> None:
+async def _end(serving: asyncio.Future[None], listener: Listener) -> None:
     """Hypercorn waits for open connections, on Python 3.12 and later for ever: close them for it.
 
     A loop that accepts by itself, as uvloop does, leaves us none to close. There only a client that reads nothing

@@ -88,7 +88,8 @@ async def _in_a_thread(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         return message
 
     async def send_until_left(message: Message) -> None:
-        await until_left(send(message), None)
+        if not left.done():  # else what broke off would end like something whole
+            await until_left(send(message), None)
 
     listening = asyncio.ensure_future(listen())
     listening.add_done_callback(leave)

@@ -536,14 +536,16 @@ async def test_routes_that_do_not_exist_are_openai_shaped(create_app: CreateApp,
         response = await client.get(path)
         assert (response.status_code, error_of(response)["code"]) == (404, "not_found"), path
     for method, path, allowed in (
-        ("GET", "/v1/chat/completions", "POST"),
-        ("DELETE", "/v1/models", "GET, HEAD"),
-        ("PUT", "/v1/streams", "GET, HEAD, POST"),
-        ("PATCH", "/v1/streams/" + "0" * 32, "DELETE, GET, HEAD"),
+        ("GET", "/v1/chat/completions", "OPTIONS, POST"),
+        ("DELETE", "/v1/models", "GET, HEAD, OPTIONS"),
+        ("PUT", "/v1/streams", "GET, HEAD, OPTIONS, POST"),
+        ("PATCH", "/v1/streams/" + "0" * 32, "DELETE, GET, HEAD, OPTIONS"),
     ):
         response = await client.request(method, path)
         assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
         assert response.headers["allow"] == allowed
+        options = await client.options(path)
+        assert (options.status_code, options.content, options.headers["allow"]) == (204, b"", allowed)
     assert (await client.get("/own")).text == "mine"
     assert "json" not in (await client.get("/nothing of ours")).headers["content-type"]
 
