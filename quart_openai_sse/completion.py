@@ -71,12 +71,17 @@ class Completion:
     """
 
     def __init__(self, *, n: int = 1, assemble: int = 1 << 26) -> None:
+        self._n = n
+        self._assemble = assemble
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything: another attempt follows."""
         self.state = State.PREAMBLE
         self.finish_reasons: dict[int, str] = {}
         self.usage: dict[str, Any] | None = None
-        self._n = n
         self._open: set[int] = set()
-        self._room = assemble
+        self._room = self._assemble
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, _Members]] = {}
 

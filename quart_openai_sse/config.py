@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +22,33 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 KEY_PREFIX = "OPENAI_SSE_"
 
 
+class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One of several upstreams. Those of the lowest `priority` are asked first, by `weight` among equals.
+
+    The key and what else is sent with it falls back to the options of that name for the origin of `base_url` only.
+    """
+
+    base_url: str
+    name: str = ""
+    """What the record calls it; by default its host."""
+    api_key: str | None = None
+    api_keys: tuple[str, ...] | None = None
+    api_key_header: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    headers: dict[str, str] | None = None
+    models: frozenset[str] | None = None
+    """The models it has; `None`: all."""
+    aliases: dict[str, str] = {}
+    """What it calls a model that goes by another name here."""
+    priority: int | None = None
+    """By default its place in the list: each is a fallback of those before it."""
+    weight: Count = 1
+
+    def __repr__(self) -> str:
+        return f"UpstreamConfig({self.name or self.base_url!r})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of one instance. Times are seconds, sizes are bytes."""
@@ -31,6 +58,8 @@ class Config:
     Falls back to `OPENAI_API_KEY`."""
     base_url: str = OPENAI_BASE_URL
     """The upstream's address, up to and with `/v1`. Falls back to `OPENAI_BASE_URL`."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Several keys instead of one: the next is taken when the upstream refuses one with 401, 403 or 429."""
     api_key_header: str = "Authorization"
     """The header that carries the key: `Authorization` (as a bearer token) or, for Azure, `api-key`."""
     organization: str = ""
@@ -55,6 +84,26 @@ class Config:
     """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes."""
     total_timeout: Seconds = 600
     """Seconds for one whole answer of the upstream."""
+    first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
+    """The same for single models, by name: for those that think for long before they say anything."""
+    gap_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
+    """`gap_timeout` for single models."""
+
+    retries: Annotated[int, msgspec.Meta(ge=0)] = 3
+    """How often a request that failed before any output is sent to the same upstream again."""
+    retry_delay: Seconds = 1
+    """Seconds before the first retry; each later one waits twice as long."""
+    retry_after_max: Seconds = 20
+    """Seconds an upstream may make us wait by `Retry-After`; if it asks for longer, the caller is told instead."""
+    upstreams: tuple[UpstreamConfig, ...] = ()
+    """Several upstreams instead of the one at `base_url`: what is left out is as for that one."""
+    breaker_failures: Count = 5
+    """Failures in a row after which an upstream is not asked, while there are others."""
+    breaker_reset: Seconds = 15
+    """Seconds after which it is asked again, by one request at first."""
+    slow_first_output: Seconds | None = None
+    """Seconds without output that count as a failure to that; `None`: they do not."""
+
     max_connections: Count = 1000
     """Connections to the upstream, in all."""
     max_keepalive_connections: Count = 100
@@ -134,14 +183,26 @@ class Config:
         config.check(prefix)
         return config
 
+    def of(self, upstream: UpstreamConfig) -> Config:
+        """The configuration of one of `upstreams`, as if it were the only one."""
+        # No key goes to a stranger: what is sent along is another server's affair.
+        same = _origin(upstream.base_url) == _origin(self.base_url)
+        sent: dict[str, Any] = {name: getattr(self if same else _NOTHING_SENT, name) for name in _SENT}
+        given = {name: value for name in _SENT if (value := getattr(upstream, name)) is not None}
+        if "api_key" in given or "api_keys" in given:
+            sent |= {"api_key": None, "api_keys": ()}
+        return replace(self, upstreams=(), base_url=upstream.base_url, **(sent | given))
+
     def check(self, prefix: str = KEY_PREFIX) -> None:
         """Raises `ConfigurationError` for what could not work."""
+        for each in self.upstreams:
+            self.of(each).check(f"{prefix}UPSTREAMS: ")
         address = _address(self.base_url)
         if address is None:
             raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
         if "@" in address.netloc:
             raise ConfigurationError(f"{prefix}BASE_URL must not hold credentials; use {prefix}API_KEY.")
-        if not self.api_key and address.hostname == "api.openai.com":
+        if not self.upstreams and not (self.api_key or self.api_keys) and address.hostname == "api.openai.com":
             raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
         for name, values in self._sent().items():
             if not all(value.isascii() and value.isprintable() for value in values):
@@ -153,11 +214,21 @@ class Config:
         """What becomes headers of the requests upstream, by the option it comes from."""
         return {
             "api_key": (self.api_key,) if isinstance(self.api_key, str) else (),
+            "api_keys": self.api_keys,
             "api_key_header": (self.api_key_header,),
             "organization": (self.organization,),
             "project": (self.project,),
             "headers": (*self.headers, *self.headers.values()),
         }
+
+
+_SENT = ("api_key", "api_keys", "api_key_header", "organization", "project", "headers")
+_NOTHING_SENT = Config()
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None] | None:
+    address = _address(url)
+    return None if address is None else (address.scheme, address.hostname, address.port)
 
 
 def _address(url: str) -> SplitResult | None:

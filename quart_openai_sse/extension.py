@@ -15,7 +15,7 @@ from quart.blueprints import BlueprintSetupState
 from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate, authenticate
 from quart_openai_sse.blueprint import BODY_PATHS, ROUTES, create_blueprint
-from quart_openai_sse.config import KEY_PREFIX, Config
+from quart_openai_sse.config import KEY_PREFIX, Config, UpstreamConfig
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.hooks import Hooks, OnEnd, Prepare
 from quart_openai_sse.logs import StreamLog
@@ -26,8 +26,10 @@ from quart_openai_sse.observers import Observer, log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.responses import Stream, error_response, read_answer, remember_request_task
+from quart_openai_sse.retries import Backoff, Breaker
 from quart_openai_sse.trace import install_filter
 from quart_openai_sse.upstream import OpenAIUpstream, Upstream
+from quart_openai_sse.upstreams import Candidate, Upstreams
 
 _EXTENSION = "quart_openai_sse"
 _LOGGED = f"{_EXTENSION}.logged"
@@ -244,7 +246,7 @@ class _AppState:
             self._relays[loop] = Relay(
                 config=self.config,
                 log=extension._create_log(self.config),
-                upstream=self._override or extension._create_upstream(self.config),
+                upstream=self._override or self._upstreams(),
                 hooks=extension.hooks,
                 instance=extension.name,
                 scope=self._scope,
@@ -267,13 +269,18 @@ class _AppState:
         before, self._override = self._override, upstream
         originals = {relay: relay.upstream for relay in self._relays.values()}
         for relay in originals:
-            relay.upstream = upstream
+            relay.upstream = Upstreams.of(upstream)
         try:
             yield
         finally:
             self._override = before
             for relay in self._relays.values():
-                relay.upstream = originals.get(relay) or before or self._extension._create_upstream(self.config)
+                relay.upstream = originals.get(relay) or Upstreams.of(before or self._upstreams())
+
+    def _upstreams(self) -> Upstreams:
+        """The upstream of this app; if that is not made of several, it is asked again as the options say."""
+        created = self._extension._create_upstream(self.config)
+        return created if isinstance(created, Upstreams) else _several([Candidate(upstream=created)], self.config)
 
     @asynccontextmanager
     async def _scope(self) -> AsyncIterator[None]:
@@ -292,7 +299,32 @@ def _prefixes(app: Quart) -> set[str]:
 
 
 def _openai_upstream(config: Config, client: Callable[[Config], Any] | None) -> Upstream:
-    return OpenAIUpstream(config, client=None if client is None else client(config))
+    """The upstream of the options, or several as one; a client of the app's own is shared by all."""
+    shared = None if client is None else client(config)
+    if not config.upstreams:
+        return OpenAIUpstream(config, client=shared)
+    return _several([_candidate(config, place, each, shared) for place, each in enumerate(config.upstreams)], config)
+
+
+def _candidate(config: Config, place: int, each: UpstreamConfig, client: Any) -> Candidate:
+    return Candidate(
+        upstream=OpenAIUpstream(config.of(each), client=client, name=each.name),
+        priority=place if each.priority is None else each.priority,
+        weight=each.weight,
+        models=each.models,
+        aliases=each.aliases,
+        breaker=Breaker(failures=config.breaker_failures, reset=config.breaker_reset),
+    )
+
+
+def _several(candidates: list[Candidate], config: Config) -> Upstreams:
+    """*candidates* as one, asked as often as the options say."""
+    return Upstreams(
+        candidates,
+        backoff=Backoff(retries=config.retries, delay=config.retry_delay, longest=config.retry_after_max),
+        total=config.total_timeout,
+        slow=config.slow_first_output,
+    )
 
 
 def _memory_log(config: Config) -> StreamLog:

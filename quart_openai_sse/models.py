@@ -16,7 +16,7 @@ from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamTooLong, UpstreamTruncated
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import ChunkSink, Intake, ParsedChunk, is_usage
+from quart_openai_sse.producers import APP, Attempts, ChunkSink, Intake, ParsedChunk, is_usage
 from quart_openai_sse.upstream import Upstream
 
 
@@ -72,6 +72,7 @@ class Call:
         body: Mapping[str, Any],
         *,
         principal: Principal,
+        attempts: Attempts,
         max_event: int,
         max_bytes: int,
     ) -> None:
@@ -79,14 +80,14 @@ class Call:
         self._chunks: deque[dict[str, Any]] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
-        self._sink = ChunkSink(self._completion, take=self._take, room=self._room, max_event=max_event)
+        self._sink = ChunkSink(
+            self._completion, attempts=attempts, take=self._take, room=self._room, max_event=max_event
+        )
         self._upstream = upstream
         self._body = body
         self._principal = principal
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self.started = False
-        """Whether anything was sent."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -118,7 +119,6 @@ class Call:
         if self._closed:
             raise RuntimeError("This call is closed.")
         if self._task is None:
-            self.started = True
             running = self._upstream.run(self._body, self._sink, principal=self._principal)
             self._task = asyncio.ensure_future(running)
             self._task.add_done_callback(lambda _: self._news.set())
@@ -178,7 +178,7 @@ the stream from one that was cut.
 class ModelProducer:
     """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
 
-    upstream = "app"
+    upstream = APP
 
     def __init__(
         self,
@@ -220,7 +220,6 @@ class ModelProducer:
             self._append(intake, self._finish(intake.elapsed()))
             self.completion.end()
         finally:
-            intake.record.attempts += sum(call.started for call in self._calls)
             for call in self._calls:
                 await call.aclose()
 
@@ -242,7 +241,7 @@ class ModelProducer:
 
     def _append(self, intake: Intake, entries: list[Entry]) -> None:
         if entries:
-            intake.append(entries, output=self.completion.has_output or any(entry.event for entry in entries))
+            intake.append(entries)
 
     def _entries(self, item: Any, t: float) -> list[Entry]:
         if isinstance(item, Event):

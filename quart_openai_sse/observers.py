@@ -41,6 +41,8 @@ class StreamRecord:
     """The longest silence after the first output."""
     attempts: int = 0
     """Requests sent upstream."""
+    failures: tuple[str, ...] = ()
+    """Of those that failed before any output, each one's upstream and error code."""
     readers: int = 0
     resumes: int = 0
     """Readers that did not begin at the beginning."""

@@ -13,8 +13,12 @@ from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbl
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.retries import Attempt
 from quart_openai_sse.sse import EventTooLarge, RawEvent, SSEDecoder
 from quart_openai_sse.upstream import Headers, Upstream
+
+APP = "app"
+"""What the record says of a model of the app's own."""
 
 
 class Producer(Protocol):
@@ -31,18 +35,34 @@ class Producer(Protocol):
         ...
 
 
-_MOST_PREAMBLE = 1 << 20  # bytes before the first output
+class Attempts:
+    """The requests upstream of one stream, as its record and its observers are told of them."""
+
+    def __init__(self, record: StreamRecord, *, on_retry: Callable[[], None]) -> None:
+        self._record = record
+        self._on_retry = on_retry
+
+    def begin(self, upstream: str) -> None:
+        """See `Sink.begin`."""
+        self._record.attempts += 1
+        if self._record.upstream != APP:
+            self._record.upstream = upstream
+
+    def failed(self, attempt: Attempt) -> None:
+        """See `Sink.failed`."""
+        self._record.failures += (f"{attempt.upstream}: {attempt.error.code}",)
+        if attempt.wait is not None:
+            self._on_retry()
 
 
 class Intake:
-    """The producer's side of the log: holds the preamble back, counts and times what comes."""
+    """The producer's side of the log: counts and times what comes."""
 
     def __init__(self, writer: Writer, record: StreamRecord, *, on_first: Callable[[], None]) -> None:
         self.record = record
         self.room = writer.room
         self._writer = writer
         self._on_first = on_first
-        self._held: list[Entry] = []
         self._closed = False
         self._began = self._last = time.monotonic()
 
@@ -54,8 +74,8 @@ class Intake:
         """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
         self._closed = True
 
-    def append(self, entries: list[Entry], *, output: bool) -> None:
-        """Adds entries to the log, once there was any *output*. Raises `StreamTooLong`."""
+    def append(self, entries: list[Entry]) -> None:
+        """Adds entries to the log: not before there is any output among them. Raises `StreamTooLong`."""
         if self._closed:
             raise OpenAISSEError("The stream has ended.")
         record = self.record
@@ -63,16 +83,10 @@ class Intake:
             if not entry.event:
                 record.chunks += 1
                 record.bytes += len(entry.data)
-        if not output:
-            self._held += entries
-            if record.bytes > _MOST_PREAMBLE:
-                raise UpstreamGarbled("The upstream sends without end, and says nothing.")
-            return
         now = time.monotonic()
         first = record.time_to_first_output is None
         if first:
             record.time_to_first_output = now - self._began
-            entries, self._held = self._held + entries, []
         else:
             record.longest_gap = max(record.longest_gap, now - self._last)
         self._last = now
@@ -91,13 +105,21 @@ class ParsedChunk(NamedTuple):
     data: bytes
 
 
+_MOST_PREAMBLE = 1 << 20  # bytes before the first output
+
+
 class ChunkSink:
-    """Splits an upstream's bytes into chunks, as `Sink`. What one read brings is given to *take* at once."""
+    """Splits an upstream's bytes into chunks, as `Sink`. What one read brings is given to *take* at once.
+
+    But for the preamble: that is held back until the first output, so that of an attempt which fails before it,
+    nothing is left.
+    """
 
     def __init__(
         self,
         completion: Completion,
         *,
+        attempts: Attempts | None = None,
         take: Callable[[list[ParsedChunk]], None],
         room: Callable[[], Awaitable[None]],
         max_event: int,
@@ -105,7 +127,13 @@ class ChunkSink:
         self._completion = completion
         self._take = take
         self._room = room
-        self._decoder = SSEDecoder(max_event_bytes=max_event)
+        self._attempts = attempts
+        self._max_event = max_event
+        self._restart()
+
+    def _restart(self) -> None:
+        self._decoder = SSEDecoder(max_event_bytes=self._max_event)
+        self._held: list[ParsedChunk] = []
         self._failure: OpenAISSEError | None = None
         self._document: bytearray | None = None
 
@@ -113,6 +141,18 @@ class ChunkSink:
     def started(self) -> bool:
         """See `Sink.started`."""
         return self._completion.has_output
+
+    def begin(self, upstream: str) -> None:
+        """See `Sink.begin`."""
+        self._completion.restart()
+        self._restart()
+        if self._attempts is not None:
+            self._attempts.begin(upstream)
+
+    def failed(self, attempt: Attempt) -> None:
+        """See `Sink.failed`."""
+        if self._attempts is not None:
+            self._attempts.failed(attempt)
 
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
@@ -133,10 +173,15 @@ class ChunkSink:
         except EventTooLarge as error:
             raws = list(error.events)
             self._failure = UpstreamGarbled(str(error))
-        try:
-            self._take(self._parse(raws))
-        except StreamTooLong as error:
-            self._failure = error
+        parsed = self._parse(raws)
+        if not self._completion.has_output:
+            self._hold(parsed)
+        elif parsed:
+            parsed, self._held = self._held + parsed, []
+            try:
+                self._take(parsed)
+            except StreamTooLong as error:
+                self._failure = error
         # Whether there is room is asked at once: it costs little, and waits only when there is none.
         return False
 
@@ -158,6 +203,11 @@ class ChunkSink:
         if self._document is not None:
             raise _not_a_stream(bytes(self._document))
         self._completion.end()
+
+    def _hold(self, parsed: list[ParsedChunk]) -> None:
+        self._held += parsed
+        if sum(len(data) for _, data in self._held) > _MOST_PREAMBLE:
+            self._failure = self._failure or UpstreamGarbled("The upstream sends without end, and says nothing.")
 
     def _parse(self, raws: list[RawEvent]) -> list[ParsedChunk]:
         parsed = []
@@ -193,6 +243,7 @@ class StreamProducer:
         body: Mapping[str, Any],
         *,
         principal: Principal,
+        attempts: Attempts,
         include_usage: bool,
         max_event: int,
         assemble: int,
@@ -202,6 +253,7 @@ class StreamProducer:
         self.events: list[tuple[str, Any]] = []
         self._upstream = upstream
         self._principal = principal
+        self._attempts = attempts
         self._body = streaming_body(body, include_usage=include_usage)
         self._max_event = max_event
 
@@ -209,13 +261,12 @@ class StreamProducer:
         """See `Producer.run`."""
 
         def take(parsed: list[ParsedChunk]) -> None:
-            if parsed:
-                t = intake.elapsed()
-                entries = [Entry(data, "", t, is_usage(chunk)) for chunk, data in parsed]
-                intake.append(entries, output=self.completion.has_output)
+            t = intake.elapsed()
+            intake.append([Entry(data, "", t, is_usage(chunk)) for chunk, data in parsed])
 
-        sink = ChunkSink(self.completion, take=take, room=intake.room, max_event=self._max_event)
-        intake.record.attempts += 1
+        sink = ChunkSink(
+            self.completion, attempts=self._attempts, take=take, room=intake.room, max_event=self._max_event
+        )
         await self._upstream.run(self._body, sink, principal=self._principal)
 
 
@@ -242,23 +293,31 @@ class AnswerProducer:
         body: Mapping[str, Any],
         *,
         principal: Principal,
+        attempts: Attempts,
         max_bytes: int,
         assemble: int,
     ) -> None:
         self.upstream = upstream.name
+        self.failed = attempts.failed
         self.completion = Completion(assemble=assemble)
         self.events: list[tuple[str, Any]] = []
         self._upstream = upstream
         self._principal = principal
+        self._attempts = attempts
         self._body = {member: value for member, value in body.items() if member != "stream_options"}
         self._max_bytes = max_bytes
         self._data = bytearray()
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
-        intake.record.attempts += 1
         await self._upstream.run(self._body, self, principal=self._principal)
-        intake.append([Entry(bytes(self._data), "", intake.elapsed())], output=True)
+        intake.append([Entry(bytes(self._data), "", intake.elapsed())])
+
+    def begin(self, upstream: str) -> None:
+        """See `Sink.begin`."""
+        self.completion.restart()
+        self._data.clear()
+        self._attempts.begin(upstream)
 
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""

@@ -31,10 +31,11 @@ from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.models import Call, ModelProducer
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
-from quart_openai_sse.producers import AnswerProducer, Intake, Producer, StreamProducer, streaming_body
+from quart_openai_sse.producers import AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body
 from quart_openai_sse.requests import check_idempotency_key, digest, validate
 from quart_openai_sse.tasks import Background
 from quart_openai_sse.upstream import Upstream
+from quart_openai_sse.upstreams import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -56,7 +57,7 @@ class Relay:
     ) -> None:
         self.config = config
         self.log = log
-        self.upstream = upstream
+        self.upstream = Upstreams.of(upstream)
         self.hooks = hooks
         self.draining = False
         self._instance = instance
@@ -152,6 +153,7 @@ class Relay:
         if (allowed is not None and name not in allowed) or not principal.may_ask(name):
             raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
         assemble = config.max_bytes if self.hooks.on_end else 0
+        attempts = Attempts(live.record, on_retry=lambda: self._observe("retried", live.record))
         if model is not None:
             return ModelProducer(
                 model,
@@ -159,7 +161,7 @@ class Relay:
                 stream_id=live.handle.id,
                 principal=principal,
                 metadata=live.record.metadata,
-                call=partial(self._call, principal),
+                call=partial(self._call, principal, attempts),
                 assemble=assemble,
             )
         if body.get("stream"):
@@ -167,19 +169,26 @@ class Relay:
                 self.upstream,
                 body,
                 principal=principal,
+                attempts=attempts,
                 include_usage=config.include_usage,
                 max_event=config.max_event,
                 assemble=assemble,
             )
         return AnswerProducer(
-            self.upstream, body, principal=principal, max_bytes=config.max_bytes, assemble=config.max_bytes
+            self.upstream,
+            body,
+            principal=principal,
+            attempts=attempts,
+            max_bytes=config.max_bytes,
+            assemble=config.max_bytes,
         )
 
-    def _call(self, principal: Principal, body: Mapping[str, Any]) -> Call:
+    def _call(self, principal: Principal, attempts: Attempts, body: Mapping[str, Any]) -> Call:
         return Call(
             self.upstream,
             streaming_body(body, include_usage=self.config.include_usage),
             principal=principal,
+            attempts=attempts,
             max_event=self.config.max_event,
             max_bytes=self.config.max_bytes,
         )

@@ -196,7 +196,7 @@ class _Whole:
     started = False
 
     def __init__(self, sink: Sink) -> None:
-        self.head, self.room = sink.head, sink.room
+        self.begin, self.failed, self.head, self.room = sink.begin, sink.failed, sink.head, sink.room
         self._feed = sink.feed
         self._finish = sink.finish
         self._decoder = SSEDecoder()

@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from quart_openai_sse.errors import (
     UpstreamUnreachable,
 )
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.retries import Attempt
 from quart_openai_sse.trace import current_trace_id
 
 Headers = Mapping[str, str]
@@ -40,6 +42,14 @@ class Sink(Protocol):
     @property
     def started(self) -> bool:
         """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
+        ...
+
+    def begin(self, upstream: str) -> None:
+        """A request goes out, to the upstream of this name. What an earlier one brought is forgotten."""
+        ...
+
+    def failed(self, attempt: Attempt) -> None:
+        """A request failed before any output. If there is to be another, `begin` follows."""
         ...
 
     def head(self, status: int, headers: Headers) -> None:
@@ -84,22 +94,38 @@ class Upstream(Protocol):
 class OpenAIUpstream:
     """OpenAI's API, or a server compatible with it. *client* is any client with httpx's API; by default our own."""
 
-    def __init__(self, config: Config, *, client: Any = None) -> None:
-        self.name = urlsplit(config.base_url).netloc
+    def __init__(self, config: Config, *, client: Any = None, name: str = "") -> None:
+        self.name = name or urlsplit(config.base_url).netloc
         self._config = config
         self._client = client
         self._owned = client is None
+        self._keys = deque(config.api_keys or [None])
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """See `Upstream.run`."""
-        config = self._config
+        """See `Upstream.run`. With several keys, the next is taken at once where one is refused."""
+        for _ in range(len(self._keys) - 1):
+            key = self._keys[0]
+            try:
+                await self._run(request, sink, principal)
+                return
+            except (UpstreamCredentials, UpstreamRefused) as error:
+                if sink.started or not (isinstance(error, UpstreamCredentials) or error.status == 429):
+                    raise
+                if key == self._keys[0]:  # and no other request has done it meanwhile
+                    self._keys.rotate(-1)
+                sink.failed(Attempt(self.name, error, 0.0))
+                sink.begin(self.name)
+        await self._run(request, sink, principal)
+
+    async def _run(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
+        config, model = self._config, request.get("model") or ""
         streaming = bool(request.get("stream"))
         deadlines = Deadlines(
             total=config.total_timeout,
-            first_output=config.first_output_timeout if streaming else None,
-            gap=config.gap_timeout if streaming else None,
+            first_output=config.first_output_timeouts.get(model, config.first_output_timeout) if streaming else None,
+            gap=config.gap_timeouts.get(model, config.gap_timeout) if streaming else None,
         )
         async with deadlines, self._exchange("POST", "/chat/completions", principal, request) as response:
             sink.head(response.status_code, response.headers)
@@ -145,7 +171,7 @@ class OpenAIUpstream:
     async def _exchange(
         self, method: str, path: str, principal: Principal, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[Any]:
-        key = self._config.api_key
+        key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
@@ -184,6 +210,15 @@ class OpenAIUpstream:
         So a connection that is being made is left to finish in the background, and given up before anything is sent.
         """
         phase = _Phase()
+        try:
+            return await self._send_once(request, phase)
+        except Exception:
+            if not phase.stale:
+                raise
+        # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
+        return await self._send_once(request, _Phase())
+
+    async def _send_once(self, request: Any, phase: _Phase) -> Any:
         request.extensions = {**request.extensions, "trace": phase.trace}
         sending = asyncio.ensure_future(self._client.send(request, stream=True))
         try:
@@ -316,11 +351,20 @@ class _Phase:
 
     connecting = False
     abandoned = False
+    _connected = _sent = _answered = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was sent on a connection that was used before, and nothing has come of it."""
+        return self._sent and not self._connected and not self._answered
 
     async def trace(self, name: str, info: Mapping[str, Any]) -> None:
         if name == "connection.connect_tcp.started":
-            self.connecting = True
+            self.connecting = self._connected = True
         elif name.endswith(".send_request_headers.started"):
             self.connecting = False
+            self._sent = True
             if self.abandoned:
                 raise asyncio.CancelledError
+        elif name.endswith(".receive_response_headers.complete"):
+            self._answered = True

@@ -44,6 +44,7 @@ def create_app() -> CreateApp:
             options["upstream"] = lambda _: upstream
         options.setdefault("base_url", "http://127.0.0.1:9/v1")
         options.setdefault("model", "scripted")
+        options.setdefault("retries", 0)
         return app, QuartOpenAISSE(app, **options)
 
     return create

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from quart import Quart
 
-from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, Config
+from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, Config, UpstreamConfig
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.principal import Principal
 
@@ -40,8 +40,12 @@ SAMPLES: dict[str, Any] = {
     "api_key": SECRET,
     "base_url": "http://localhost:8000/v1",
     "api_key_header": "api-key",
+    "api_keys": (SECRET, "sk-other"),
+    "first_output_timeouts": {"o9": 300.0},
+    "gap_timeouts": {"o9": 300.0},
     "headers": {"X-A": "b"},
     "models": ("a", "b"),
+    "upstreams": (UpstreamConfig(base_url=LOCAL),),
     "trusted_origins": ("https://app.example",),
     "url_prefix": "/ai",
 }
@@ -122,7 +126,8 @@ BOOLEANS = [name for name, each in FIELDS.items() if each.type == "bool"]
 TEXTS = [name for name, each in FIELDS.items() if each.type == "str"]
 
 WRONG: list[tuple[str, Any]] = [
-    *((name, value) for name in SECONDS for value in (-1, -0.5, float("nan"), "soon", "", None, True, [], "nan", "-1")),
+    *((name, value) for name in SECONDS for value in (-1, -0.5, float("nan"), "soon", "", True, [], "nan", "-1")),
+    *((name, None) for name in SECONDS if FIELDS[name].default is not None),
     *((name, value) for name in COUNTS for value in (0, -1, 1.5, "many", "", None, True, [], "0")),
     *((name, value) for name in BOOLEANS for value in (2, "yes", "", None, [], 0.5)),
     *((name, value) for name in TEXTS for value in (5, None, True, [], b"text")),

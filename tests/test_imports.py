@@ -18,8 +18,8 @@ ROOT = Path(quart_openai_sse.__file__).parent
 
 FLOORS = {
     "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
-    "the rules": ["completion", "requests", "formats", "config"],
-    "the doors": ["deadlines", "tasks", "lookups", "upstream", "logs", "observers"],
+    "the rules": ["completion", "requests", "formats", "config", "retries"],
+    "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["producers", "models", "hooks", "live", "relay"],
     "the shell": ["auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
 }

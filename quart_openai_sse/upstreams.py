@@ -1,0 +1,175 @@
+"""Several upstreams as one: who is asked, in what order, how often; all before the first output, and never after it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.retries import Attempt, Backoff, Breaker, Outcome, transferable
+from quart_openai_sse.upstream import Sink, Upstream
+
+logger = logging.getLogger("quart_openai_sse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of several upstreams. Those of the lowest *priority* are asked first, by *weight* among equals (RFC 2782)."""
+
+    upstream: Upstream
+    priority: int = 0
+    weight: int = 1
+    models: frozenset[str] | None = None
+    """The models it has, aliases included; `None`: all."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """What it calls a model that goes by another name here."""
+    breaker: Breaker = field(default_factory=lambda: Breaker(failures=5, reset=10))
+
+    @property
+    def name(self) -> str:
+        """Its upstream's."""
+        return self.upstream.name
+
+    def has(self, model: str) -> bool:
+        """Whether it answers for *model*."""
+        return self.models is None or model in self.models or model in self.aliases
+
+
+class Upstreams:
+    """An `Upstream` made of others.
+
+    A request that fails before any output goes to the next candidate at once; a candidate that may be asked again is,
+    after as long as *backoff* says, but not later than *total* seconds after the beginning. An answer that begins
+    later than *slow* seconds is a failure to the candidate's breaker.
+    """
+
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        *,
+        backoff: Backoff | None = None,
+        total: float = 600,
+        slow: float | None = None,
+    ) -> None:
+        self.candidates = tuple(candidates)
+        self.name = self.candidates[0].name
+        self._backoff = backoff or Backoff()
+        self._total = total
+        self._slow = slow
+
+    @classmethod
+    def of(cls, upstream: Upstream) -> Upstreams:
+        """*upstream* itself if it is one of these; otherwise it is asked once."""
+        return (
+            upstream if isinstance(upstream, cls) else cls([Candidate(upstream=upstream)], backoff=Backoff(retries=0))
+        )
+
+    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
+        """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""
+        deadline = time.monotonic() + self._total
+        # When each is to be asked: at once, in their order, and after a failure again, if that is to be.
+        order = self._order(request.get("model") or "")
+        queue = [(0.0, place, 1, candidate) for place, candidate in enumerate(order)]
+        for attempts in count(1):
+            _, place, tries, candidate = heappop(queue)
+            error = await self._attempt(candidate, request, sink, principal)
+            if error is None:
+                return
+            if sink.started or not transferable(error):
+                raise error
+            now = time.monotonic()
+            again = self._backoff.wait(tries, error, jitter=random.random())  # noqa: S311 (no secret)
+            if again is not None:
+                heappush(queue, (now + again, place, tries + 1, candidate))
+            if not queue or queue[0][0] > deadline:
+                sink.failed(Attempt(candidate.name, error, None))
+                if attempts > 1:  # or an SDK would multiply our attempts by its own
+                    error.should_retry = False
+                raise error
+            wait = max(0.0, queue[0][0] - now)
+            sink.failed(Attempt(candidate.name, error, wait))
+            await asyncio.sleep(wait)
+
+    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+        """See `Upstream.models`: those of all that answer, each once. Raises what the last one raised if none did."""
+        found: dict[str, dict[str, Any]] = {}
+        failure: OpenAISSEError | None = None
+        answers = 0
+        for candidate in self.candidates:
+            try:
+                listed = await candidate.upstream.models(principal=principal)
+            except OpenAISSEError as error:
+                logger.warning("%s does not list its models: %s", candidate.name, error.code)
+                failure = error
+                continue
+            answers += 1
+            by_name = {model["id"]: model for model in listed}
+            shown = candidate.models if candidate.models is not None else by_name.keys()
+            for name in [*shown, *candidate.aliases]:
+                there = by_name.get(candidate.aliases.get(name, name))
+                if there is not None:
+                    found.setdefault(name, {**there, "id": name})
+        if failure is not None and not answers:
+            raise failure
+        return list(found.values())
+
+    async def aclose(self) -> None:
+        """See `Upstream.aclose`."""
+        for candidate in self.candidates:
+            await candidate.upstream.aclose()
+
+    async def _attempt(
+        self, candidate: Candidate, request: Mapping[str, Any], sink: Sink, principal: Principal
+    ) -> OpenAISSEError | None:
+        """Asks one of them: its failure, or `None`. Its breaker is told what became of it."""
+        model = request.get("model") or ""
+        if model in candidate.aliases:
+            request = {**request, "model": candidate.aliases[model]}
+        breaker = candidate.breaker
+        breaker.enter(time.monotonic())
+        outcome = Outcome.NOTHING
+        sink.begin(candidate.name)
+        try:
+            async with self._impatience(sink) as slow:
+                await candidate.upstream.run(request, sink, principal=principal)
+            outcome = Outcome.BAD if slow.is_set() else Outcome.GOOD
+            return None
+        except OpenAISSEError as error:
+            if error.side == "upstream":
+                outcome = Outcome.BAD if transferable(error) else Outcome.GOOD
+            return error
+        finally:
+            breaker.leave(outcome, time.monotonic())
+
+    @asynccontextmanager
+    async def _impatience(self, sink: Sink) -> AsyncIterator[asyncio.Event]:
+        """An event that is set if there is no output after *slow* seconds."""
+        slow = asyncio.Event()
+        if self._slow is None:
+            yield slow
+            return
+        timer = asyncio.get_running_loop().call_later(self._slow, lambda: None if sink.started else slow.set())
+        try:
+            yield slow
+        finally:
+            timer.cancel()
+
+    def _order(self, model: str) -> list[Candidate]:
+        """Whom to ask for *model*, one after the other. Those whose breaker is open only if there are no others."""
+        able = [each for each in self.candidates if each.has(model)]
+        if not able:
+            raise ModelNotFound(f"No upstream has the model {model!r}.")
+        now = time.monotonic()
+        able = [each for each in able if each.breaker.admits(now)] or able
+        # A weighted choice without replacement: who has the greatest power of a random number (Efraimidis, Spirakis).
+        draw = {id(each): random.random() ** (1 / each.weight) for each in able}  # noqa: S311
+        return sorted(able, key=lambda each: (each.priority, -draw[id(each)]))

@@ -1,0 +1,463 @@
+"""Attempts and fallbacks: who is asked, how often, what is left of those who failed; over real sockets, too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from quart_openai_sse import Principal, StreamEvent
+from quart_openai_sse.config import Config, UpstreamConfig
+from quart_openai_sse.errors import (
+    FirstOutputTimeout,
+    ModelNotFound,
+    OpenAISSEError,
+    UpstreamCredentials,
+    UpstreamGarbled,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from quart_openai_sse.retries import Attempt, Backoff, Breaker, BreakerState
+from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
+from quart_openai_sse.upstreams import Candidate, Upstreams
+from tests.conftest import QUESTION, CreateApp, Serve
+from tests.raw import END, HEAD, Hangup, Peer, chunked, raw_upstream
+
+ME = Principal("ann")
+BODY = {"model": "m", "messages": QUESTION, "stream": True}
+SOON = Backoff(delay=0)
+ROLE = chunk("", role="assistant")
+
+
+class Notes:
+    """A sink that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.started = False
+
+    def begin(self, upstream: str) -> None:
+        self.said.append(upstream)
+
+    def failed(self, attempt: Attempt) -> None:
+        self.said.append(attempt.error.code if attempt.wait is not None else f"{attempt.error.code}!")
+
+    def head(self, status: int, headers: Any) -> None:
+        pass
+
+    def feed(self, data: bytes) -> bool:
+        self.started = self.started or (b'"content":"' in data and b'"content":""' not in data)
+        return True
+
+    async def room(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        self.said.append("complete")
+
+
+def named(name: str, *scripts: Any) -> ScriptedUpstream:
+    upstream = ScriptedUpstream(*scripts)
+    upstream.name = name
+    return upstream
+
+
+def down() -> list[Any]:
+    return [UpstreamUnreachable("down")]
+
+
+async def attempts(*candidates: Candidate | ScriptedUpstream, backoff: Backoff = SOON, **options: Any) -> list[Any]:
+    """What one request to them tells its sink; an error that it raises stands last."""
+    several = Upstreams(
+        [
+            each if isinstance(each, Candidate) else Candidate(upstream=each, priority=place)
+            for place, each in enumerate(candidates)
+        ],
+        backoff=backoff,
+        **options,
+    )
+    notes = Notes()
+    try:
+        await several.run(BODY, notes, principal=ME)
+    except OpenAISSEError as raised:
+        notes.said.append(raised)
+    return notes.said
+
+
+async def test_what_fails_before_any_output_is_sent_again() -> None:
+    said = await attempts(named("one", [ROLE, UpstreamTruncated()], [refused(503)], "hello"))
+    assert said == ["one", "upstream_truncated", "one", "upstream_refused", "one", "complete"]
+
+
+async def test_after_real_output_nothing_is_sent_again() -> None:
+    *said, raised = await attempts(named("one", [chunk("hel"), UpstreamTruncated()], "hello"), named("two", "hello"))
+    assert (said, type(raised), raised.should_retry) == (["one"], UpstreamTruncated, None)
+
+
+async def test_only_so_often_and_then_an_sdk_is_told_not_to() -> None:
+    upstream = named("one", down())
+    *said, raised = await attempts(upstream)
+    assert said == ["one", "upstream_unreachable"] * 3 + ["one", "upstream_unreachable!"]
+    assert (len(upstream.requests), raised.headers()) == (4, {"x-should-retry": "false"})
+
+
+async def test_without_retries_the_sdk_may_try() -> None:
+    *said, raised = await attempts(named("one", down()), backoff=Backoff(retries=0))
+    assert (said, raised.headers()) == (["one", "upstream_unreachable!"], {})
+
+
+async def test_a_request_that_is_at_fault_is_not_sent_again_nor_elsewhere() -> None:
+    *said, raised = await attempts(named("one", [refused(400)]), named("two", "hello"))
+    assert (said, raised.status) == (["one"], 400)
+
+
+async def test_who_asks_for_a_long_wait_is_not_waited_for_and_the_caller_is_told() -> None:
+    *said, raised = await attempts(named("one", [refused(429, retry_after=60)]))
+    assert said == ["one", "upstream_refused!"]
+    assert raised.headers() == {"Retry-After": "60"}  # our attempts are not spent
+
+
+async def test_the_whole_of_it_ends_in_time() -> None:
+    *said, raised = await attempts(named("one", down()), backoff=Backoff(delay=100), total=99 * 0.7)
+    assert said == ["one", "upstream_unreachable!"]
+    assert isinstance(raised, UpstreamUnreachable)
+
+
+# Several ------------------------------------------------------------------------------------------------------------
+
+
+async def test_another_one_is_asked_at_once_and_the_first_again_later() -> None:
+    one, two, three = named("one", down(), "hello"), named("two", [UpstreamGarbled()]), named("three", down(), "never")
+    said = await attempts(one, two, three)
+    assert said == [
+        *("one", "upstream_unreachable", "two", "upstream_garbled", "three", "upstream_unreachable"),
+        *("one", "complete"),
+    ]
+    assert (len(two.requests), len(three.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize("failure", [UpstreamCredentials, FirstOutputTimeout, UpstreamGarbled])
+async def test_what_the_same_one_is_not_asked_again_another_one_is(failure: type[OpenAISSEError]) -> None:
+    said = await attempts(named("one", [failure()]), named("two", "hello"))
+    assert said == ["one", failure.code, "two", "complete"]
+    *said, raised = await attempts(named("one", [failure()]))
+    assert (said, type(raised)) == (["one", f"{failure.code}!"], failure)
+
+
+async def test_only_those_who_have_the_model_are_asked_and_by_their_own_name_for_it() -> None:
+    other = Candidate(upstream=named("other", "hello"), models=frozenset({"x"}))
+    alias = Candidate(upstream=named("alias", "hello"), models=frozenset(), aliases={"m": "their-m"})
+    assert await attempts(other, alias) == ["alias", "complete"]
+    assert alias.upstream.requests[0]["model"] == "their-m"  # type: ignore[attr-defined]
+    [raised] = await attempts(other)
+    assert isinstance(raised, ModelNotFound)
+
+
+async def test_equals_are_asked_by_their_weight() -> None:
+    light, heavy = named("light", "hello"), named("heavy", "hello")
+    several = Upstreams([Candidate(upstream=light), Candidate(upstream=heavy, weight=9)], backoff=SOON)
+    for _ in range(300):
+        await several.run(BODY, Notes(), principal=ME)
+    assert len(light.requests) + len(heavy.requests) == 300
+    # 30 are to be expected; that it is none, or more than 75, happens once in more than 10^12 times.
+    assert 0 < len(light.requests) < 75
+
+
+async def test_an_upstream_that_keeps_failing_is_spared_while_there_is_another() -> None:
+    one, two = named("one", down()), named("two", "hello")
+    breaker = Breaker(failures=2, reset=3600)
+    several = Upstreams(
+        [Candidate(upstream=one, breaker=breaker), Candidate(upstream=two, priority=1)], backoff=Backoff(retries=0)
+    )
+    for _ in range(5):
+        await several.run(BODY, Notes(), principal=ME)
+    assert (len(one.requests), len(two.requests), breaker.state) == (2, 5, BreakerState.OPEN)
+
+
+async def test_the_last_one_is_asked_even_if_it_keeps_failing() -> None:
+    upstream = named("one", *[down()] * 8, "hello")
+    several = Upstreams(
+        [Candidate(upstream=upstream, breaker=Breaker(failures=1, reset=3600))], backoff=Backoff(retries=0)
+    )
+    for _ in range(8):
+        with pytest.raises(UpstreamUnreachable):
+            await several.run(BODY, Notes(), principal=ME)
+    await several.run(BODY, Notes(), principal=ME)
+
+
+async def test_a_request_that_is_at_fault_does_not_count_against_its_upstream() -> None:
+    breaker = Breaker(failures=1, reset=3600)
+    await attempts(Candidate(upstream=named("one", [refused(400)]), breaker=breaker))
+    assert breaker.state is BreakerState.CLOSED
+
+
+async def test_a_slow_beginning_counts_as_a_failure() -> None:
+    breaker, gate = Breaker(failures=1, reset=3600), asyncio.Event()
+    upstream = named("one", [ROLE, gate.wait, chunk("hello"), finish()])
+    several = Upstreams([Candidate(upstream=upstream, breaker=breaker)], slow=0)
+    running = asyncio.ensure_future(several.run(BODY, Notes(), principal=ME))
+    # The timer stands before this one in the loop's queue.
+    asyncio.get_running_loop().call_later(0.001, gate.set)
+    await running
+    assert breaker.state is BreakerState.OPEN
+
+
+async def test_who_leaves_says_nothing_about_the_upstream() -> None:
+    breaker = Breaker(failures=1, reset=0)
+    upstream = named("one", [asyncio.Event().wait])
+    several = Upstreams([Candidate(upstream=upstream, breaker=breaker)], backoff=SOON)
+    running = asyncio.ensure_future(several.run(BODY, Notes(), principal=ME))
+    while not upstream.running:
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert (breaker.state, upstream.cancelled) == (BreakerState.CLOSED, 1)
+
+
+async def test_the_models_are_those_of_all_who_answer() -> None:
+    class Lists(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            return [{"id": each, "owned_by": self.name} for each in ("a", "b", "big-c")]
+
+    class Down(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            raise UpstreamUnreachable("down")
+
+    lists = Candidate(upstream=Lists(), models=frozenset({"a"}), aliases={"c": "big-c", "d": "gone"})
+    found = await Upstreams([Candidate(upstream=Down()), lists]).models(principal=ME)
+    assert found == [{"id": "a", "owned_by": "scripted"}, {"id": "c", "owned_by": "scripted"}]
+    with pytest.raises(UpstreamUnreachable):
+        await Upstreams([Candidate(upstream=Down())]).models(principal=ME)
+
+
+# Through the app ----------------------------------------------------------------------------------------------------
+
+
+async def asked(create_app: CreateApp, serve: Serve, upstream: Any, body: Any = BODY, **options: Any) -> Any:
+    """The response, the record, and the kinds of events."""
+    app, ai = create_app(upstream, **{"retries": 3, "retry_delay": 0, **options})
+    events: list[StreamEvent] = []
+    over = asyncio.Event()
+    ai.observe(events.append)
+    ai.observe(lambda event: over.set() if event.kind == "ended" else None)
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json=body)
+    await over.wait()
+    return response, events[-1].record, [event.kind for event in events]
+
+
+FAILURES: dict[str, Callable[[], list[Any]]] = {
+    "a status": lambda: [refused(503)],
+    "a broken connection": down,
+    "a broken stream after its preamble": lambda: [ROLE, chunk("", role=None), UpstreamTruncated()],
+    "an error in the stream after its preamble": lambda: [ROLE, error("overloaded", code=503)],
+    "an error in a stream that says nothing else": lambda: [error("overloaded", code=503)],
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("streaming", [True, False], ids=["streaming", "in one piece"])
+async def test_the_client_sees_one_answer_whatever_failed_before_it(
+    create_app: CreateApp, serve: Serve, failure: Callable[[], list[Any]], streaming: bool
+) -> None:
+    upstream = ScriptedUpstream(failure(), failure(), "hello")
+    response, record, kinds = await asked(create_app, serve, upstream, {**BODY, "stream": streaming})
+    if streaming:
+        stream = await read(response.content)
+        assert (response.status_code, stream.text, stream.outcome) == (200, "hello", "completed")
+        assert response.content.count(b'"role"') == 1
+    else:
+        assert response.json()["choices"][0]["message"]["content"] == "hello"
+    assert kinds == ["started", "retried", "retried", "first_chunk", "ended"]
+    assert (record.attempts, len(record.failures), record.outcome) == (3, 2, "completed")
+
+
+async def test_spent_attempts_are_a_true_status_and_no_sdk_tries_again(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([refused(503)])
+    response, record, kinds = await asked(create_app, serve, upstream)
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "false")
+    assert kinds == ["started", "retried", "retried", "retried", "ended"]
+    assert (record.attempts, record.failures) == (4, ("scripted: upstream_refused",) * 4)
+
+
+async def test_an_apps_model_calls_again_too_and_it_does_not_see_it(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream([ROLE, UpstreamTruncated()], "hello"), retries=1, retry_delay=0)
+    events: list[StreamEvent] = []
+    ai.observe(events.append)
+    seen = []
+
+    @ai.model("agent")
+    async def agent(chat: Any) -> Any:
+        async for each in chat.call("scripted", chat.messages):
+            seen.append(each["choices"][0]["delta"])
+            yield each
+
+    client = await serve(app)
+    stream = await read((await client.post("/v1/chat/completions", json={**BODY, "model": "agent"})).content)
+    assert (stream.text, stream.outcome) == ("hello", "completed")
+    assert seen[:2] == [{"role": "assistant", "content": ""}, {"content": "hello"}]
+    record = events[-1].record
+    assert (record.upstream, record.attempts, record.failures) == ("app", 2, ("scripted: upstream_truncated",))
+
+
+async def test_leaving_ends_the_wait_for_another_attempt(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([refused(503)])
+    app, ai = create_app(upstream, retries=3, retry_delay=100, commit_after=3600)
+    waiting, over, records = asyncio.Event(), asyncio.Event(), []
+
+    @ai.observe
+    def watch(event: StreamEvent) -> None:
+        if event.kind == "retried":
+            waiting.set()
+        elif event.kind == "ended":
+            records.append(event.record)
+            over.set()
+
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
+    await waiting.wait()
+    asking.cancel()
+    await over.wait()
+    assert [(each.outcome, each.reason, each.attempts) for each in records] == [("stopped", "client_left", 1)]
+    assert len(upstream.requests) == 1
+
+
+async def test_a_late_200_is_followed_by_a_failed_end(create_app: CreateApp, serve: Serve) -> None:
+    committed = asyncio.Event()
+    app, _ = create_app(ScriptedUpstream([committed.wait, refused(503)]), retries=1, retry_delay=0, commit_after=0)
+    client = await serve(app)
+    async with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+        assert response.status_code == 200
+        committed.set()
+        stream = await read(response.aiter_raw())
+    assert (stream.outcome, stream.error["code"]) == ("failed", "upstream_refused")
+
+
+# On sockets ---------------------------------------------------------------------------------------------------------
+
+
+async def hello(peer: Peer) -> None:
+    await peer.send(HEAD + chunked(chunk("hello")) + chunked(finish()) + END)
+
+
+async def test_three_upstreams_one_dead_one_slow_one_that_fails_after_its_preamble(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(ROLE))
+        await peer.gone()
+
+    async def breaks_once(peer: Peer) -> None:
+        if len(flaky.requests) == 1:
+            await peer.send(HEAD + chunked(ROLE) + b"ff\r\nhalf")
+            raise Hangup
+        await hello(peer)
+
+    async with raw_upstream(hello) as dead:
+        gone = dead.base_url
+    async with raw_upstream(silent) as slow, raw_upstream(breaks_once) as flaky:
+        upstreams = [
+            {"name": "dead", "base_url": gone, "aliases": {"m": "dead-m"}},
+            {"name": "slow", "base_url": slow.base_url},
+            {"name": "flaky", "base_url": flaky.base_url, "aliases": {"m": "flaky-m"}},
+        ]
+        response, record, kinds = await asked(
+            create_app, serve, None, upstreams=upstreams, first_output_timeout=0.2, breaker_failures=2
+        )
+        assert (await read(response.content)).text == "hello"
+        assert b'"flaky-m"' in flaky.requests[0].body
+    assert record.failures[:3] == (
+        "dead: upstream_unreachable",
+        "slow: first_output_timeout",
+        "flaky: upstream_truncated",
+    )
+    assert (record.upstream, record.outcome) == ("flaky", "completed")
+    assert kinds.count("retried") == len(record.failures) == record.attempts - 1
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_no_failure(create_app: CreateApp, serve: Serve) -> None:
+    closing = asyncio.Event()
+
+    async def leaves(peer: Peer) -> None:
+        if len(server.requests) == 2:  # the same connection, which it had promised to keep
+            closing.set()
+            raise Hangup
+        await hello(peer)
+
+    async with raw_upstream(leaves) as server:
+        app, _ = create_app(None, base_url=server.base_url)
+        client = await serve(app)
+        for _ in range(2):
+            response = await client.post("/v1/chat/completions", json=BODY)
+            assert (await read(response.content)).text == "hello"
+        assert closing.is_set()
+        assert (server.connections, len(server.requests)) == (2, 3)
+
+
+async def test_a_fresh_connection_that_is_closed_is_a_failure(create_app: CreateApp, serve: Serve) -> None:
+    async def leaves(peer: Peer) -> None:
+        raise Hangup
+
+    async with raw_upstream(leaves) as server:
+        client = await serve(create_app(None, base_url=server.base_url)[0])
+        assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 502
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+async def test_the_next_key_is_taken_where_one_is_refused(create_app: CreateApp, serve: Serve, status: int) -> None:
+    async def answer(peer: Peer) -> None:
+        if b"Bearer key-good" in peer.head:
+            await hello(peer)
+        else:
+            await peer.send(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async with raw_upstream(answer) as server:
+        app, ai = create_app(None, base_url=server.base_url, api_keys=["key-spent", "key-stolen", "key-good"])
+        records = []
+        ai.observe(lambda event: records.append(event.record) if event.kind == "ended" else None)
+        client = await serve(app)
+        for _ in range(2):
+            assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
+    assert [record.attempts for record in records] == [3, 1]  # the good one is kept
+    assert len(records[0].failures) == 2
+
+
+async def test_when_every_key_is_refused_the_refusal_is_told(create_app: CreateApp, serve: Serve) -> None:
+    async def refuse(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+
+    async with raw_upstream(refuse) as server:
+        client = await serve(create_app(None, base_url=server.base_url, api_keys=["one", "two"])[0])
+        response = await client.post("/v1/chat/completions", json=BODY)
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_credentials")
+        assert len(server.requests) == 2
+
+
+# Configuration ------------------------------------------------------------------------------------------------------
+
+
+def test_no_key_is_sent_to_another_server() -> None:
+    secrets = {"api_key": "sk-secret", "organization": "org", "headers": {"X-Secret": "s"}, "api_key_header": "api-key"}
+    config = Config(base_url="https://one.example/v1", **secrets)  # type: ignore[arg-type]
+    same = config.of(UpstreamConfig(base_url="https://one.example/other"))
+    assert {name: getattr(same, name) for name in secrets} == secrets
+    for address in ("https://two.example/v1", "http://one.example/v1", "https://one.example:8443/v1"):
+        other = config.of(UpstreamConfig(base_url=address))
+        assert (other.api_key, other.organization, other.headers, other.api_key_header) == (
+            None,
+            "",
+            {},
+            "Authorization",
+        )
+    own = config.of(UpstreamConfig(base_url="https://one.example/v1", api_keys=("a", "b")))
+    assert (own.api_key, own.api_keys) == (None, ("a", "b"))
+
+
+def test_the_keys_of_upstreams_are_not_to_be_seen() -> None:
+    config = Config(
+        api_keys=("sk-secret",), upstreams=(UpstreamConfig(base_url="https://x.example", api_key="sk-secret"),)
+    )
+    assert "sk-secret" not in repr(config)
