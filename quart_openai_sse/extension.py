@@ -28,6 +28,7 @@ from quart_openai_sse.relay import Relay
 from quart_openai_sse.responses import Stream, error_response, read_answer, remember_request_task
 from quart_openai_sse.retries import Backoff, Breaker
 from quart_openai_sse.trace import install_filter
+from quart_openai_sse.transforms import Transform
 from quart_openai_sse.upstream import OpenAIUpstream, Upstream
 from quart_openai_sse.upstreams import Candidate, Upstreams
 
@@ -36,6 +37,7 @@ _LOGGED = f"{_EXTENSION}.logged"
 
 ModelT = TypeVar("ModelT", bound=Model)
 PrepareT = TypeVar("PrepareT", bound=Prepare)
+TransformT = TypeVar("TransformT", bound=Transform)
 OnEndT = TypeVar("OnEndT", bound=OnEnd)
 ObserverT = TypeVar("ObserverT", bound=Observer)
 
@@ -168,6 +170,11 @@ class QuartOpenAISSE:
     def prepare(self, function: PrepareT) -> PrepareT:
         """Registers `(body, principal) -> body`, which may change a request or refuse it by raising."""
         self.hooks.prepare.append(function)
+        return function
+
+    def transform(self, function: TransformT) -> TransformT:
+        """Registers a `Transform`: an async generator function between what produces a stream and its log."""
+        self.hooks.transforms.append(function)
         return function
 
     def on_end(self, function: OnEndT) -> OnEndT:

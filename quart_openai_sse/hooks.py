@@ -15,6 +15,7 @@ from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEve
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.requests import validate
 from quart_openai_sse.tasks import Background
+from quart_openai_sse.transforms import Transform
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -27,6 +28,7 @@ class Hooks:
     """What the app has registered."""
 
     models: dict[str, Model] = field(default_factory=dict)
+    transforms: list[Transform] = field(default_factory=list)
     prepare: list[Prepare] = field(default_factory=list)
     on_end: list[OnEnd] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)

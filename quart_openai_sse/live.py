@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from quart_openai_sse.entries import End, Outcome
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamStopped
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.observers import StreamEnd, StreamRecord
 from quart_openai_sse.principal import Principal
@@ -70,6 +70,8 @@ class Live:
         error = producing.exception()
         if error is None:
             return self.end("completed")
+        if isinstance(error, StreamStopped):
+            return self.end("stopped", error.message)
         if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
             logger.error("stream %s failed", self.handle.id, exc_info=error)
         return self.failed(error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -17,6 +17,7 @@ from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamTooLong, 
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import APP, Attempts, ChunkSink, Intake, ParsedChunk, is_usage
+from quart_openai_sse.transforms import Transform, transformed
 from quart_openai_sse.upstream import Upstream
 
 
@@ -88,6 +89,7 @@ class Call:
         self._principal = principal
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._id = f"call-{id(self):x}"  # some upstreams leave it out, of the usage chunk above all
 
     @property
     def message(self) -> dict[str, Any]:
@@ -98,14 +100,19 @@ class Call:
         return message
 
     @property
-    def id(self) -> str:
-        """The `id` of its chunks."""
-        return self._completion.id
+    def ids(self) -> set[str]:
+        """The `id` of its chunks, and the one of those that came without."""
+        return {self._completion.id, self._id} - {""}
 
     @property
     def finish_reason(self) -> str | None:
         """Why the first choice ended, if it did."""
         return self._completion.finish_reasons.get(0)
+
+    @property
+    def finish_reasons(self) -> Mapping[int, str]:
+        """Why each choice ended."""
+        return self._completion.finish_reasons
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -158,7 +165,7 @@ class Call:
         return self.message
 
     def _take(self, parsed: list[ParsedChunk]) -> None:
-        self._chunks.extend(chunk for chunk, _ in parsed)
+        self._chunks.extend(chunk if chunk.get("id") else {**chunk, "id": self._id} for chunk, _ in parsed)
         self._space.clear()
         self._news.set()
 
@@ -178,8 +185,6 @@ the stream from one that was cut.
 class ModelProducer:
     """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
 
-    upstream = APP
-
     def __init__(
         self,
         model: Model,
@@ -189,13 +194,18 @@ class ModelProducer:
         principal: Principal,
         metadata: Mapping[str, Any],
         call: Callable[[Mapping[str, Any]], Call],
+        transforms: Sequence[Transform] = (),
         assemble: int,
+        upstream: str = APP,
     ) -> None:
+        self.upstream = upstream
         self.completion = Completion(assemble=assemble)
         self.events: list[tuple[str, Any]] = []
         self._model = model
         self._chat = Chat(body, principal=principal, metadata=metadata, call=self._call)
         self._create_call = call
+        self._transforms = transforms
+        self._exhausted = False
         self._calls: list[Call] = []
         self._head = {
             "id": f"chatcmpl-{stream_id}",
@@ -224,15 +234,23 @@ class ModelProducer:
                 await call.aclose()
 
     async def _items(self) -> AsyncGenerator[Any, None]:
-        """The generator's items; what it raises is the app's failure, unless it is an error of ours."""
+        """What is to be logged; what the app's code raises is its failure, unless it is an error of ours."""
         try:
-            async with aclosing(cast(AsyncGenerator[Any, None], self._model(self._chat))) as generator:
-                async for item in generator:
+            passing = transformed(self._source(), self._transforms, self._chat, normal=_normal)
+            async with aclosing(passing) as items:
+                async for item in items:
                     yield item
         except OpenAISSEError:
             raise
         except Exception as error:
             raise ModelFailed("The app's model failed.") from error
+
+    async def _source(self) -> AsyncGenerator[Any, None]:
+        """What the model yields."""
+        async with aclosing(cast(AsyncGenerator[Any, None], self._model(self._chat))) as generator:
+            async for item in generator:
+                yield item
+        self._exhausted = True
 
     def _call(self, body: Mapping[str, Any]) -> Call:
         call = self._create_call(body)
@@ -243,23 +261,16 @@ class ModelProducer:
         if entries:
             intake.append(entries)
 
-    def _entries(self, item: Any, t: float) -> list[Entry]:
+    def _entries(self, item: Event | Mapping[str, Any], t: float) -> list[Entry]:
         if isinstance(item, Event):
             self.events.append((item.name, item.data))
             return [Entry(_encoded(item.data), item.name, t)]
-        if isinstance(item, str):
-            return self._chunk({"choices": [{"index": 0, "delta": {"content": item}}]}, t)
-        chunk = item if isinstance(item, Mapping) else _dumped(item)
-        if (failure := stream_error(chunk)) is not None:
-            raise failure
-        if not _is_chunk(chunk):
-            raise ModelFailed(f"A model can't yield this {type(item).__name__}: it has no choices with a delta.")
-        return self._chunk(chunk, t)
+        return self._chunk(item, t)
 
     def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
         """A chunk as part of this stream: with its id, without a role, finish or usage of its own."""
         origin = str(chunk.get("id") or "")
-        foreign = origin not in {call.id for call in self._calls}
+        foreign = not any(origin in call.ids for call in self._calls)
         if foreign and isinstance(usage := chunk.get("usage"), Mapping):
             self._usage[origin] = usage
         entries, choices = [], []
@@ -287,10 +298,13 @@ class ModelProducer:
         if self._unfinished:
             # OpenAI's SDK does not tell a stream that was cut from one that ended.
             raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
+        indices = sorted(self._roles or {0})
+        if not self._exhausted and not self._finish_reasons.keys() >= set(indices):
+            raise ModelFailed("A transform ended the stream without a finish_reason, and without StreamStopped.")
         entries = []
-        for index in sorted(self._roles or {0}):
+        for index in indices:
             delta = {} if self._roles else {"role": "assistant", "content": ""}
-            entries.append(self._entry([_choice(index, delta, self._finish_reasons.get(index, "stop"))], t))
+            entries.append(self._entry([_choice(index, delta, self._finish_reason(index))], t))
         usage: dict[str, Any] | None = None
         for each in (*self._usage.values(), *(call.usage for call in self._calls)):
             usage = add_usage(usage, each)
@@ -298,11 +312,38 @@ class ModelProducer:
             entries.append(self._entry([], t, {"usage": usage}))
         return entries
 
+    def _finish_reason(self, index: int) -> str:
+        """What a chunk said; where a transform left that out, what the upstream did."""
+        found = self._finish_reasons.get(index)
+        if found is None and self.upstream != APP and self._calls:
+            found = self._calls[0].finish_reasons.get(index)
+        return found or "stop"
+
     def _entry(self, choices: list[dict[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
         chunk = {**(others or {}), **self._head, "choices": choices}
         data = _encoded(chunk)
         self.completion.feed_chunk(chunk, size=len(data))
         return Entry(data, "", t, is_usage(chunk))
+
+
+async def relayed(chat: Chat) -> AsyncGenerator[Any, None]:
+    """The upstream's own answer, as a model: what transforms are given where the app has no model of that name."""
+    async for chunk in chat._call(chat.body):
+        yield chunk
+
+
+def _normal(item: Any) -> Event | Mapping[str, Any]:
+    """What a model or a transform yields, as an event or a chunk."""
+    if isinstance(item, Event):
+        return item
+    if isinstance(item, str):
+        return {"choices": [_choice(0, {"content": item})]}
+    chunk = item if isinstance(item, Mapping) else _dumped(item)
+    if (failure := stream_error(chunk)) is not None:
+        raise failure
+    if not _is_chunk(chunk):
+        raise ModelFailed(f"A model can't yield this {type(item).__name__}: it has no choices with a delta.")
+    return chunk
 
 
 def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

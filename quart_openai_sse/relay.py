@@ -28,10 +28,10 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.hooks import Hooks
 from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.models import Call, ModelProducer
+from quart_openai_sse.models import Call, ModelProducer, relayed
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
-from quart_openai_sse.producers import AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body
+from quart_openai_sse.producers import APP, AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body
 from quart_openai_sse.requests import check_idempotency_key, digest, validate
 from quart_openai_sse.tasks import Background
 from quart_openai_sse.upstream import Upstream
@@ -154,14 +154,17 @@ class Relay:
             raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
         assemble = config.max_bytes if self.hooks.on_end else 0
         attempts = Attempts(live.record, on_retry=lambda: self._observe("retried", live.record))
-        if model is not None:
+        transforms = self.hooks.transforms
+        if model is not None or transforms:
             return ModelProducer(
-                model,
+                model or relayed,
                 body,
                 stream_id=live.handle.id,
                 principal=principal,
                 metadata=live.record.metadata,
                 call=partial(self._call, principal, attempts),
+                transforms=transforms,
+                upstream=self.upstream.name if model is None else APP,
                 assemble=assemble,
             )
         if body.get("stream"):

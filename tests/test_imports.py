@@ -20,7 +20,7 @@ FLOORS = {
     "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
     "the rules": ["completion", "requests", "formats", "config", "retries"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
-    "the engine": ["producers", "models", "hooks", "live", "relay"],
+    "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
     "the shell": ["auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
 }
 BESIDE = {"testing", "pytest_plugin", "simulator", "cli", "loopback"}
