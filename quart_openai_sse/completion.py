@@ -91,6 +91,11 @@ class Completion:
         return self.state is not State.PREAMBLE
 
     @property
+    def finished(self) -> bool:
+        """Whether every choice that began has its `finish_reason`."""
+        return self.state in (State.FINISHED, State.DONE)
+
+    @property
     def done(self) -> bool:
         """Whether the stream is complete."""
         return self.state is State.DONE

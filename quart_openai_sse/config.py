@@ -140,6 +140,11 @@ class Config:
     """Running streams in all."""
     max_streams_per_principal: Count = 20
     """Running streams of one principal (anonymous callers share the limit of all)."""
+    tokens_per_principal: Count | None = None
+    """Tokens a principal may use in each window, prompts included; `None`: no limit. They are counted while a stream
+    runs, by its `usage` or else by its chunks, and a stream that goes beyond fails. Known to one process."""
+    token_window: Seconds = 3600
+    """Seconds of such a window, from a principal's first token."""
     max_event: Count = 1 << 20
     """Bytes of one event of the upstream."""
     max_entries: Count = 200_000

@@ -194,6 +194,23 @@ class TooManyStreams(RequestError):
     user_message = "There are too many answers being written at the moment. Please try again in a few seconds."
 
 
+class TooManyStarts(TooManyStreams):
+    """Streams are started faster than is allowed."""
+
+    code = "too_many_starts"
+    user_message = "You are asking too fast. Please wait a moment."
+
+
+class TokensSpent(RequestError):
+    """The caller's tokens of this window are spent. At the start it is refused; in the middle the stream fails."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "tokens_spent"
+    should_retry = False
+    user_message = "Your allowance for AI answers is used up for now. Please come back later."
+
+
 class StreamStopped(OpenAISSEError):
     """Somebody stopped the stream; an answer to those who were waiting for it."""
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from quart_openai_sse import _json
 from quart_openai_sse.completion import Chunk, Completion, stream_error
 from quart_openai_sse.entries import Entry
-from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, TokensSpent, UpstreamGarbled
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
@@ -58,11 +58,19 @@ class Attempts:
 class Intake:
     """The producer's side of the log: counts and times what comes."""
 
-    def __init__(self, writer: Writer, record: StreamRecord, *, on_first: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        record: StreamRecord,
+        *,
+        on_first: Callable[[], None],
+        charge: Callable[[], None] | None = None,
+    ) -> None:
         self.record = record
         self.room = writer.room
         self._writer = writer
         self._on_first = on_first
+        self._charge = charge
         self._closed = False
         self._began = self._last = time.monotonic()
 
@@ -75,7 +83,7 @@ class Intake:
         self._closed = True
 
     def append(self, entries: list[Entry]) -> None:
-        """Adds entries to the log: not before there is any output among them. Raises `StreamTooLong`."""
+        """Adds entries to the log, output among the first of them. Raises `StreamTooLong` and `TokensSpent`."""
         if self._closed:
             raise OpenAISSEError("The stream has ended.")
         record = self.record
@@ -93,6 +101,8 @@ class Intake:
         self._writer.append(entries)
         if first:
             self._on_first()
+        if self._charge is not None:
+            self._charge()
 
 
 # From an upstream ---------------------------------------------------------------------------------------------------
@@ -180,7 +190,7 @@ class ChunkSink:
             parsed, self._held = self._held + parsed, []
             try:
                 self._take(parsed)
-            except StreamTooLong as error:
+            except (StreamTooLong, TokensSpent) as error:
                 self._failure = error
         # Whether there is room is asked at once: it costs little, and waits only when there is none.
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -13,6 +14,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, cast
 
+from quart_openai_sse.budgets import TokenBudget
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import End
 from quart_openai_sse.errors import (
@@ -23,6 +25,7 @@ from quart_openai_sse.errors import (
     ServerShutdown,
     StartAbandoned,
     StreamTooLong,
+    TokensSpent,
     TooManyStreams,
 )
 from quart_openai_sse.hooks import Hooks
@@ -68,6 +71,8 @@ class Relay:
         self._no_readers = asyncio.Event()
         self._no_readers.set()
         self._background = Background()
+        limit = config.tokens_per_principal
+        self._budget = None if limit is None else TokenBudget(limit, config.token_window)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -131,6 +136,8 @@ class Relay:
         if self._per_principal.total() >= self.config.max_streams:
             raise TooManyStreams("Too many streams are running.")
         who = (principal.realm, principal.id)
+        if self._budget is not None and self._budget.left(who, time.monotonic()) <= 0:
+            raise _tokens_spent(self._budget, who)
         limit = principal.max_streams
         if limit is None and not principal.anonymous:
             limit = self.config.max_streams_per_principal
@@ -200,10 +207,37 @@ class Relay:
 
     def _run(self, live: Live) -> None:
         live.record.upstream = live.producer.upstream
-        live.intake = Intake(live.writer, live.record, on_first=lambda: self._observe("first_chunk", live.record))
+        live.intake = Intake(
+            live.writer,
+            live.record,
+            on_first=lambda: self._observe("first_chunk", live.record),
+            charge=self._charge(live),
+        )
         self._live[live.handle.key] = live
         live.task = asyncio.ensure_future(self._stream(live))
         self._observe("started", live.record)
+
+    def _charge(self, live: Live) -> Callable[[], None] | None:
+        """What is called after each batch, and raises when the principal has no tokens left."""
+        budget, who = self._budget, (live.principal.realm, live.principal.id)
+        if budget is None:
+            return None
+        charged = 0
+
+        def charge() -> None:
+            nonlocal charged
+            usage = live.producer.completion.usage or {}
+            tokens = usage.get("total_tokens")
+            if not isinstance(tokens, int) or isinstance(tokens, bool):
+                tokens = live.record.chunks
+            now = time.monotonic()
+            budget.spend(who, tokens - charged, now)
+            charged = tokens
+            # An answer that is finished is not taken away again for what its last words cost.
+            if budget.left(who, now) < 0 and not live.producer.completion.finished:
+                raise _tokens_spent(budget, who)
+
+        return charge
 
     async def _stream(self, live: Live) -> None:
         """The life of one stream: it ends exactly once, and its place is free when it has."""
@@ -328,6 +362,11 @@ class Relay:
         await self.drain(0)
         await self._background.wait(_CLEAN_UP)
         await self.upstream.aclose()
+
+
+def _tokens_spent(budget: TokenBudget, who: tuple[str, str]) -> TokensSpent:
+    wait = budget.resets(who, time.monotonic())
+    return TokensSpent(f"{budget.limit} tokens in {budget.window:g} seconds are all you have.", retry_after=wait)
 
 
 def _stream_id(idempotency_key: str, principal: Principal) -> str:

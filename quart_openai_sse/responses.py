@@ -171,17 +171,20 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     """
     reader = handle.reader or await relay.read(handle.key, heartbeat=False)
     completion = Completion(assemble=relay.config.max_bytes)
+    whole: bytes | None = None
     try:
         async for batch in reader:
             for entry in batch.entries:
                 if not entry.event and whole_answer(entry.data):
-                    return entry.data
-                if not entry.event:
+                    whole = entry.data
+                elif not entry.event:
                     completion.feed(entry.data)
             if batch.end is not None and (error := end_error(batch.end)) is not None:
                 raise error
     finally:
         await relay.leave(reader)
+    if whole is not None:
+        return whole
     if (message := completion.message()) is None:
         raise StreamTooLong("The answer is too large for one piece.")
     return _json.encode(message)

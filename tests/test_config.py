@@ -127,8 +127,8 @@ TEXTS = [name for name, each in FIELDS.items() if each.type == "str"]
 
 WRONG: list[tuple[str, Any]] = [
     *((name, value) for name in SECONDS for value in (-1, -0.5, float("nan"), "soon", "", True, [], "nan", "-1")),
-    *((name, None) for name in SECONDS if FIELDS[name].default is not None),
-    *((name, value) for name in COUNTS for value in (0, -1, 1.5, "many", "", None, True, [], "0")),
+    *((name, None) for name in SECONDS + COUNTS if FIELDS[name].default is not None),
+    *((name, value) for name in COUNTS for value in (0, -1, 1.5, "many", "", True, [], "0")),
     *((name, value) for name in BOOLEANS for value in (2, "yes", "", None, [], 0.5)),
     *((name, value) for name in TEXTS for value in (5, None, True, [], b"text")),
     *(("retry", value) for value in (-1, 0.5, "soon", None, True)),

@@ -18,10 +18,13 @@ ROOT = Path(quart_openai_sse.__file__).parent
 
 FLOORS = {
     "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
-    "the rules": ["completion", "requests", "formats", "config", "retries"],
+    "the rules": ["completion", "requests", "formats", "config", "retries", "budgets"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
-    "the shell": ["auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
+    "the shell": [
+        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "rate_limits", "extension"),
+        "__init__",
+    ],
 }
 BESIDE = {"testing", "pytest_plugin", "simulator", "cli", "loopback"}
 """Shipped for tests and for trying out: they may import anything, and no floor imports them."""

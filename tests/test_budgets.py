@@ -1,0 +1,134 @@
+"""Limits of what a principal may use: tokens in a window, streams at a time, starts in a period."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quart_openai_sse import StreamEnd
+from quart_openai_sse.budgets import TokenBudget
+from quart_openai_sse.rate_limits import limit_starts
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+def test_tokens_are_spent_and_there_again_after_the_window() -> None:
+    budget = TokenBudget(10, 60)
+    budget.spend("ann", 4, 0)
+    budget.spend("ann", 7, 30)
+    assert (budget.left("ann", 59), budget.resets("ann", 59), budget.left("bob", 59)) == (-1, 1, 10)
+    assert (budget.left("ann", 60), budget.resets("ann", 60)) == (10, 60)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-3, 10), st.floats(0, 40)), max_size=60))
+def test_what_is_left_is_what_was_not_spent_in_this_window(steps: list[tuple[str, int, float]]) -> None:
+    budget, now = TokenBudget(20, 60), 0.0
+    windows: dict[str, tuple[float, int]] = {}
+    for who, tokens, pause in steps:
+        now += pause
+        until, spent = windows.get(who, (0.0, 0))
+        if until <= now:
+            until, spent = now + 60, 0
+        windows[who] = until, max(0, spent + tokens)
+        budget.spend(who, tokens, now)
+        assert budget.left(who, now) == 20 - windows[who][1]
+
+
+def test_who_has_not_come_for_a_window_is_forgotten() -> None:
+    budget = TokenBudget(10, 60)
+    for number in range(1000):
+        budget.spend(number, 1, float(number))
+    assert len(budget._spent) <= 61
+
+
+# Through the app ----------------------------------------------------------------------------------------------------
+
+
+async def client_of(create_app: CreateApp, serve: Serve, upstream: Any, **options: Any) -> tuple[Any, list[StreamEnd]]:
+    app, ai = create_app(upstream, **options)
+    ends: list[StreamEnd] = []
+    ai.on_end(ends.append)
+    return await serve(app), ends
+
+
+async def test_a_stream_fails_where_the_tokens_end_and_the_next_one_is_refused(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    upstream = ScriptedUpstream([*[chunk(f"{number} ") for number in range(100)], asyncio.Event().wait])
+    client, ends = await client_of(create_app, serve, upstream, tokens_per_principal=20, token_window=600)
+    response = await client.post("/v1/chat/completions", json=BODY)
+    stream = await read(response.content)
+    assert (response.status_code, stream.error["code"], len(stream.text.split())) == (200, "tokens_spent", 21)
+    assert (ends[0].outcome, upstream.running) == ("failed", 0)
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, response.json()["error"]["type"]) == (429, "insufficient_quota")
+    assert response.headers["x-should-retry"] == "false"
+    assert 0 < int(response.headers["Retry-After"]) <= 600
+    assert (await client.post("/v1/chat/completions", json=BODY, headers=BOB)).status_code == 200
+    assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_usage_counts_if_there_is_any_and_does_not_take_a_finished_answer_away(
+    create_app: CreateApp, serve: Serve, streaming: bool
+) -> None:
+    upstream = ScriptedUpstream([chunk("one"), chunk(" two"), finish(usage=USAGE)])
+    client, ends = await client_of(create_app, serve, upstream, tokens_per_principal=15)
+    for _ in range(2):
+        response = await client.post("/v1/chat/completions", json={**BODY, "stream": streaming})
+        assert response.status_code == 200
+    assert [end.outcome for end in ends] == ["completed", "completed"]  # 10 and 10
+    assert (await client.post("/v1/chat/completions", json=BODY)).json()["error"]["code"] == "tokens_spent"
+
+
+async def test_two_hundred_at_once_are_exactly_as_many_as_are_allowed(create_app: CreateApp, serve: Serve) -> None:
+    gate = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), gate.wait, finish()])
+    client, _ = await client_of(create_app, serve, upstream, max_streams_per_principal=20)
+    starting = [asyncio.ensure_future(client.post("/v1/streams", json=BODY)) for _ in range(200)]
+    statuses = [(await each).status_code for each in starting]
+    assert (statuses.count(201), statuses.count(429)) == (20, 180)
+    listed = (await client.get("/v1/streams")).json()["data"]
+    assert (len(listed), upstream.running) == (20, 20)
+    for each in listed[:5]:
+        await client.delete(each["url"])
+    while upstream.running > 15:
+        await asyncio.sleep(0)
+    starting = [asyncio.ensure_future(client.post("/v1/streams", json=BODY)) for _ in range(50)]
+    assert [(await each).status_code for each in starting].count(201) == 5
+    gate.set()
+
+
+async def test_starts_are_limited_by_principal_whatever_the_route(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hello"))
+    ai.prepare(limit_starts(3, timedelta(minutes=1)))
+    client = await serve(app)
+    paths = ["/v1/chat/completions", "/v1/streams", "/v1/chat/completions", "/v1/streams", "/v1/chat/completions"]
+    answers = [await client.post(path, json=BODY, headers=ANN) for path in paths]
+    assert [each.status_code for each in answers] == [200, 201, 200, 429, 429]
+    assert answers[3].json()["error"]["code"] == "too_many_starts"
+    assert 0 < int(answers[3].headers["Retry-After"]) <= 20
+    assert (await client.post("/v1/chat/completions", json=BODY, headers=BOB)).status_code == 200
+
+
+async def test_a_start_that_is_refused_keeps_no_place(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hello"), max_streams_per_principal=1)
+    ai.prepare(limit_starts(1, timedelta(hours=1)))
+    client = await serve(app)
+    answers = [await client.post("/v1/chat/completions", json=BODY) for _ in range(4)]
+    codes = [each.json()["error"]["code"] for each in answers[1:]]
+    assert codes == ["too_many_starts"] * 3
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(0, 60), (-1, 60), (5, 0), (5, -1)])
+def test_limits_that_are_none_are_refused(count: int, seconds: float) -> None:
+    with pytest.raises(ValueError, match="limit_starts"):
+        limit_starts(count, timedelta(seconds=seconds))
