@@ -29,12 +29,12 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     StreamNotFound,
 )
-from quart_openai_sse.formats import OpenAIFormat, create_format
+from quart_openai_sse.formats import create_format
 from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.requests import check_thread, parse_body, validate
-from quart_openai_sse.responses import error_response, read_answer, stream_response
+from quart_openai_sse.responses import error_response, read_answer, stream_response, translator
 from quart_openai_sse.trace import current_trace_id
 
 logger = logging.getLogger("quart_openai_sse")
@@ -116,7 +116,8 @@ class _Views:
         )
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return await stream_response(relay, handle, OpenAIFormat(include_usage=include_usage), ids=False)
+            spoken = create_format("openai", include_usage=include_usage, translate=translator())
+            return await stream_response(relay, handle, spoken, ids=False)
         return _json_response(await read_answer(relay, handle), headers={"X-Stream-Id": handle.id})
 
     async def list_models(self) -> Response:
@@ -137,7 +138,7 @@ class _Views:
         relay, principal, body = await self._begin()
         thread = check_thread(body.pop("thread", None))
         here = "text/event-stream" in request.headers.get("Accept", "")
-        format_ = create_format(request.args.get("format", "text"))
+        format_ = create_format(request.args.get("format", "text"), translate=translator())
         handle = await relay.start(
             {**validate(body, default_model=relay.config.model), "stream": True},
             principal=principal,
@@ -162,7 +163,7 @@ class _Views:
         """The stream from behind the client's last event ID; 204 for a client that has its end."""
         relay = self._relay()
         handle = self._find(relay, await self._principal(relay), stream_id)
-        format_ = create_format(request.args.get("format", "text"))
+        format_ = create_format(request.args.get("format", "text"), translate=translator())
         # EventSource sends this header by itself, but only when it reconnects.
         after = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
         reader = await relay.read(handle.key, after=after)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
+from quart_openai_sse.messages import Translate, english
+
 Side = Literal["caller", "server", "app", "upstream"]
 
 
@@ -45,10 +47,10 @@ class OpenAISSEError(Exception):
         """What went wrong, for developers."""
         return str(self)
 
-    def body(self) -> dict[str, Any]:
-        """OpenAI's error object, with `user_message` beside OpenAI's members."""
+    def body(self, translate: Translate = english) -> dict[str, Any]:
+        """OpenAI's error object, with `user_message` beside OpenAI's members, in the language of *translate*."""
         members = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": {**members, "user_message": self.user_message}}
+        return {"error": {**members, "user_message": translate(self.user_message)}}
 
     def headers(self) -> dict[str, str]:
         """The response headers that say whether and when to retry."""

@@ -20,12 +20,13 @@ from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.hooks import Hooks, OnEnd, Prepare
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.messages import Catalogues, merged
 from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.models import Model
 from quart_openai_sse.observers import Observer, log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
-from quart_openai_sse.responses import Stream, error_response, read_answer, remember_request_task
+from quart_openai_sse.responses import CATALOGUES, Stream, error_response, read_answer, remember_request_task
 from quart_openai_sse.retries import Backoff, Breaker
 from quart_openai_sse.trace import install_filter
 from quart_openai_sse.transforms import Transform
@@ -47,8 +48,9 @@ class QuartOpenAISSE:
 
     *auth* says who calls. *upstream*, *log* and *client* are factories that are given the `Config`, one call per
     app and event loop: of another upstream, another log, or an HTTP client of the app's own. Several instances in
-    one app take a *name* and a *config_prefix* each, none of which begins with another's. *options* are the fields
-    of `Config`; they stand above `app.config`.
+    one app take a *name* and a *config_prefix* each, none of which begins with another's. *messages* are what people
+    are told in further languages: by language, from the English sentences to that language's. *options* are the
+    fields of `Config`; they stand above `app.config`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class QuartOpenAISSE:
         log: Callable[[Config], StreamLog] | None = None,
         client: Callable[[Config], Any] | None = None,
         routes: Collection[str] = frozenset(ROUTES),
+        messages: Catalogues | None = None,
         **options: Any,
     ) -> None:
         self.name = name
@@ -71,6 +74,7 @@ class QuartOpenAISSE:
         self._create_upstream = upstream or (lambda config: _openai_upstream(config, client))
         self._create_log = log or _memory_log
         self._routes = routes
+        self._messages = messages
         self._options = options
         self._apps: WeakSet[Quart] = WeakSet()
         if app is not None:
@@ -89,6 +93,8 @@ class QuartOpenAISSE:
             app.register_blueprint(
                 self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
             )
+        if self._messages:
+            app.extensions[CATALOGUES] = merged(self._messages)
         app.register_error_handler(OpenAISSEError, _on_error)
         app.before_request(remember_request_task)
         app.after_serving(state.after_serving)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from quart_openai_sse import _json
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, StreamStopped
+from quart_openai_sse.messages import Translate, english
 from quart_openai_sse.sse import encode_data
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
@@ -34,8 +35,9 @@ class OpenAIFormat:
 
     replays = False
 
-    def __init__(self, *, include_usage: bool = False) -> None:
+    def __init__(self, *, include_usage: bool = False, translate: Translate = english) -> None:
         self._include_usage = include_usage
+        self._translate = translate
 
     def encode(self, batch: Batch, *, ids: bool) -> bytes:
         """The chunks; app events do not exist on OpenAI's wire."""
@@ -48,7 +50,7 @@ class OpenAIFormat:
     def end(self, end: End, *, ids: bool) -> bytes:
         """`[DONE]` for a completed stream only: SDKs take anything that just ends for complete."""
         error = end_error(end)
-        return _id(END_ID, ids) + encode_data(b"[DONE]" if error is None else _json.encode(error.body()))
+        return _id(END_ID, ids) + encode_data(b"[DONE]" if error is None else _json.encode(error.body(self._translate)))
 
 
 class TextFormat:
@@ -56,13 +58,17 @@ class TextFormat:
 
     replays = False
 
+    def __init__(self, *, translate: Translate = english) -> None:
+        self._translate = translate
+
     def encode(self, batch: Batch, *, ids: bool) -> bytes:
         """The text of the first choice, and app events."""
         return b"".join(self._entry(number, entry, ids) for number, entry in enumerate(batch.entries, batch.first_id))
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """The one last event; never one named `error`, at which EventSource's own listener would fire."""
-        return b"event: " + end.outcome.encode() + b"\n" + _id(END_ID, ids) + encode_data(_json.encode(end_data(end)))
+        data = _json.encode(end_data(end, self._translate))
+        return b"event: " + end.outcome.encode() + b"\n" + _id(END_ID, ids) + encode_data(data)
 
     def _entry(self, number: int, entry: Entry, ids: bool) -> bytes:
         if entry.event:
@@ -74,16 +80,17 @@ class TextFormat:
         return b"event: delta\n" + _id(number, ids) + encode_data(data)
 
 
-FORMATS: Mapping[str, Callable[[], Format]] = {"openai": OpenAIFormat, "text": TextFormat}
+FORMATS: Mapping[str, Callable[..., Format]] = {"openai": OpenAIFormat, "text": TextFormat}
+"""By name: what makes one, given `translate`."""
 
 
-def create_format(name: str, *, include_usage: bool = False) -> Format:
+def create_format(name: str, *, include_usage: bool = False, translate: Translate = english) -> Format:
     """The format of that name. Raises `InvalidRequest` for an unknown one."""
     if name == "openai":
-        return OpenAIFormat(include_usage=include_usage)
+        return OpenAIFormat(include_usage=include_usage, translate=translate)
     if name not in FORMATS:
         raise InvalidRequest(f"format must be one of {', '.join(sorted(FORMATS))}.", param="format")
-    return FORMATS[name]()
+    return FORMATS[name](translate=translate)
 
 
 def end_error(end: End) -> OpenAISSEError | None:
@@ -95,11 +102,11 @@ def end_error(end: End) -> OpenAISSEError | None:
     return end.error or OpenAISSEError()
 
 
-def end_data(end: End) -> Mapping[str, Any]:
+def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
     """What the last event says, under the outcome's name: `{finish_reason, usage}`, `{error}` or `{reason}`."""
     if end.outcome == "completed":
         return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
-    return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body()
+    return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body(translate)
 
 
 def chunk_text(data: bytes) -> str:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from quart import Response
+from quart import Response, current_app, request
 
 from quart_openai_sse import _json
 from quart_openai_sse.completion import Completion
@@ -20,6 +20,7 @@ from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
 from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
+from quart_openai_sse.messages import Catalogues, Translate, shipped
 from quart_openai_sse.producers import whole_answer
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.sse import HEARTBEAT
@@ -27,6 +28,9 @@ from quart_openai_sse.sse import HEARTBEAT
 logger = logging.getLogger("quart_openai_sse")
 
 _request_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("quart_openai_sse_request_task", default=None)
+
+CATALOGUES = "quart_openai_sse.messages"
+"""Where an app's catalogues are, in `app.extensions`."""
 
 _STREAM_HEADERS = {
     # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: nginx would too.
@@ -70,7 +74,9 @@ class Stream:
         Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are
         `StreamNotFound`, `StreamExpired`, `InvalidLastEventID` and `InvalidRequest` for an unknown format.
         """
-        return await stream_response(self._relay, self._handle, create_format(format), after=after, ids=True)
+        return await stream_response(
+            self._relay, self._handle, create_format(format, translate=translator()), after=after, ids=True
+        )
 
     @asynccontextmanager
     async def events(self, *, after: str = "") -> AsyncIterator[AsyncIterator[StreamItem]]:
@@ -190,10 +196,21 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     return _json.encode(message)
 
 
+def translator() -> Translate:
+    """Translates what a person is told into the language that the current request's client prefers."""
+    catalogues: Catalogues = {"en": {}, **(current_app.extensions.get(CATALOGUES) or shipped())}
+    # Werkzeug's best_match would prefer zh to en-GB, whatever was asked for first.
+    preferred = (name for asked in request.accept_languages.values() for name in (asked, asked.partition("-")[0]))
+    sentences = next((catalogues[name] for name in preferred if name in catalogues), {})
+    return lambda sentence: sentences.get(sentence, sentence)
+
+
 def error_response(error: OpenAISSEError) -> Response:
-    """An error as OpenAI's API would answer it."""
-    response = Response(_json.encode(error.body()), status=error.status, mimetype="application/json")
+    """An error as OpenAI's API would answer it, with a sentence in the client's language."""
+    body = _json.encode(error.body(translator()))
+    response = Response(body, status=error.status, mimetype="application/json")
     response.headers.update(error.headers())
+    response.vary.add("Accept-Language")
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

@@ -17,7 +17,7 @@ PACKAGE = "quart_openai_sse"
 ROOT = Path(quart_openai_sse.__file__).parent
 
 FLOORS = {
-    "the words": ["sse", "errors", "_json", "principal", "entries", "trace"],
+    "the words": ["messages", "sse", "errors", "_json", "principal", "entries", "trace"],
     "the rules": ["completion", "requests", "formats", "config", "retries", "budgets"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
