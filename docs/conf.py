@@ -12,8 +12,12 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "quart-openai-sse"
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

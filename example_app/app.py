@@ -1,28 +1,35 @@
-"""The app as it was before: a login, a page, a log-out. Only the lines that mention `ai` are about streaming."""
+"""The app as it was before: a login, pages, a log-out. Only the lines that mention `ai` are about streaming."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from pathlib import Path
 from typing import Any
 
-from quart import Blueprint, Quart, Response, redirect, render_template, request, url_for
+from quart import Blueprint, Quart, Response, current_app, redirect, render_template, request, url_for
 from quart.typing import ResponseReturnValue
 from quart_auth import AuthUser, QuartAuth, Unauthorized, current_user, login_required, login_user, logout_user
 
 from example_app.accounts import DEMO_ACCOUNTS, password_is_right
-from example_app.ai import create_ai, messages
+from example_app.ai import conversation_routes, create_ai
+from example_app.conversations import ConversationNotFound, Conversations
 
 pages = Blueprint("pages", __name__)
 
 
 def create_app(**settings: Any) -> Quart:
-    """The app; *settings* go into its configuration (`OPENAI_SSE_BASE_URL`, `SIMULATED` …)."""
+    """The app; *settings* go into its configuration (`DATABASE`, `OPENAI_SSE_BASE_URL`, `SIMULATED` …).
+
+    Raises `DatabaseUnusable`.
+    """
     app = Quart(__name__)
     app.config.update(
         SECRET_KEY=os.environ.get("EXAMPLE_SECRET_KEY") or secrets.token_hex(),
         QUART_AUTH_COOKIE_SAMESITE="Lax",
         QUART_AUTH_COOKIE_SECURE=False,  # the example speaks plain HTTP, on this machine
+        SEND_FILE_MAX_AGE_DEFAULT=0,  # a page asks whether its scripts have changed
+        DATABASE=os.environ.get("EXAMPLE_DATABASE"),
         SIMULATED=False,
     )
     app.config.from_prefixed_env()
@@ -30,9 +37,11 @@ def create_app(**settings: Any) -> Quart:
     QuartAuth(app)
     app.register_blueprint(pages)
 
-    ai = create_ai(app)
-    app.register_blueprint(messages(ai))
-    app.extensions["ai"] = ai
+    conversations = Conversations(app.config["DATABASE"] or Path(app.instance_path, "chat.db"))
+    ai = create_ai(app, conversations)
+    app.register_blueprint(conversation_routes(ai, conversations))
+    app.extensions.update(ai=ai, conversations=conversations)
+    app.after_serving(conversations.close)  # after the extension, which stores what it has to end
 
     app.register_error_handler(Unauthorized, _to_login)
     app.after_request(_secure)
@@ -40,10 +49,20 @@ def create_app(**settings: Any) -> Quart:
 
 
 @pages.get("/")
+@pages.get("/c/<conversation_id>")
 @login_required
-async def chat() -> str:
-    """The chat page."""
+async def chat(conversation_id: str = "") -> str:
+    """The chat page, with one of the user's conversations or none yet."""
+    if conversation_id:
+        me = await current_app.extensions["ai"].principal()
+        await current_app.extensions["conversations"].get(conversation_id, owner=str(me))
     return await render_template("chat.html", user=current_user.auth_id)
+
+
+@pages.errorhandler(ConversationNotFound)
+async def not_found(error: ConversationNotFound) -> ResponseReturnValue:
+    """A page that says so."""
+    return await render_template("not_found.html", user=current_user.auth_id, error=error.user_message), 404
 
 
 @pages.get("/login")
@@ -82,4 +101,6 @@ async def _to_login(_: Exception) -> ResponseReturnValue:
 async def _secure(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if request.endpoint != "static":  # a conversation is not for the next person to go back to
+        response.headers.setdefault("Cache-Control", "no-store")
     return response

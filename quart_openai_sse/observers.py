@@ -19,24 +19,35 @@ class StreamRecord:
     """One stream, from start to end. Times are seconds, `bytes` are of chunks as the upstream sent them."""
 
     id: str
+    """As in `GET /streams/<id>`."""
     thread: str = ""
+    """The name it was started with, by which it is found while it runs."""
     principal: str = ""
+    """Who started it: `realm:id`."""
     model: str = ""
+    """The model that was asked for."""
     upstream: str = ""
     """The host that answered, or `app` for a model of the app's own."""
     trace_id: str = ""
+    """That of the request that started it."""
     outcome: Outcome | Literal[""] = ""
-    """Empty while the stream runs."""
+    """`completed`, `failed` or `stopped`; empty while the stream runs."""
     reason: str = ""
     """Why it failed (an error's code) or was stopped."""
     status: int = 200
     """The HTTP status of the failure, 200 otherwise."""
     finish_reasons: dict[int, str] = field(default_factory=dict)
+    """Why each choice ended, by its index, as the upstream said."""
     usage: Mapping[str, Any] | None = None
+    """What the upstream counted, if it said so."""
     chunks: int = 0
+    """How many came."""
     bytes: int = 0
+    """Their size, as the upstream sent them."""
     time_to_first_output: float | None = None
+    """Until the first chunk that says something, or the first event of the app's."""
     duration: float = 0.0
+    """From the start to the end, `on_end` included."""
     longest_gap: float = 0.0
     """The longest silence after the first output."""
     attempts: int = 0
@@ -44,9 +55,11 @@ class StreamRecord:
     failures: tuple[str, ...] = ()
     """Of those that failed before any output, each one's upstream and error code."""
     readers: int = 0
+    """Responses that read it while it ran, and the app's own reading."""
     resumes: int = 0
     """Readers that did not begin at the beginning."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What `ai.start` was given."""
 
 
 EventKind = Literal["started", "first_chunk", "retried", "ended"]

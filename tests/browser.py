@@ -6,23 +6,46 @@ import asyncio
 import contextlib
 import socket
 import struct
+import tempfile
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from playwright.async_api import Browser, Locator, Page, expect
 from quart import Quart
 
-import example_app.ai
 from example_app import create_app
-from quart_openai_sse.simulator import Simulator, pieces, serve_simulator
+from example_app.accounts import DEMO_ACCOUNTS
+from quart_openai_sse.simulator import Simulator, answer, pieces, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
 
 expect.set_options(timeout=30_000)
 
 PATIENCE = 30.0  # seconds, for what comes as soon as it can
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+"""What Chromium is started with."""
+
+NewSite = Callable[..., Any]
+NewPage = Callable[..., Any]
+
+
+def asked(question: str, model: str = "sim-fast") -> dict[str, Any]:
+    """The request that a question becomes."""
+    return {"model": model, "messages": [{"role": "user", "content": question}]}
+
+
+LONG = answer(asked("Tell me more.", "sim-length-240"))
 
 
 # The app ------------------------------------------------------------------------------------------------------------
@@ -48,18 +71,51 @@ class Site:
         self.overrides.enter_context(self.app.extensions["ai"].override(self.app, upstream=upstream))
         return upstream
 
+    def says(self, text: str) -> None:
+        """From now on the app's upstream answers *text*, at once."""
+        upstream = ScriptedUpstream([chunk(text), finish()])
+        self.overrides.enter_context(self.app.extensions["ai"].override(self.app, upstream=upstream))
+
 
 @asynccontextmanager
 async def serve_example(*, tokens_per_second: float = 0, **settings: Any) -> AsyncIterator[Site]:
     """Serves it; *settings* are keys of its configuration."""
-    example_app.ai.conversations = example_app.ai.Conversations()
-    async with serve_simulator(first_token_delay=0, tokens_per_second=tokens_per_second) as simulator:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        simulator = await stack.enter_async_context(
+            serve_simulator(first_token_delay=0, tokens_per_second=tokens_per_second)
+        )
+        own = {"DATABASE": f"{folder}/chat.db", "SIMULATED": True, "OPENAI_SSE_BASE_URL": simulator.base_url}
         # Soon again: EventSource waits for as long as the server says.
-        settings = {"OPENAI_SSE_RETRY": 1, "OPENAI_SSE_BASE_URL": simulator.base_url, "SIMULATED": True, **settings}
-        app = create_app(**settings)
-        async with serve_app(app) as address, serve_proxy(address) as proxy:
-            with ExitStack() as overrides:
-                yield Site(app, simulator, proxy, overrides)
+        app = create_app(**{"OPENAI_SSE_RETRY": 1, **own, **settings})
+        address = await stack.enter_async_context(serve_app(app))
+        proxy = await stack.enter_async_context(serve_proxy(address))
+        yield Site(app, simulator, proxy, stack.enter_context(ExitStack()))
+
+
+MARKDOWN = """\
+# Streams
+
+Some **bold**, _slanted_ and `code`, in two
+lines, with [a link](https://example.org/page?a=1&b=2) and https://example.org/plain.
+
+3. one
+4. two
+   - deeper
+
+- [x] done
+
+| what | means |
+|---|:-:|
+| a *delta* | more |
+
+> quoted
+
+```python
+if 1 < 2:
+    print("<b>&amp;")
+```
+"""
 
 
 class Gated(ScriptedUpstream):
@@ -205,12 +261,13 @@ SHORT_WAITS = """{
 
 
 @asynccontextmanager
-async def listened_page(browser: Browser, *, failing: bool = False) -> AsyncIterator[Page]:
+async def listened_page(browser: Browser, *, failing: bool = False, **options: Any) -> AsyncIterator[Page]:
     """A page without a past. What its console complained of fails the test: an error, a violation of the policy.
 
-    *failing*: except for requests that failed, which the test is about.
+    *failing*: except for requests that failed, which the test is about. *options* are those of its context.
     """
-    context = await browser.new_context()
+    context = await browser.new_context(**options)
+    await context.grant_permissions(["clipboard-read", "clipboard-write"])
     await context.add_init_script(SHORT_WAITS)
     complaints: list[str] = []
     context.on("console", lambda line: complaints.append(f"{line.type}: {line.text} ({line.location['url']})"))
@@ -224,11 +281,11 @@ async def listened_page(browser: Browser, *, failing: bool = False) -> AsyncIter
     assert serious == [], serious
 
 
-async def log_in(page: Page, site: Site, path: str = "/") -> None:
-    """Logs in as ada, by the form."""
+async def log_in(page: Page, site: Site, path: str = "/", *, name: str = "ada") -> None:
+    """Logs in by the form."""
     await page.goto(f"{site.url}/login")
-    await page.get_by_label("Name").fill("ada")
-    await page.get_by_label("Password").fill("lovelace")
+    await page.get_by_label("Name").fill(name)
+    await page.get_by_label("Password").fill(DEMO_ACCOUNTS[name])
     await page.get_by_role("button", name="Log in").click()
     await page.wait_for_url(f"{site.url}/")
     if path != "/":
@@ -242,14 +299,17 @@ class Chat:
         self.page = page
         self.answers = page.locator("[data-role=assistant]")
         self.questions = page.locator("[data-role=user]")
+        self.asked = self.questions.locator(".text")
         self.answer = self.answers.last
         self.note = self.answer.locator(".note")
         self.status = page.get_by_role("status")
         self.send = page.get_by_role("button", name="Send")
         self.stop = page.get_by_role("button", name="Stop")
         self.drop = page.get_by_role("button", name="Drop the connection")
-        self.new_chat = page.get_by_role("button", name="New chat")
-        self.composer = page.get_by_label("Message")
+        self.new_chat = page.get_by_role("link", name="New chat")
+        self.composer = page.get_by_label("Message", exact=True)
+        self.title = page.get_by_role("heading", level=1)
+        self.listed = page.get_by_role("navigation", name="Conversations").get_by_role("listitem")
 
     async def ask(self, question: str) -> None:
         """Writes it and presses Enter."""
@@ -258,18 +318,38 @@ class Chat:
         await self.composer.press("Enter")
 
     async def shows(self, text: str) -> None:
-        """Waits until the answer is exactly *text*."""
-        await self.page.wait_for_function(
-            "text => [...document.querySelectorAll('[data-role=assistant] .text')].at(-1)?.textContent === text",
-            arg=text,
-            timeout=PATIENCE * 1000,
-        )
+        """Waits until the answer is exactly what *text* looks like, rendered at once."""
+        await self.page.evaluate("async () => Object.assign(window, await import('/static/markdown.js'))")
+        await self.page.wait_for_function(LOOKS_LIKE, arg=text, timeout=PATIENCE * 1000)
 
     async def ends(self, state: str) -> str:
-        """Waits until the answer has ended so; its text."""
+        """Waits until the answer has ended so; its text to the letter, as its button copies it."""
         await expect(self.answer).to_have_attribute("data-state", state)
         await expect(self.send).to_be_visible()
-        return await text_of(self.answer)
+        copy = self.answer.get_by_role("button", name="Copy the answer")
+        if not await copy.count():
+            return ""
+        await self.page.bring_to_front()
+        await self.page.evaluate("navigator.clipboard.writeText('')")
+        await copy.dispatch_event("click")  # which moves no focus
+        text: str = await self.page.evaluate(COPIED)
+        await self.shows(text)
+        return text
+
+
+# Not asynchronous: Playwright takes a promise for a yes.
+LOOKS_LIKE = """(text) => {
+    const answer = [...document.querySelectorAll("[data-role=assistant]")].at(-1);
+    if (!answer) return false;
+    const rendered = document.createElement("div");
+    new Markdown(rendered).show(text, { growing: answer.dataset.state === "streaming" });
+    return answer.querySelector(".text").innerHTML === rendered.innerHTML;
+}"""
+
+COPIED = """async () => {
+    for (let text; ; await new Promise(requestAnimationFrame))
+        if ((text = await navigator.clipboard.readText())) return text;
+}"""
 
 
 async def text_of(message: Locator) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright
 from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
 from quart_openai_sse.simulator import Simulator, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, serve_app
+from tests.browser import ARGUMENTS, NewPage, NewSite, Site, listened_page, serve_example
 
 TOKENS = {"token-ann": "ann", "token-bob": "bob"}
 ANN = {"Authorization": "Bearer token-ann"}
@@ -80,3 +83,40 @@ def chromium() -> str:
     if os.environ.get("CI"):
         pytest.fail("CI needs Chromium for the browser tests")
     pytest.skip("no Chromium on this machine")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """One Chromium for all tests of a module; each has pages of its own."""
+    async with async_playwright() as playwright:
+        running = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS, headless=True)
+        yield running
+        await running.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """What is closed after the test: pages before sites."""
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def new_site(stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch) -> NewSite:
+    """Serves the example app, whose model is *model*."""
+
+    async def new_site(model: str = "sim-fast", **options: Any) -> Site:
+        monkeypatch.setenv("OPENAI_MODEL", model)
+        return await stack.enter_async_context(serve_example(**options))
+
+    return new_site
+
+
+@pytest.fixture
+def new_page(stack: AsyncExitStack, browser: Browser) -> NewPage:
+    """Opens a page that is listened to."""
+
+    async def new_page(**options: Any) -> Page:
+        return await stack.enter_async_context(listened_page(browser, **options))
+
+    return new_page

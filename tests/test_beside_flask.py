@@ -1,4 +1,4 @@
-"""The old Flask app with streaming beside it, over HTTP: in one process, and in two."""
+"""The old Flask app with streaming beside it: in one process, and in two behind nginx with the file that is shipped."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ import asyncio
 import html
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import async_playwright, expect
+from flask import Flask
+from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
+from sqlalchemy.pool import QueuePool
 
+from example_app.flask_app import create_app as create_flask_app
+from example_app.flask_app.models import db
 from quart_openai_sse.simulator import Simulator, answer
 from quart_openai_sse.testing import read
+from tests.test_docs import blocks
 
 ROOT = Path(__file__).parent.parent
+NGINX_CONF = ROOT / "example_app/deploy/nginx.conf"
 QUESTION = "How far is the moon?"
 CLOSE = {"Connection": "close"}  # what is refused before its body was read can't keep it
 BODY = {"model": "sim", "messages": [{"role": "user", "content": QUESTION}]}
+SECRETS = {"EXAMPLE_SECRET_KEY": "the same for both", "EXAMPLE_SERVICE_TOKEN": "s3rvice"}
 
 Start = Callable[..., Any]
+
+expect.set_options(timeout=30_000)
+
+
+# Processes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -39,34 +53,117 @@ async def start(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
         async def start(*arguments: str, model: str = "sim", **environ: str) -> tuple[Process, str]:
             environ = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": model, **environ}
             command = ("-m", "example_app.beside_flask", "--port", "0", "--database", str(tmp_path / "chat.db"))
-            process = await stack.enter_async_context(run(*command, *arguments, **environ))
+            process = await stack.enter_async_context(run(sys.executable, *command, *arguments, **environ))
             assert process.stdout is not None
             line = (await process.stdout.readline()).decode()
             if not line:
                 pytest.fail((await process.communicate())[1].decode())
-            (address,) = re.findall(r"http://127\.0\.0\.1:\d+(?=/ )", line)
-            return process, address
+            assert line.startswith("Streams: " if "--only-streams" in arguments else "Chat: ")
+            return process, re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
 
         yield start
 
 
 @asynccontextmanager
-async def run(*command: str, **environ: str) -> AsyncIterator[Process]:
-    """A Python program in an environment of its own, killed if it outlives the block."""
-    environ = {"PATH": os.defpath, **environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE
-    )
+async def run(
+    *command: str, end: signal.Signals = signal.SIGKILL, cwd: Path = ROOT, **environ: str
+) -> AsyncIterator[Process]:
+    """A program in an environment of its own, ended by *end* if it outlives the block."""
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "PYTHONPATH": str(ROOT), **environ}
+    process = await asyncio.create_subprocess_exec(*command, cwd=cwd, env=environ, stdout=PIPE, stderr=PIPE)
     try:
         yield process
     finally:
         if process.returncode is None:
-            process.kill()
+            process.send_signal(end)
             await process.communicate()
 
 
-def client_of(address: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=address, timeout=30, trust_env=False)
+@pytest.fixture(scope="session")
+def nginx() -> str:
+    """The path of nginx. Without one the test is skipped, except where CI is set: there it fails."""
+    if path := shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
+        return path
+    if os.environ.get("CI"):
+        pytest.fail("CI needs nginx for the two processes behind it")
+    pytest.skip("no nginx on this machine")
+
+
+SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
+
+
+@pytest.fixture(params=["one process", "two processes behind nginx"])
+async def site(
+    request: pytest.FixtureRequest, start: Start, simulator: Simulator, tmp_path: Path
+) -> AsyncIterator[str]:
+    """The address of both apps, in each of the shapes; answers take their time."""
+    if request.param == "one process":
+        yield (await start(model=SLOW))[1]
+    else:
+        upstream = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": SLOW}
+        async with behind_nginx(request.getfixturevalue("nginx"), tmp_path, **upstream) as address:
+            yield address
+
+
+@asynccontextmanager
+async def behind_nginx(nginx: str, folder: Path, **environ: str) -> AsyncIterator[str]:
+    """What the head of the shipped nginx.conf says, and nginx with that file; but for the addresses and secrets."""
+    conf, port = substituted(NGINX_CONF.read_text("utf-8"), {"/srv/chat.db": str(folder / "chat.db")})
+    *exports, gunicorn, streams = (shlex.split(line) for line in re.findall(r"^#   (\w.*)$", conf, re.M))
+    for export, *pairs in exports:
+        assert export == "export"
+        environ |= dict(pair.split("=", 1) for pair in pairs)
+    assert {name for name, value in environ.items() if value == "..."} == set(SECRETS)
+    environ |= SECRETS
+    writes = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
+    )
+    (folder / "nginx.conf").write_text(conf.replace("http {", f"http {{ access_log off; {writes}"), "utf-8")
+    main = "daemon off; master_process off; pid nginx.pid;"  # one process, of whoever runs the test
+    async with (
+        run(*gunicorn, end=signal.SIGQUIT, **environ) as pages,
+        run(*streams, **environ) as streaming,
+        run(nginx, "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", main) as proxy,
+    ):
+        await answering(f"http://127.0.0.1:{port}", {"gunicorn": pages, "beside_flask": streaming, "nginx": proxy})
+        yield f"http://127.0.0.1:{port}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nobody listens."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def substituted(conf: str, others: dict[str, str]) -> tuple[str, int]:
+    """*conf* with free ports in place of its own, and the port of nginx itself."""
+    old, streams, proxy = free_ports(3)
+    places = {"127.0.0.1:8000": f"127.0.0.1:{old}", "127.0.0.1:5000": f"127.0.0.1:{streams}"}
+    places |= {"--port 5000": f"--port {streams}", "listen 8080;": f"listen 127.0.0.1:{proxy};", **others}
+    for place, ours in places.items():
+        assert place in conf
+        conf = conf.replace(place, ours)
+    return conf, proxy
+
+
+async def answering(address: str, processes: dict[str, Process]) -> None:
+    """Waits until both apps answer at *address*. Fails if one of the processes has ended."""
+    async with client_of(address, retries=8) as client:
+        for path in ("/login", "/v1/health"):
+            while (await client.get(path)).status_code != 200:
+                for name, process in processes.items():
+                    if process.returncode is not None:
+                        pytest.fail(f"{name}: {(await process.communicate())[1].decode()}")
+                await asyncio.sleep(0.05)
+
+
+# Over HTTP ----------------------------------------------------------------------------------------------------------
+
+
+def client_of(address: str, *, retries: int = 0) -> httpx.AsyncClient:
+    """A client of its own cookies. *retries*: until a server listens."""
+    return httpx.AsyncClient(base_url=address, transport=httpx.AsyncHTTPTransport(retries=retries), timeout=30)
 
 
 async def log_in(client: httpx.AsyncClient, name: str = "ada", password: str = "lovelace") -> None:
@@ -79,6 +176,29 @@ def shown(page: httpx.Response) -> list[tuple[str, str]]:
     assert page.status_code == 200
     found = re.findall(r'data-role="(\w+)".*?<p class="text">(.*?)</p>', page.text, re.S)
     return [(role, html.unescape(text)) for role, text in found]
+
+
+@contextmanager
+def database_in(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The old app's database, and at the end a commit."""
+    with closing(sqlite3.connect(folder / "chat.db")) as database, database:
+        yield database
+
+
+def stored(folder: Path, columns: str) -> list[Any]:
+    """What everybody said, as the old app keeps it."""
+    with database_in(folder) as database:
+        return database.execute(f"SELECT {columns} FROM messages ORDER BY id").fetchall()
+
+
+def say(folder: Path, *said: tuple[str, str]) -> None:
+    """Puts messages into ada's conversation."""
+    with database_in(folder) as database:
+        rows = [(role, content) for role, content in said]
+        insert = (
+            "INSERT INTO messages (user_id, role, content, outcome) SELECT id, ?, ?, '' FROM users WHERE name = 'ada'"
+        )
+        database.executemany(insert, rows)
 
 
 async def test_an_answer_is_streamed_beside_the_old_app_and_stored_by_its_models(start: Start) -> None:
@@ -140,9 +260,8 @@ async def test_a_user_whom_the_old_app_has_locked_out_is_nobody(start: Start, tm
     async with client_of(address) as client:
         await log_in(client)
         assert (await client.get("/v1/streams")).status_code == 200
-        with sqlite3.connect(tmp_path / "chat.db") as database:
+        with database_in(tmp_path) as database:
             database.execute("UPDATE users SET locked = 1 WHERE name = 'ada'")
-        database.close()
         assert (await client.get("/v1/streams")).status_code == 401
 
 
@@ -201,23 +320,17 @@ async def test_the_end_of_the_process_is_an_end_of_the_stream_and_is_stored(
         assert (stream.outcome, stream.error["code"]) == ("failed", "server_shutdown")
         _, errors = await process.communicate()
         assert (process.returncode, "Traceback" in errors.decode()) == (0, False)
-    with sqlite3.connect(tmp_path / "chat.db") as database:
-        rows = database.execute("SELECT role, outcome FROM messages ORDER BY id").fetchall()
-    database.close()
-    assert rows == [("user", ""), ("assistant", "failed")]
+    assert stored(tmp_path, "role, outcome") == [("user", ""), ("assistant", "failed")]
 
 
 async def test_in_two_processes_the_cookie_and_the_database_are_enough(start: Start, tmp_path: Path) -> None:
-    secret = {"EXAMPLE_SECRET_KEY": "the same for both", "EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        old_address = f"127.0.0.1:{free.getsockname()[1]}"
+    secret = {**SECRETS, "EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
+    (port,) = free_ports(1)
     _, address = await start("--only-streams", **secret)
-    command = ("-m", "flask", "--app", "example_app.flask_app", "run", "--port", old_address.rpartition(":")[2])
+    command = ("flask", "--app", "example_app.flask_app", "run", "--port", str(port))
     async with (
         run(*command, **secret),
-        httpx.AsyncClient(
-            base_url=f"http://{old_address}", transport=httpx.AsyncHTTPTransport(retries=8), timeout=30
-        ) as old,
+        client_of(f"http://127.0.0.1:{port}", retries=8) as old,
         client_of(address) as new,
     ):
         await log_in(old)
@@ -232,38 +345,281 @@ async def test_in_two_processes_the_cookie_and_the_database_are_enough(start: St
         assert (await new.get(started["url"])).status_code == 401
 
 
-@pytest.mark.browser
-async def test_in_a_browser_an_answer_survives_a_reload_and_is_gone_for_the_next_user(
-    start: Start, chromium: str
-) -> None:
-    _, address = await start(model="sim-length-60-rate-20")
-    expected = answer({**BODY, "model": "sim-length-60-rate-20"})
+@pytest.fixture
+def old_app(tmp_path: Path) -> Iterator[Flask]:
+    """The Flask app in this process; its connections are closed at the end."""
+    app = create_flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/chat.db")
+    yield app
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_no_connection_to_the_database_is_there_when_a_server_forks(old_app: Flask) -> None:
+    with old_app.app_context():
+        pool = db.engine.pool
+        assert isinstance(pool, QueuePool)
+        assert (pool.checkedin(), pool.checkedout()) == (0, 0)
+
+
+async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Simulator, tmp_path: Path) -> None:
+    page = blocks(ROOT / "docs/how-to/beside-flask.md")
+    (old_app,) = (block.code for block in page if block.how == "run: app")
+    (streams,) = (block.code for block in page if block.how == "run: script streams.py")
+    assert len(list(filter(str.strip, streams.splitlines()))) == 13  # as the page says
+    (tmp_path / "old_app.py").write_text(old_app, "utf-8")
+    old_port, new_port = free_ports(2)
+    hypercorn = ("hypercorn", "--bind", f"127.0.0.1:{new_port}", "streams:app")
+    async with (
+        run("flask", "--app", "old_app:flask_app", "run", "--port", str(old_port), cwd=tmp_path),
+        client_of(f"http://127.0.0.1:{old_port}", retries=8) as old,
+    ):
+        assert (await old.post("/login")).status_code == 200  # and the tables are there
+        (tmp_path / "streams.py").write_text(streams, "utf-8")
+        upstream = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_API_KEY": "any"}
+        async with (
+            run(*hypercorn, cwd=tmp_path, end=signal.SIGTERM, **upstream),  # it has a child, which ends with it
+            client_of(f"http://127.0.0.1:{new_port}", retries=8) as new,
+        ):
+            assert (await new.get("/v1/streams")).status_code == 401
+            new.cookies = old.cookies  # one origin, to a browser: the proxy's
+            started = await new.post("/v1/streams", json={"messages": BODY["messages"]})
+            stream = await read((await new.get(started.json()["url"])).content)
+            assert stream.outcome == "completed"
+            assert (await old.get("/")).text == stream.text
+
+
+async def test_only_streams_is_refused_without_what_it_shares(tmp_path: Path) -> None:
+    for arguments in ((), ("--database", str(tmp_path / "chat.db"))):
+        async with run(
+            sys.executable, "-m", "example_app.beside_flask", "--only-streams", *arguments, "--port", "0"
+        ) as process:
+            async with asyncio.timeout(20):
+                _, errors = await process.communicate()
+        assert (process.returncode, "needs a database and EXAMPLE_SECRET_KEY" in errors.decode()) == (2, True)
+
+
+async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(start: Start, tmp_path: Path) -> None:
+    _, address = await start(model="sim-long-rate-20", QUART_OPENAI_SSE_LINGER="0.2")
+    async with client_of(address) as client:
+        await log_in(client)
+        url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]
+        async with client.stream("GET", url) as response:
+            await anext(response.aiter_raw())
+            await client.post("/logout")
+            assert stored(tmp_path, "role") == [("user",)]  # nothing is stopped while somebody reads
+        async with asyncio.timeout(20):  # less than the linger of who sets none
+            while len(stored(tmp_path, "role")) < 2:
+                await asyncio.sleep(0.01)
+        await log_in(client)
+        page = await client.get("/")
+    _, (role, text) = shown(page)
+    assert (role, text != "", "This answer is not complete." in page.text) == ("assistant", True, True)
+    assert stored(tmp_path, "role, outcome") == [("user", ""), ("assistant", "stopped")]
+
+
+async def test_a_client_that_reads_nothing_does_not_keep_the_process_alive(start: Start, tmp_path: Path) -> None:
+    process, address = await start("--drain-timeout", "0")
+    async with client_of(address) as client:
+        await log_in(client)
+        cookie = f"session={client.cookies['session']}"
+    say(tmp_path, ("user", "x" * 30_000_000))  # more than two sockets take
+    loop, url = asyncio.get_running_loop(), httpx.URL(address)
+    with socket.create_connection((url.host, url.port)) as client_that_stalls:
+        client_that_stalls.setblocking(False)
+        request = f"GET / HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nCookie: {cookie}\r\n\r\n"
+        await loop.sock_sendall(client_that_stalls, request.encode())
+        assert await loop.sock_recv(client_that_stalls, 12) == b"HTTP/1.1 200"
+        process.terminate()
+        async with asyncio.timeout(30):
+            _, errors = await process.communicate()
+    assert (process.returncode, "Traceback" in errors.decode()) == (0, False)
+
+
+# On behalf of a user ------------------------------------------------------------------------------------------------
+
+SUMMARISE = {"role": "user", "content": "Summarise what we have said so far."}
+SAID = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Far."}]
+
+
+def say_something(folder: Path) -> None:
+    say(folder, *((message["role"], message["content"]) for message in SAID))
+
+
+async def test_flask_starts_a_stream_for_its_user_who_reads_it_with_the_cookie(start: Start, tmp_path: Path) -> None:
+    _, address = await start()
+    async with client_of(address) as client:
+        await log_in(client)
+        say_something(tmp_path)
+        page = await client.post("/summary", follow_redirects=True)
+        (url,) = re.findall(r'data-stream="(/v1/streams/\w+)"', page.text)
+        stream = await read((await client.get(url)).content)
+        assert stream.text == answer({"model": "sim", "messages": [*SAID, SUMMARISE]})
+        await client.post("/logout")
+        assert (await client.get(url)).status_code == 401
+        await log_in(client, "grace", "hopper")
+        assert (await client.get(url)).status_code == 404
+    assert len(stored(tmp_path, "role")) == 2  # it is no part of the conversation
+
+
+async def test_nobody_acts_on_behalf_of_a_user_without_the_right(start: Start) -> None:
+    _, address = await start(EXAMPLE_TOKEN="api")
+    for_ada = {"X-On-Behalf-Of": "1", **CLOSE}
+    async with client_of(address) as client:
+        for path in ("/v1/streams", "/ask"):
+            api = {**for_ada, "Authorization": "Bearer api"}
+            assert (await client.post(path, json={**BODY, "content": QUESTION}, headers=api)).status_code == 403
+        await log_in(client, "grace", "hopper")
+        assert (await client.post("/v1/streams", json=BODY, headers=for_ada)).status_code == 401
+        await log_in(client)
+        assert (await client.get("/v1/streams")).json()["data"] == []
+
+
+async def test_a_service_has_no_conversation(start: Start) -> None:
+    _, address = await start(EXAMPLE_TOKEN="api")
+    async with client_of(address) as client:
+        api = {"Authorization": "Bearer api"}
+        assert (await client.post("/ask", json={"content": QUESTION}, headers=api)).status_code == 403
+
+
+@pytest.mark.parametrize("streams_url", ["http://127.0.0.1:9", ""])
+def test_without_the_streaming_app_there_is_no_summary_but_a_sentence(streams_url: str, old_app: Flask) -> None:
+    old_app.config["STREAMS_URL"] = streams_url
+    client = old_app.test_client()
+    client.post("/login", data={"username": "ada", "password": "lovelace"})
+    refused = client.post("/summary")
+    assert (refused.status_code, "Please try again." in refused.text) == (503, True)
+
+
+# In both shapes -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_browser_that_says_no_more_than_its_origin_may_ask_from_the_same(site: str) -> None:
+    async with client_of(site) as client:
+        await log_in(client)
+        for origin, status in (("http://127.0.0.1:9", 403), (site, 201)):
+            headers = {"Origin": origin, **CLOSE}
+            assert (await client.post("/ask", json={"content": QUESTION}, headers=headers)).status_code == status
+
+
+# In a browser -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def browser_at(address: str, chromium: str) -> AsyncIterator[Page]:
+    """A page at *address*. It fails if its console complains of more than the icon, which the old app does not have."""
+    complaints: list[str] = []
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox"],
+            ignore_default_args=["--disable-back-forward-cache"],  # people have it
+        )
         page = await browser.new_page()
-        complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        await page.goto(f"{address}/")
-        await page.fill("#username", "ada")
-        await page.fill("#password", "lovelace")
-        await page.click("#login")
-        await page.fill("#question", QUESTION)
+        page.on("console", lambda line: complaints.append(f"{line.type}: {line.text} ({line.location['url']})"))
+        try:
+            await page.goto(address)
+            yield page
+        finally:
+            await browser.close()
+    assert [line for line in complaints if "/favicon.ico" not in line] == []
+
+
+async def log_in_at(page: Page, name: str, password: str) -> None:
+    """Fills the form in."""
+    await page.fill("#username", name)
+    await page.fill("#password", password)
+    await page.click("#login")
+    await expect(page.locator("#user")).to_have_text(name)
+
+
+async def ask_at(page: Page, question: str) -> str:
+    """Asks; the URL of the stream that answers."""
+    await page.fill("#question", question)
+    async with page.expect_response("**/ask") as asked:
         await page.click("#send")
+    return str((await (await asked.value).json())["url"])
+
+
+async def growing(text: Locator, expected: str) -> None:
+    """Waits until *expected* is seen to grow: more often than a proxy that gathers lets it, and never to its end."""
+    element, seen = await text.element_handle(), ""
+    for _ in range(5):
+        longer = "([element, seen]) => element.textContent.length > seen.length && element.textContent"
+        seen = await (await text.page.wait_for_function(longer, arg=[element, seen])).json_value()
+        assert expected.startswith(seen)
+        assert seen != expected
+
+
+async def status_of(context: BrowserContext, url: str) -> int:
+    """How the browser's cookies are answered at *url*."""
+    response = await context.request.get(url)
+    await response.dispose()
+    return response.status
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)  # answers take their time, several of them
+async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
+    site: str, chromium: str, tmp_path: Path
+) -> None:
+    first = answer({**BODY, "model": SLOW})
+    said = [*BODY["messages"], {"role": "assistant", "content": first}, {"role": "user", "content": "And the sun?"}]
+    second = answer({"model": SLOW, "messages": said})
+    async with browser_at(site, chromium) as page:
         text = page.locator(".message[data-role=assistant] .text")
-        await expect(text).not_to_be_empty()
+        completed = page.locator(".message[data-role=assistant][data-outcome=completed] .text")
+        await log_in_at(page, "ada", "lovelace")
+
+        await ask_at(page, QUESTION)
+        await growing(text, first)
         await page.reload()
-        await expect(page.locator("#stop")).to_be_visible()  # it goes on
-        await expect(page.locator(".message[data-outcome=completed]")).to_have_count(1, timeout=30_000)
-        assert await text.text_content() == expected
+        await growing(text, first)  # it goes on
+        await expect(completed).to_have_text(first)
+        assert stored(tmp_path, "role, content, outcome") == [("user", QUESTION, ""), ("assistant", first, "completed")]
         await page.reload()
-        assert await text.text_content() == expected
-        await page.click("#logout")
-        await page.fill("#username", "grace")
-        await page.fill("#password", "hopper")
-        await page.click("#login")
+        assert await completed.all_text_contents() == [first]  # from the server, without the script
+
+        url = site + await ask_at(page, "And the sun?")
+        await growing(text.last, second)
+        async with page.expect_event("requestfailed", lambda request: request.url.startswith(url)):
+            await page.click("#logout")  # and the page stops following
+        await expect(page.locator("#login")).to_be_visible()
+        assert await status_of(page.context, url) == 401
+
+        await log_in_at(page, "grace", "hopper")
+        await expect(page.locator(".message")).to_have_count(0)
+        assert await status_of(page.context, url) == 404
+        assert (await (await page.context.request.get(f"{site}/v1/streams")).json())["data"] == []
+        for path in ("/login", "/"):  # back, over the form, to what was ada's page
+            await page.go_back(wait_until="commit")  # a page that was kept is not loaded again
+            await expect(page).to_have_url(site + path)
         await expect(page.locator("#user")).to_have_text("grace")
         await expect(page.locator(".message")).to_have_count(0)
-        await browser.close()
-    # The browser looks for an icon, which the old app does not have.
-    assert [line for line in complaints if "404" not in line] == []
+        await page.click("#logout")
+        assert await status_of(page.context, url) == 401
+
+        await log_in_at(page, "ada", "lovelace")  # whose answer went on
+        await expect(completed).to_have_text([first, second])
+    assert stored(tmp_path, "content, outcome")[2:] == [("And the sun?", ""), (second, "completed")]
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)  # answers take their time, several of them
+async def test_a_page_follows_what_flask_has_started_for_its_user(site: str, chromium: str, tmp_path: Path) -> None:
+    expected = answer({"model": SLOW, "messages": [*SAID, SUMMARISE]})
+    say_something(tmp_path)
+    async with browser_at(site, chromium) as page:
+        summary = page.locator("#summary")
+        await log_in_at(page, "ada", "lovelace")
+        await page.click("#summarise")
+        await growing(summary, expected)
+        await page.reload()
+        await growing(summary, expected)
+        await expect(summary).to_have_attribute("data-outcome", "completed")
+        assert await summary.text_content() == expected
+        url = site + str(await summary.get_attribute("data-stream"))
+        await page.click("#logout")
+        assert await status_of(page.context, url) == 401
+        await log_in_at(page, "grace", "hopper")
+        assert await status_of(page.context, url) == 404

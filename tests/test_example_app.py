@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,15 @@ ROOT = Path(__file__).parent.parent
 TOKEN = {"EXAMPLE_TOKEN": "token"}
 BEARER = {"Authorization": "Bearer token"}
 QUESTION = "When are you open?"
+ROUTES = [
+    ("GET", "/conversations"),
+    ("POST", "/conversations"),
+    ("GET", "/conversations/1"),
+    ("POST", "/conversations/1/messages"),
+    ("PATCH", "/conversations/1"),
+    ("DELETE", "/conversations/1"),
+]
+VENDOR = ROOT / "example_app" / "static" / "vendor"
 
 
 @dataclass
@@ -62,11 +73,12 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
-    """Starts the example app with *arguments* and *environ*, on a free port."""
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts the example app with *arguments* and *environ*, on a free port, with a database of the test's own."""
     async with AsyncExitStack() as stack:
 
         async def start(*arguments: str, **environ: str) -> Example:
+            environ = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db"), **environ}
             process = await stack.enter_async_context(run("--port", "0", *arguments, **environ))
             lines = [(await _line(process))]
             while len(lines) < 1 + ("OPENAI_BASE_URL" not in environ) + ("EXAMPLE_TOKEN" in environ):
@@ -114,9 +126,12 @@ async def test_who_is_not_logged_in_is_sent_to_the_login(start: Start) -> None:
     client = await (await start()).client()
     page = await client.get("/")
     assert (page.status_code, page.headers["location"]) == (303, "/login")
-    assert (await client.get("/messages")).status_code == 401
-    refused = await client.post("/messages", json={"content": QUESTION})
-    assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
+    assert (await client.get("/c/1")).headers["location"] == "/login"
+    for method, path in ROUTES:
+        # It is refused before its body was read, after which the server closes the connection.
+        body = {"content": QUESTION, "title": "A title"}
+        refused = await client.request(method, path, json=body, headers={"Connection": "close"})
+        assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
 
 
 async def test_a_wrong_password_is_refused_with_a_sentence(start: Start) -> None:
@@ -146,6 +161,42 @@ async def test_the_pages_hold_no_script_but_files_and_a_policy_says_so(start: St
     assert "EXAMPLE_TOKEN" not in example.welcome
 
 
+async def test_the_scripts_are_modules_that_import_only_what_is_served(start: Start) -> None:
+    client = await (await start()).browser()
+    loaded, seen = ["/static/chat.js"], set()
+    while loaded:
+        path = loaded.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        script = await client.get(path)
+        assert script.status_code == 200, path
+        assert script.headers["content-type"].startswith(("text/javascript", "application/javascript")), path
+        imported = re.findall(r'^(?:import|export) (?:[^"\';]* from )?"([^"]+)";$', script.text, re.MULTILINE)
+        loaded += [str(httpx.URL(path).join(each)) for each in imported]
+    files = {f"/static/{file.relative_to(VENDOR.parent)}" for file in VENDOR.parent.rglob("*.*js")}
+    assert seen == {*files, "/v1/client.js"}
+
+
+async def test_other_peoples_code_is_what_the_list_says_it_is() -> None:
+    listed = re.findall(
+        r"^\| (\S+) \| (\S+) \| (\S+) \| .+, (\S+) \| (\w+) \|$", (VENDOR / "README.md").read_text(), re.M
+    )
+    assert {name for name, *_ in listed} == {file.name for file in VENDOR.glob("*.*js")}
+    for name, _, version, license_, digest in listed:
+        content = (VENDOR / name).read_bytes()
+        assert sha256(content).hexdigest() == digest
+        assert version in content[:300].decode()
+        assert (VENDOR / license_).is_file()
+
+
+async def test_a_page_is_not_kept_for_who_comes_after_a_log_out(start: Start) -> None:
+    client = await (await start()).browser()
+    for path in ("/", "/conversations"):
+        assert (await client.get(path)).headers["cache-control"] == "no-store"
+    assert "no-store" not in (await client.get("/static/chat.js")).headers.get("cache-control", "")
+
+
 async def test_logging_out_ends_it(start: Start) -> None:
     client = await (await start()).browser()
     assert (await client.post("/logout")).headers["location"] == "/login"
@@ -157,53 +208,141 @@ async def test_logging_out_ends_it(start: Start) -> None:
 
 async def test_an_answer_from_the_handbook_is_stored_with_its_sources(start: Start) -> None:
     client = await (await start()).browser()
-    empty = (await client.get("/messages")).json()
-    assert empty["messages"] == []
+    assert (await client.get("/conversations")).json() == {"data": []}
 
-    started = await client.post("/messages", json={"model": "handbook", "content": QUESTION})
-    assert started.status_code == 201
-    assert started.json()["url"] == f"/v1/streams/{started.json()['id']}"
-    stream = await read((await client.get(started.json()["url"])).content)
+    asked = await client.post("/conversations", json={"model": "handbook", "content": QUESTION})
+    assert asked.status_code == 201
+    started = asked.json()
+    assert started["url"] == f"/v1/streams/{started['id']}"
+    stream = await read((await client.get(started["url"])).content)
     assert (stream.outcome, stream.error) == ("completed", None)
     names = [event.event for event in stream.events if event.event != "delta"]
     assert names == ["status", "sources", "completed"]
     assert "That settles it." in stream.text
 
-    past = (await client.get("/messages")).json()
-    assert past["thread"] == empty["thread"]
-    question, answered = past["messages"]
-    assert question == {"role": "user", "content": QUESTION}
+    conversation = await opened(client, started)
+    assert (conversation["title"], conversation["answering"]) == (QUESTION, None)
+    question, answered = conversation["messages"]
+    assert (question["id"], question["role"], question["content"]) == (started["question"], "user", QUESTION)
     assert (answered["role"], answered["outcome"], answered["content"]) == ("assistant", "completed", stream.text)
+    assert answered["stream"] == started["id"]
     assert {"title": "Opening hours", "text": HANDBOOK["Opening hours"]} in answered["sources"]
 
 
-async def test_the_conversation_so_far_is_asked_with_the_question_and_can_begin_anew(start: Start) -> None:
+async def test_the_conversation_so_far_is_asked_with_the_question(start: Start) -> None:
     async with serve_simulator(tokens_per_second=0, first_token_delay=0) as simulator:
         example = await start(OPENAI_BASE_URL=simulator.base_url, OPENAI_MODEL="sim-length-20")
         client = await example.browser()
-        for question in ("One?", "Two?"):
-            await ask(client, question)
-        past = (await client.get("/messages")).json()
-        assert [message["role"] for message in past["messages"]] == ["user", "assistant"] * 2
-        anew = (await client.post("/reset")).json()
-        assert anew["thread"] != past["thread"]
-        assert (await client.get("/messages")).json() == {"thread": anew["thread"], "messages": []}
+        one = await ask(client, "One?")
+        two = await ask(client, "Two?", one)
+        other = await ask(client, "Another conversation?")
+        assert two["conversation"]["id"] == one["conversation"]["id"] != other["conversation"]["id"]
+        messages = (await opened(client, one))["messages"]
+        assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        assert messages[3]["content"] == answer({"model": "sim-length-20", "messages": said[:3]})
+        assert [each["title"] for each in await listed(client)] == ["Another conversation?", "One?"]
+
+
+async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(start: Start) -> None:
+    example = await start("--drain-timeout", "0.1", EXAMPLE_SECRET_KEY="always the same")
+    client = await example.browser()
+    done = await ask(client, QUESTION, model="sim-fast")
+    stopped = (await client.post("/conversations", json={"model": "sim-long", "content": "Stop?"})).json()
+    cut = (await client.post("/conversations", json={"model": "sim-long", "content": "Cut?"})).json()
+    async with client.stream("GET", stopped["url"]) as response:
+        events = response.aiter_raw()
+        beginning = await _first_words(events)
+        assert (await opened(client, stopped))["answering"] == {"id": stopped["id"], "url": stopped["url"]}
+        assert [each["answering"] for each in await listed(client)] == [True, True, False]
+        assert (await client.delete(stopped["url"])).status_code == 204
+        seen = await _read(beginning, events)
+    assert seen.outcome == "stopped"
+    assert seen.text
+    async with client.stream("GET", cut["url"]) as response:
+        await _first_words(response.aiter_raw())
+    example.process.terminate()
+    assert (await example.ended())[0] == 0
+
+    again = await start(EXAMPLE_SECRET_KEY="always the same")
+    client = await again.client(cookies=client.cookies)
+    assert [each["title"] for each in await listed(client)] == ["Cut?", "Stop?", QUESTION]
+    assert (await opened(client, done))["messages"][1]["outcome"] == "completed"
+    kept = (await opened(client, stopped))["messages"][1]
+    assert (kept["outcome"], kept["content"]) == ("stopped", seen.text)
+    kept = (await opened(client, cut))["messages"][1]
+    note = "The server was restarted before the answer was complete. Please ask again."
+    assert (kept["outcome"], kept["note"]) == ("failed", note)
+    assert kept["content"]
+
+
+async def test_a_conversation_is_renamed_and_deleted_with_its_running_answer(start: Start) -> None:
+    client = await (await start()).browser()
+    started = (await client.post("/conversations", json={"model": "sim-long", "content": " One \n two?"})).json()
+    assert started["conversation"]["title"] == "One two?"
+    path = f"/conversations/{started['conversation']['id']}"
+    assert (await client.patch(path, json={"title": " Another \n title "})).status_code == 204
+    assert [each["title"] for each in await listed(client)] == ["Another title"]
+
+    assert (await client.delete(path)).status_code == 204
+    stream = await read((await client.get(started["url"])).content)
+    assert stream.outcome == "stopped"
+    assert (await client.get("/v1/streams")).json()["data"] == []
+    assert await listed(client) == []
+    for method, body in (("GET", None), ("PATCH", {"title": "Again"}), ("DELETE", None)):
+        refused = await client.request(method, path, json=body)
+        assert (refused.status_code, error_of(refused)["code"]) == (404, "conversation_not_found")
+    page = await client.get(f"/c/{started['conversation']['id']}")
+    assert page.status_code == 404
+    assert "This conversation does not exist, or it was deleted." in page.text
+
+
+async def test_a_second_question_waits_for_the_first_answer(start: Start) -> None:
+    client = await (await start()).browser()
+    started = (await client.post("/conversations", json={"model": "sim-long", "content": "One?"})).json()
+    messages = f"/conversations/{started['conversation']['id']}/messages"
+    refused = await client.post(messages, json={"content": "Two?"})
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "already_answering")
+    assert len((await opened(client, started))["messages"]) == 1
+    assert (await client.delete(started["url"])).status_code == 204
+    await client.get(started["url"])
+    assert (await client.post(messages, json={"content": "Two?", "model": "sim-fast"})).status_code == 201
+
+
+async def test_a_title_is_the_first_words_of_the_question(start: Start) -> None:
+    client = await (await start()).browser()
+    for question, title in (
+        ("word " * 30, "word " * 12 + "…"),
+        ("x" * 70, "x" * 60 + " …"),
+        ("x" * 60, "x" * 60),
+        ("half an emoji \ud83d", "half an emoji ?"),
+    ):
+        data = json.dumps({"content": question, "model": "sim-fast"})
+        started = await client.post("/conversations", content=data, headers={"Content-Type": "application/json"})
+        assert (started.status_code, started.json()["conversation"]["title"]) == (201, title)
 
 
 async def test_a_second_account_sees_nothing_of_the_first(start: Start) -> None:
-    example = await start()
-    ada, grace = await example.browser(), await example.browser("grace", "hopper")
-    started = (await ada.post("/messages", json={"model": "sim-long", "content": "A secret?"})).json()
-    thread = (await ada.get("/messages")).json()["thread"]
+    example = await start(**TOKEN)
+    ada = await example.browser()
+    others = [await example.browser("grace", "hopper"), await example.client(headers=BEARER)]
+    started = (await ada.post("/conversations", json={"model": "sim-long", "content": "A secret?"})).json()
+    conversation = f"/conversations/{started['conversation']['id']}"
 
-    theirs = (await grace.get("/messages")).json()
-    assert theirs["messages"] == []
-    assert theirs["thread"] != thread
-    for path in ("/v1/streams", f"/v1/streams?thread={thread}"):
-        assert (await grace.get(path)).json()["data"] == []
-    for method in ("GET", "DELETE"):
-        refused = await grace.request(method, started["url"])
-        assert (refused.status_code, error_of(refused)["code"]) == (404, "stream_not_found")
+    for other in others:
+        assert await listed(other) == []
+        for path in ("/v1/streams", f"/v1/streams?thread=conversation:{started['conversation']['id']}"):
+            assert (await other.get(path)).json()["data"] == []
+        for method in ("GET", "DELETE"):
+            refused = await other.request(method, started["url"])
+            assert (refused.status_code, error_of(refused)["code"]) == (404, "stream_not_found")
+        for method, path in (("GET", ""), ("DELETE", ""), ("PATCH", ""), ("POST", "/messages")):
+            body = {"title": "Mine", "content": "Mine?"} if method in ("PATCH", "POST") else None
+            refused = await other.request(method, conversation + path, json=body)
+            assert (refused.status_code, error_of(refused)["code"]) == (404, "conversation_not_found")
+    assert (await others[0].get(f"/c/{started['conversation']['id']}")).status_code == 404
+    assert [each["title"] for each in await listed(ada)] == ["A secret?"]
+    assert len((await opened(ada, started))["messages"]) == 1
     assert [stream["id"] for stream in (await ada.get("/v1/streams")).json()["data"]] == [started["id"]]
     assert (await ada.delete(started["url"])).status_code == 204
 
@@ -211,12 +350,17 @@ async def test_a_second_account_sees_nothing_of_the_first(start: Start) -> None:
 async def test_a_page_from_elsewhere_cannot_use_the_cookie(start: Start) -> None:
     client = await (await start()).browser()
     elsewhere = ({"Origin": "https://elsewhere.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"})
-    for path, headers in product(("/messages", "/reset", "/v1/streams", "/v1/chat/completions"), elsewhere):
+    unsafe = [(method, path) for method, path in ROUTES if method != "GET"]
+    for (method, path), headers in product(
+        [*unsafe, ("POST", "/v1/streams"), ("POST", "/v1/chat/completions")], elsewhere
+    ):
         # It is refused before its body was read, after which the server closes the connection.
-        refused = await client.post(path, json={"content": QUESTION}, headers={**headers, "Connection": "close"})
+        headers = {**headers, "Connection": "close"}
+        refused = await client.request(method, path, json={"content": QUESTION, "title": "A title"}, headers=headers)
         assert (refused.status_code, error_of(refused)["code"]) == (403, "origin_denied")
-    own = await client.post("/reset", headers={"Origin": str(client.base_url).rstrip("/")})
-    assert own.status_code == 200
+    origin = {"Origin": str(client.base_url).rstrip("/")}
+    own = await client.post("/conversations", json={"content": QUESTION}, headers=origin)
+    assert own.status_code == 201
 
 
 BAD = {
@@ -231,6 +375,7 @@ BAD = {
     "content a number": (b'{"content": 7}', "application/json", 400, "invalid_request"),
     "content an object": (b'{"content": {"text": "When?"}}', "application/json", 400, "invalid_request"),
     "content blank": (b'{"content": " \\n"}', "application/json", 400, "invalid_request"),
+    "content too long": (b'{"content": "%s"}' % (b"x" * 20_001), "application/json", 413, "request_too_large"),
     "model a number": (b'{"content": "When?", "model": 7}', "application/json", 400, "invalid_request"),
     "model a list": (b'{"content": "When?", "model": ["sim"]}', "application/json", 400, "invalid_request"),
     "text": (b'{"content": "When?"}', "text/plain", 415, "unsupported_media_type"),
@@ -242,15 +387,33 @@ BAD = {
 async def test_a_bad_question_is_refused_clearly_and_leaves_nothing_behind(start: Start) -> None:
     example = await start()
     client = await example.browser()
-    for case, (data, kind, status, code) in BAD.items():
-        refused = await client.post("/messages", content=data, headers={"Content-Type": kind} if kind else {})
-        assert (refused.status_code, error_of(refused)["code"]) == (status, code), case
-        assert error_of(refused)["user_message"].endswith("."), case
-    assert (await client.get("/messages")).json()["messages"] == []
+    started = await ask(client, QUESTION)
+    before = await opened(client, started)
+    for path in ("/conversations", f"/conversations/{started['conversation']['id']}/messages"):
+        for case, (data, kind, status, code) in BAD.items():
+            refused = await client.post(path, content=data, headers={"Content-Type": kind} if kind else {})
+            assert (refused.status_code, error_of(refused)["code"]) == (status, code), case
+            assert error_of(refused)["user_message"].endswith("."), case
+    assert (await opened(client, started))["messages"] == before["messages"]
+    assert len(await listed(client)) == 1
     example.process.terminate()
     status, errors = await example.ended()
     assert status == 0
     assert "Traceback" not in errors
+
+
+async def test_a_bad_title_or_conversation_is_refused_clearly(start: Start) -> None:
+    client = await (await start()).browser()
+    path = f"/conversations/{(await ask(client, QUESTION))['conversation']['id']}"
+    for title, status in ((None, 400), (7, 400), ("", 400), (" ", 400), (["a"], 400), ("x" * 201, 413)):
+        refused = await client.patch(path, json={"title": title})
+        assert (refused.status_code, error_of(refused)["param"]) == (status, "title")
+    for unknown in ("1", "x" * 1000, "%00", "%F0%9F%98%80", "' OR 1=1 --"):
+        for method, rest in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/messages")):
+            body = {"title": "Another", "content": "Yes?"} if method in ("PATCH", "POST") else None
+            refused = await client.request(method, f"/conversations/{unknown}{rest}", json=body)
+            assert (refused.status_code, error_of(refused)["code"]) == (404, "conversation_not_found"), unknown
+    assert [each["title"] for each in await listed(client)] == [QUESTION]
 
 
 # Its API and its environment ----------------------------------------------------------------------------------------
@@ -292,13 +455,14 @@ async def test_the_address_and_the_model_are_taken_from_the_environment(start: S
         assert "sim-length-30" in page
         assert f"Answers from {httpx.URL(simulator.base_url).netloc.decode()}." in page
 
-        text = await ask(client, QUESTION)
+        started = await ask(client, QUESTION)
         asked = {"model": "sim-length-30", "messages": [{"role": "user", "content": QUESTION}]}
-        assert text == answer(asked)
+        assert (await opened(client, started))["messages"][1]["content"] == answer(asked)
         (exchange,) = simulator.counters.exchanges
         assert (exchange.model, exchange.stream, exchange.outcome) == ("sim-length-30", True, "finished")
 
-        refused = await client.post("/messages", json={"model": "sim-long", "content": QUESTION})
+        refused = await client.post("/conversations", json={"model": "sim-long", "content": QUESTION})
+        assert len(await listed(client)) == 1
         assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
         assert len(simulator.counters.exchanges) == 1
 
@@ -318,6 +482,8 @@ async def test_the_help_says_what_it_honours() -> None:
         "--host",
         "--port",
         "--drain-timeout",
+        "--database",
+        "EXAMPLE_DATABASE",
     )
     assert [name for name in names if name not in output.decode()] == []
 
@@ -337,6 +503,18 @@ async def test_an_address_that_cannot_be_had_is_said_in_a_sentence(arguments: tu
         output, errors = await process.communicate()
     assert (process.returncode, output) == (1, b"")
     assert re.fullmatch(r"Can't listen on \S+ port \d+: [^\n.]+\. Try --port\.\n", errors.decode())
+
+
+async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
+    nonsense = tmp_path / "nonsense.db"
+    nonsense.write_bytes(b"nonsense" * 1000)
+    for file in (nonsense, nonsense / "chat.db", tmp_path):
+        async with run("--port", "0", "--database", str(file)) as process:
+            output, errors = await process.communicate()
+        assert (process.returncode, output) == (1, b"")
+        last = errors.decode().splitlines()[-1]
+        assert re.fullmatch(rf"Can't keep conversations in {re.escape(str(file))}: [^\n.]+\. Try --database\.", last)
+        assert b"Traceback" not in errors
 
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -408,13 +586,36 @@ async def test_a_server_that_drains_starts_nothing_new(start: Start) -> None:
     assert (await example.ended())[0] == 0
 
 
-async def ask(client: httpx.AsyncClient, question: str) -> str:
-    """Asks on the page, and reads the answer to its end."""
-    started = await client.post("/messages", json={"content": question})
-    assert started.status_code == 201
-    stream = await read((await client.get(started.json()["url"])).content)
-    assert stream.outcome == "completed"
-    return stream.text
+async def ask(
+    client: httpx.AsyncClient, question: str, after: dict[str, Any] | None = None, *, model: str | None = None
+) -> dict[str, Any]:
+    """Asks on the page, in a new conversation or *after* another question, and waits for the answer."""
+    path = f"/conversations/{after['conversation']['id']}/messages" if after else "/conversations"
+    asked = await client.post(path, json={"content": question, "model": model})
+    assert asked.status_code == 201
+    started: dict[str, Any] = asked.json()
+    assert (await read((await client.get(started["url"])).content)).outcome == "completed"
+    return started
+
+
+async def listed(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    """The list of conversations."""
+    data: list[dict[str, Any]] = (await client.get("/conversations")).json()["data"]
+    return data
+
+
+async def opened(client: httpx.AsyncClient, started: dict[str, Any]) -> dict[str, Any]:
+    """The conversation in which something was asked."""
+    conversation: dict[str, Any] = (await client.get(f"/conversations/{started['conversation']['id']}")).json()
+    return conversation
+
+
+async def _first_words(data: AsyncIterator[bytes]) -> bytes:
+    """What comes until the model has said something."""
+    beginning = b""
+    while b"event: delta" not in beginning:
+        beginning += await anext(data)
+    return beginning
 
 
 async def _read(beginning: bytes, rest: AsyncIterator[bytes]) -> ReadStream:

@@ -440,7 +440,7 @@ async def test_a_client_that_leaves_is_seen_at_once(
 @pytest.mark.parametrize("own_accept", [False, True], ids=["asyncio", "a loop that accepts by itself"])
 async def test_leaving_the_block_cuts_every_open_stream(own_accept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if own_accept:
-        monkeypatch.setattr(loopback._Listener, "accept", socket.socket.accept)
+        monkeypatch.setattr(loopback.Listener, "accept", socket.socket.accept)
     before = asyncio.all_tasks()
     async with asyncio.timeout(10), httpx.AsyncClient() as http:
         async with serve_simulator(first_token_delay=60) as simulator:

@@ -1,4 +1,4 @@
-"""A Flask app as it was written years ago: Flask-Login, Flask-SQLAlchemy, pages from the server. It knows no stream."""
+"""A Flask app as it was written years ago: Flask-Login, Flask-SQLAlchemy, pages from the server."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def create_app(**settings: Any) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         SQLALCHEMY_DATABASE_URI=f"sqlite:///{Path(os.environ.get('EXAMPLE_DATABASE') or 'chat.db').absolute()}",
         CREATE_TABLES=True,  # by one process only
+        STREAMS_URL=os.environ.get("EXAMPLE_STREAMS_URL", ""),  # where the streaming app is, as this server sees it
+        SERVICE_TOKEN=os.environ.get("EXAMPLE_SERVICE_TOKEN", ""),
     )
     app.config.update(settings)
     db.init_app(app)
@@ -36,6 +38,7 @@ def create_app(**settings: Any) -> Flask:
         with app.app_context():
             db.create_all()
             _add_accounts()
+            db.engine.dispose()  # a server that forks after this (gunicorn --preload) must not share a connection
     return app
 
 
@@ -49,4 +52,5 @@ def _add_accounts() -> None:
 def _secure(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Cache-Control", "no-store")  # a page is its user's: not for who presses Back later
     return response

@@ -39,6 +39,10 @@ class User(UserMixin, Base):  # type: ignore[misc]
         """Whether it is the right one."""
         return check_password_hash(self.password_hash, password)
 
+    def conversation(self) -> list[dict[str, str]]:
+        """What was said, as a model wants it: answers that came to nothing are left out."""
+        return [{"role": each.role, "content": each.content} for each in self.messages if each.content]
+
     @classmethod
     def named(cls, name: str) -> User | None:
         """The user of this name."""

@@ -1,10 +1,11 @@
-"""The pages of the old app: log in, the conversation, log out."""
+"""The pages of the old app: log in, the conversation, its summary, log out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, redirect, render_template, request, url_for
+import httpx
+from flask import Blueprint, abort, current_app, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_required, login_user, logout_user  # type: ignore[import-untyped]
 
@@ -19,6 +20,35 @@ pages = Blueprint("pages", __name__)
 def chat() -> str:
     """The conversation so far. A script adds what comes."""
     return render_template("old/chat.html", messages=current_user.messages, thread=f"chat:{current_user.id}")
+
+
+@pages.route("/summary", methods=["POST"])
+@login_required  # type: ignore[untyped-decorator]
+def summarise() -> ResponseReturnValue:
+    """Starts a stream on behalf of the user, and sends them to the page that shows it."""
+    question = {"role": "user", "content": "Summarise what we have said so far."}
+    try:
+        started = httpx.post(
+            f"{current_app.config['STREAMS_URL']}/v1/streams",
+            headers={
+                "Authorization": f"Bearer {current_app.config['SERVICE_TOKEN']}",
+                "X-On-Behalf-Of": current_user.get_id(),
+            },
+            json={"messages": [*current_user.conversation(), question]},
+            trust_env=False,
+        )
+        started.raise_for_status()
+    except httpx.HTTPError:
+        current_app.logger.exception("No summary")
+        abort(503, "There is no summary at the moment. Please try again.")
+    return redirect(url_for("pages.summary", stream_id=started.json()["id"]), 303)
+
+
+@pages.route("/summary/<stream_id>")
+@login_required  # type: ignore[untyped-decorator]
+def summary(stream_id: str) -> str:
+    """The page with the stream's URL. A script follows it, by the user's cookie; nobody else can."""
+    return render_template("old/summary.html", stream_url=f"/v1/streams/{stream_id}")
 
 
 @pages.route("/login", methods=["GET", "POST"])

@@ -1,263 +1,216 @@
 // The chat page. A stream belongs to the server: this page follows it, and may leave and come back as it likes.
 
-import { StreamClient, StreamError } from "/v1/client.js";
+import { announce } from "./announce.js";
+import { sentence } from "./answer.js";
+import * as api from "./api.js";
+import { Conversation } from "./conversation.js";
+import { askForTitle, mayDelete } from "./dialogs.js";
+import { followEnd } from "./log.js";
+import { setDrawer, showList } from "./sidebar.js";
+import { listen, tell, whenLookedAt } from "./tabs.js";
 
-const client = new StreamClient("/v1");
-const [scroller, messages, welcome, template] = ["scroller", "messages", "welcome", "message"].map(byId);
-const [composer, model, send, stop, drop, newChat, status] =
-  ["composer", "model", "send", "stop", "drop", "new-chat", "status"].map(byId);
+const byId = (id) => document.getElementById(id);
+const [messages, welcome, heading, tools, status] = ["messages", "welcome", "title", "tools", "status"].map(byId);
+const [form, composer, model] = ["composer-form", "composer", "model"].map(byId);
+const [send, stop, drop] = ["send", "stop", "drop"].map(byId);
 
-/** The conversation's name, by which its running answer is found again. */
-let thread = "";
-/** The last question: a failed answer offers it again. */
-let question = "";
-/** The answer being followed: {url, events, leave}, or null. */
-let current = null;
-/** "idle": a question can be asked; "busy": the server is being asked; "following": an answer is being written. */
-let phase = "busy";
+const LOOK_AGAIN = 3000; // milliseconds, while conversations that nobody here follows are being answered
 
-// What a person does ------------------------------------------------------------------------------------------------
+/** The conversation on the page. @type {Conversation} */
+let conversation;
+/** The conversations in the list. @type {{ id: string, title: string, answering: boolean }[]} */
+let listed = [];
+let timer = 0;
 
-byId("composer-form").addEventListener("submit", (event) => {
+const toEnd = followEnd(byId("scroller"), byId("content"), byId("jump"));
+byId("jump").addEventListener("click", () => composer.focus()); // the button is gone
+
+// Which conversation -------------------------------------------------------------------------------------------------
+
+/** Shows the conversation of the page's address. */
+async function show() {
+  conversation?.leave();
+  messages.replaceChildren();
+  say("");
+  const opened = (conversation = new Conversation(/^\/c\/([^/]+)$/.exec(location.pathname)?.[1] ?? "", messages, page));
+  opened.title = listed.find(({ id }) => id === opened.id)?.title ?? "";
+  showState();
+  toEnd();
+  await refresh(opened);
+  showState();
+}
+
+async function refresh(opened = conversation) {
+  try {
+    await opened.refresh();
+  } catch (error) {
+    if (opened !== conversation) return;
+    if (error.status === 401) location.assign("/login");
+    else if (error.status === 404) leaveDeleted();
+    else if (opened.empty) say("The conversation could not be loaded. Please reload the page.", "lost");
+  }
+}
+
+function go(path) {
+  if (path !== location.pathname) history.pushState(null, "", path);
+  setDrawer(false);
+  void show();
+  announce(heading.textContent);
+  (matchMedia("(pointer: coarse)").matches ? heading : composer).focus(); // no keyboard over what one came to read
+}
+
+function leaveDeleted() {
+  history.replaceState(null, "", "/");
+  void show();
+  say("That conversation was deleted.");
+}
+
+addEventListener("popstate", () => void show());
+
+byId("sidebar").addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab is the browser's business
   event.preventDefault();
-  const asked = composer.value.trim();
-  if (asked && phase === "idle") void ask(asked);
+  go(link.pathname);
+});
+
+// The list -----------------------------------------------------------------------------------------------------------
+
+async function refreshList() {
+  clearTimeout(timer);
+  listed = await api.list().catch(() => listed);
+  showListed();
+  const elsewhere = listed.some(({ id, answering }) => answering && id !== conversation.id);
+  clearTimeout(timer);
+  if (elsewhere && document.visibilityState === "visible") timer = setTimeout(refreshList, LOOK_AGAIN);
+}
+
+function showListed() {
+  const here = ({ id, answering }) => (id === conversation.id ? conversation.state === "answering" : answering);
+  showList(listed.map((each) => ({ ...each, answering: here(each) })), conversation.id);
+}
+
+byId("rename").addEventListener("click", async () => {
+  const { id } = conversation;
+  const title = await askForTitle(conversation.title);
+  if (title) await change(id, () => api.rename(id, title), { changed: id });
+});
+
+byId("delete").addEventListener("click", async () => {
+  const { id } = conversation;
+  if (!(await mayDelete(conversation.title))) return;
+  if (await change(id, () => api.remove(id), { deleted: id })) leaveDeleted();
+});
+
+/** Whether the server agreed to a change, of which the other tabs are then told. */
+async function change(id, request, news) {
+  try {
+    await request();
+  } catch (error) {
+    say(sentence(error), "lost");
+    return false;
+  }
+  tell(news);
+  void refreshList();
+  if (news.changed) void refresh();
+  return true;
+}
+
+// Other tabs, other devices ------------------------------------------------------------------------------------------
+
+listen(({ changed, deleted, left }) => {
+  if (left) return location.assign("/login");
+  void refreshList();
+  if (changed === conversation.id) void refresh();
+  if (deleted === conversation.id) leaveDeleted();
+});
+
+whenLookedAt(() => {
+  void refreshList();
+  void refresh();
+});
+
+byId("account").addEventListener("submit", () => tell({ left: true }));
+
+// Asking -------------------------------------------------------------------------------------------------------------
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = composer.value.trim();
+  if (!question || conversation.state !== "idle") return;
+  compose("");
+  say("");
+  void conversation.ask(question, model.value);
+  toEnd();
 });
 
 composer.addEventListener("keydown", (event) => {
-  const composing = event.isComposing || event.keyCode === 229; // an input method's Enter; 229 is Safari's way to say so
+  const composing = event.isComposing || event.keyCode === 229; // an input method's Enter; Safari says it by 229
   if (event.key !== "Enter" || event.shiftKey || composing) return;
   event.preventDefault();
-  byId("composer-form").requestSubmit();
+  form.requestSubmit();
 });
 
 composer.addEventListener("input", fitComposer);
 
-stop.addEventListener("click", async () => {
-  try {
-    await client.stop(current.url); // the answer's end arrives as an event, here and in every other tab
-  } catch (error) {
-    say(sentence(error), "lost");
-  }
+document.addEventListener("keydown", (event) => {
+  const meantElse = event.defaultPrevented || event.isComposing || event.target.closest("select, dialog");
+  if (event.key === "Escape" && !meantElse && conversation.state === "answering") stop.click();
 });
 
-drop.addEventListener("click", () => current.events.drop());
+stop.addEventListener("click", () => conversation.stop().catch((error) => say(sentence(error), "lost")));
+drop.addEventListener("click", () => conversation.drop());
 
-newChat.addEventListener("click", async () => {
-  const left = current;
-  left?.leave.abort();
-  enter("busy");
-  try {
-    if (left) await client.stop(left.url).catch(() => {}); // it may have ended by itself
-    ({ thread } = await call("/reset", { method: "POST" }));
-    question = "";
-    messages.replaceChildren();
-    welcome.hidden = false;
-    say("");
-    composer.focus();
-  } catch (error) {
-    say(sentence(error), "lost");
-  }
-  enter("idle");
+welcome.addEventListener("click", ({ target }) => {
+  if (!target.dataset.question) return;
+  if (target.dataset.model) chooseModel(target.dataset.model);
+  compose(target.dataset.question);
+  form.requestSubmit();
 });
 
-model.value = sessionStorage.getItem("model") ?? model.value;
-if (!model.value) model.selectedIndex = 0;
-model.addEventListener("change", () => sessionStorage.setItem("model", model.value));
+model.addEventListener("change", () => chooseModel(model.value));
 
-// Asking and following ----------------------------------------------------------------------------------------------
-
-/** Shows the conversation so far and, if an answer is being written, that answer from its first letter. */
-async function load() {
-  try {
-    ({ thread } = await call("/messages"));
-    // In this order: an answer that ends in between is then among the messages.
-    const [running] = await client.running({ thread });
-    const past = (await call("/messages")).messages;
-    for (const { role, content, outcome, note, sources } of past) {
-      const message = new Message(role, content);
-      if (role === "user") question = content;
-      if (sources?.length) message.cite(sources);
-      if (role === "assistant") message.end(outcome, note ?? PAST_NOTES[outcome], question);
-    }
-    welcome.hidden = past.length > 0;
-    scroller.scrollTop = scroller.scrollHeight;
-    if (running && past.at(-1)?.role !== "assistant") void follow(running.url);
-    else enter("idle");
-  } catch (error) {
-    if (error.status === 401) location.assign("/login");
-    say("The conversation could not be loaded. Please reload the page.", "lost");
-  }
+function chooseModel(name) {
+  model.value = name;
+  if (!model.value) model.selectedIndex = 0;
+  sessionStorage.setItem("model", model.value);
 }
 
-async function ask(content) {
-  composer.value = "";
-  fitComposer();
-  say("");
-  welcome.hidden = true;
-  question = content;
-  new Message("user", content);
-  scroller.scrollTop = scroller.scrollHeight;
+// Showing ------------------------------------------------------------------------------------------------------------
 
-  enter("busy");
-  try {
-    const { url } = await call("/messages", post({ model: model.value, content }));
-    void follow(url);
-  } catch (error) {
-    new Message("assistant").end("failed", sentence(error), content);
-    enter("idle");
-  }
-}
-
-/** Writes a stream into an answer of its own, to its end. */
-async function follow(url) {
-  const answer = new Message("assistant");
-  const leave = new AbortController();
-  let resumed = 0;
-  const events = client.follow(url, {
-    signal: leave.signal,
-    onreconnect: () => {
-      resumed += 1;
-      say("Connection lost, resuming…", "lost");
-    },
-    onopen: () => {
-      if (resumed) say(resumed === 1 ? "Resumed." : `Resumed ${resumed} times.`);
-    },
-  });
-  current = { url, events, leave };
-  answer.stream();
-  enter("following");
-  try {
-    for await (const { type, data } of events) {
-      if (type === "delta") answer.write(data.text);
-      else if (type === "status") answer.show(data.text);
-      else if (type === "sources") answer.cite(data);
-      else if (type === "completed") answer.end(type, FINISH_NOTES[data.finish_reason]);
-      else if (type === "failed") answer.end(type, data.error.user_message || data.error.message, question);
-      else if (type === "stopped") answer.end(type, "Stopped.");
-    }
-  } catch (error) {
-    if (leave.signal.aborted) return; // whoever left goes on from here
-    say("");
-    answer.end("failed", sentence(error), question);
-  }
-  enter("idle");
-}
-
-function post(body) {
-  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-}
-
-/** A JSON route of this app. */
-async function call(path, init) {
-  const response = await fetch(path, init);
-  const status = new URL(response.url).pathname === "/login" ? 401 : response.status; // or it sent us there
-  if (status === 401) throw new StreamError(status, "", path, "Please log in.");
-  const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new StreamError(status, body.error?.code, path, body.error?.user_message);
-  return body;
-}
-
-// Showing -----------------------------------------------------------------------------------------------------------
-
-const FINISH_NOTES = {
-  length: "The answer was cut off at the length limit.",
-  content_filter: "The answer was cut off by the content filter.",
-};
-const PAST_NOTES = {
-  failed: "This answer broke off before it was complete.",
-  stopped: "Stopped.",
+/** What the conversation tells the page. */
+const page = {
+  changed: showState,
+  asked(asked) {
+    const address = `/c/${asked.id}`;
+    if (asked === conversation && location.pathname !== address) history.pushState(null, "", address);
+    tell({ changed: asked.id });
+    void refreshList();
+  },
+  ended(ended) {
+    tell({ changed: ended.id });
+    void refreshList();
+    void refresh(ended);
+  },
+  say,
+  compose,
 };
 
-/** One message of the page. What a model writes is put in as text, never as HTML. */
-class Message {
-  #waiting = "";
-  #frame = 0;
-
-  constructor(role, content = "") {
-    this.element = template.content.firstElementChild.cloneNode(true);
-    this.element.dataset.role = role;
-    this.#part(".who").textContent = role === "user" ? "You" : "Assistant";
-    messages.append(this.element);
-    this.write(content);
-    this.#flush();
-  }
-
-  stream() {
-    this.element.dataset.state = "streaming";
-    scrollAlong(() => {});
-  }
-
-  /** Adds text with the next frame, so that a long answer costs one change of the page per frame. */
-  write(text = "") {
-    this.#waiting += text;
-    this.#frame ||= requestAnimationFrame(() => this.#flush());
-  }
-
-  /** What is going on before the answer begins. */
-  show(text) {
-    scrollAlong(() => this.#reveal(".activity", text));
-  }
-
-  cite(sources) {
-    scrollAlong(() => {
-      this.#part(".sources").replaceChildren(...sources.map(sourceItem));
-      this.#part(".cited").hidden = sources.length === 0;
-    });
-  }
-
-  end(state, note = "", question = "") {
-    this.#flush();
-    this.element.dataset.state = state;
-    this.#part(".text").normalize();
-    scrollAlong(() => {
-      this.#reveal(".activity", "");
-      this.#reveal(".note", note);
-      const again = this.#part(".again");
-      again.hidden = state !== "failed" || !question;
-      again.onclick = () => compose(question);
-    });
-  }
-
-  #flush() {
-    cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
-    if (!this.#waiting) return;
-    scrollAlong(() => {
-      this.#reveal(".activity", "");
-      this.#part(".text").append(this.#waiting);
-      this.#waiting = "";
-    });
-  }
-
-  #reveal(selector, text) {
-    this.#part(selector).textContent = text;
-    this.#part(selector).hidden = !text;
-  }
-
-  #part(selector) {
-    return this.element.querySelector(selector);
-  }
-}
-
-function sourceItem({ title, text }) {
-  const item = document.createElement("li");
-  const details = document.createElement("details");
-  const summary = document.createElement("summary");
-  const passage = document.createElement("p");
-  summary.textContent = title;
-  passage.textContent = text;
-  details.append(summary, passage);
-  details.addEventListener("toggle", () => details.open && item.scrollIntoView({ block: "nearest" }));
-  item.append(details);
-  return item;
-}
-
-/** Changes the page, and keeps its end in view for a reader who was there. */
-function scrollAlong(change) {
-  const atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
-  change();
-  if (atEnd) scroller.scrollTop = scroller.scrollHeight;
+function showState() {
+  const { state, id, empty } = conversation;
+  const title = conversation.title || (id ? "Conversation" : "New chat");
+  if (heading.textContent !== title) heading.textContent = title;
+  document.title = `${title} · quart-openai-sse`;
+  const answering = state === "answering";
+  const focusIsLost = !answering && [stop, drop].includes(document.activeElement);
+  welcome.hidden = !empty || Boolean(id);
+  tools.hidden = !id;
+  send.disabled = state !== "idle";
+  send.hidden = answering;
+  stop.hidden = drop.hidden = !answering;
+  messages.ariaBusy = String(answering);
+  if (focusIsLost) composer.focus();
+  showListed();
 }
 
 /** The line above the composer. */
@@ -266,11 +219,7 @@ function say(text, kind = "") {
   status.dataset.kind = kind;
 }
 
-function sentence(error) {
-  return error instanceof StreamError ? error.userMessage : "The server could not be reached. Please try again.";
-}
-
-/** Puts a question back for a person to send: the page never asks twice by itself. */
+/** Puts a question into the composer: the page never asks twice by itself. */
 function compose(question) {
   composer.value = question;
   fitComposer();
@@ -282,21 +231,6 @@ function fitComposer() {
   composer.style.height = `${composer.scrollHeight}px`;
 }
 
-function enter(next) {
-  phase = next;
-  const following = phase === "following";
-  if (!following) current = null;
-  const focusIsLost = !following && [stop, drop].includes(document.activeElement);
-  send.disabled = phase !== "idle";
-  newChat.disabled = phase === "busy";
-  send.hidden = following;
-  stop.hidden = drop.hidden = !following;
-  messages.setAttribute("aria-busy", String(following)); // read out when complete, not letter by letter
-  if (focusIsLost) composer.focus();
-}
-
-function byId(id) {
-  return document.getElementById(id);
-}
-
-void load();
+chooseModel(sessionStorage.getItem("model") ?? model.value);
+void show();
+void refreshList();

@@ -1,0 +1,105 @@
+"""What the commands have in common: an address, a log, and an end that cuts no stream silently."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from hypercorn.asyncio import serve
+
+from quart_openai_sse import QuartOpenAISSE, TraceIdFilter
+from quart_openai_sse.loopback import Listener, ServerConfig
+from quart_openai_sse.simulator import serve_simulator
+
+SECONDS_TO_FINISH = 5
+"""How long responses may go on after the drain: a page, a download that somebody takes slowly, or not at all."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a command serves."""
+
+    app: Any
+    """An ASGI app."""
+    ai: QuartOpenAISSE
+    """Whose streams end before it does."""
+    welcome: str
+    """What is said once it can be reached."""
+
+
+Create = Callable[[str, str], Site]
+"""Given its own address and the simulator's base URL, which is empty where the environment names another upstream."""
+
+
+def command_line(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options that each command has."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=5000, help="the port; 0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=10,
+        metavar="SECONDS",
+        help="how long running answers may go on after SIGTERM (default: %(default)s)",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace, create: Create) -> int:
+    """Serves what *create* makes until SIGTERM or SIGINT. 1 if the address can't be had."""
+    log_to_stderr()
+    try:
+        listener = Listener(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", error)).rstrip(".")
+        sys.stderr.write(f"Can't listen on {options.host} port {options.port}: {reason}. Try --port.\n")
+        return 1
+    with listener:
+        asyncio.run(serve_site(listener, create, options.drain_timeout))
+    return 0
+
+
+def log_to_stderr() -> None:
+    """One line for each stream and each response, with its trace id."""
+    handler = logging.StreamHandler()
+    handler.addFilter(TraceIdFilter())
+    form = "%(asctime)s %(levelname)s %(name)s [%(trace_id)s] %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
+    for chatty in ("httpx", "quart_openai_sse.loopback"):  # the latter is the servers' own
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+async def serve_site(listener: Listener, create: Create, drain_timeout: float) -> None:
+    """Serves until SIGTERM or SIGINT; then lets running answers end, and tells the rest of the shutdown."""
+    async with AsyncExitStack() as stack:
+        simulator = ""
+        if not os.environ.get("OPENAI_API_KEY") and not os.environ.get("OPENAI_BASE_URL"):
+            simulator = (await stack.enter_async_context(serve_simulator())).base_url
+        site = create(f"http://{listener.address}", simulator)
+
+        async def shutdown() -> None:
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await stop.wait()
+            # The server cuts its connections once this returns: so that no stream is cut silently, drain first.
+            await site.ai.drain(drain_timeout)
+            # For a client that reads nothing it would wait for ever.
+            asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, listener.hang_up)
+
+        sys.stdout.write(f"{site.welcome}\n")
+        if simulator:
+            sys.stdout.write("No OPENAI_API_KEY: answers come from the built-in simulator.\n")
+        sys.stdout.flush()
+        config = ServerConfig(listener)
+        config.graceful_timeout = 2 * SECONDS_TO_FINISH  # what is cancelled before it is hung up on logs a traceback
+        await serve(site.app, config, shutdown_trigger=shutdown)
