@@ -29,6 +29,10 @@ TYPES = {
     "Mapping[str, str]": "names and values",
     "tuple[str, ...]": "a list, or text with commas",
     "tuple[str, ...] | None": "a list, or text with commas, or `None`",
+    "Seconds | None": "seconds, 0 or more, or `None`",
+    "Count | None": "a whole number, 1 or more, or `None`",
+    "Mapping[str, Seconds]": "names and seconds",
+    "tuple[UpstreamConfig, ...]": "a list of objects",
     "str | ApiKey | None": "text, or a coroutine function",
 }
 SIDES = {

@@ -11,7 +11,7 @@ from quart_openai_sse.auth import (
     session_user,
 )
 from quart_openai_sse.blueprint import EXPOSED_HEADERS
-from quart_openai_sse.config import Config
+from quart_openai_sse.config import Config, UpstreamConfig
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import QuartOpenAISSE
@@ -23,6 +23,7 @@ from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamR
 from quart_openai_sse.responses import Stream, StreamItem
 from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode
 from quart_openai_sse.trace import TraceIdFilter, current_trace_id
+from quart_openai_sse.transforms import Transform
 from quart_openai_sse.upstream import OpenAIUpstream, Sink, Upstream
 
 __all__ = [
@@ -53,7 +54,9 @@ __all__ = [
     "StreamLog",
     "StreamRecord",
     "TraceIdFilter",
+    "Transform",
     "Upstream",
+    "UpstreamConfig",
     "Writer",
     "allow_anonymous",
     "bearer_tokens",

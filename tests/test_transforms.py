@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from quart_openai_sse import Event, StreamEnd
 from quart_openai_sse.errors import StreamStopped
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, tool_call
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
+from tests.test_docs import ROOT, blocks
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}\n\n'
@@ -233,3 +239,56 @@ async def test_the_sdk_puts_together_what_was_rewritten(create_app: CreateApp, s
         answer = await sdk.chat.completions.create(model="scripted", messages=QUESTION)  # type: ignore[call-overload]
         [call] = answer.choices[0].message.tool_calls
         assert (call.function.name, call.function.arguments) == ("pay", '{"pin":"****"}')
+
+
+# The redaction of the docs -------------------------------------------------------------------------------------------
+
+CARD = "4111 1111 1111 1111"
+
+
+@pytest.fixture(scope="module")
+def redact() -> Any:
+    """The transform that docs/how-to/transform-the-stream.md ends with."""
+    namespace: dict[str, Any] = {"ai": SimpleNamespace(transform=lambda function: function), "Event": Event}
+    [code] = [each.code for each in blocks(ROOT / "docs/how-to/transform-the-stream.md") if "class Window" in each.code]
+    exec(code, namespace)
+    return namespace["redact"]
+
+
+def of_content(piece: str) -> bytes:
+    return chunk(piece)
+
+
+def of_reasoning(piece: str) -> bytes:
+    return chunk(reasoning_content=piece)
+
+
+def of_arguments(piece: str) -> bytes:
+    return chunk(tool_calls=[{"index": 1, "function": {"arguments": piece}}])
+
+
+@pytest.mark.parametrize("kind", [of_content, of_reasoning, of_arguments])
+@settings(deadline=None, max_examples=60)
+@given(before=st.text("ab .", max_size=50), after=st.text("ab .", max_size=50), data=st.data())
+def test_no_cut_gets_a_number_past_the_redaction_of_the_docs(
+    redact: Any, kind: Any, before: str, after: str, data: st.DataObject
+) -> None:
+    text = f"{before} {CARD} {after}"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=len(text))))
+    parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+    async def run() -> str:
+        async def items() -> Any:
+            for part in parts:
+                yield json.loads(kind(part).removeprefix(b"data: "))
+            yield json.loads(chunk(finish_reason="stop").removeprefix(b"data: "))
+
+        told = ""
+        async for item in redact(items(), None):
+            for choice in item["choices"]:
+                delta = choice["delta"]
+                told += delta.get("content") or delta.get("reasoning_content") or ""
+                told += "".join(call["function"]["arguments"] for call in delta.get("tool_calls") or [])
+        return told
+
+    assert asyncio.run(run()) == re.sub(r"\b\d(?:[ -]?\d){12,18}\b", "[number]", text)
