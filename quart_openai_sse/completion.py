@@ -226,7 +226,7 @@ def error_from(
     status: int | None = None,
 ) -> UpstreamRefused:
     """An upstream's error object, whatever its shape, as an exception. `code` may be a number or a string."""
-    members = error if isinstance(error, dict) else {"message": error}
+    members = error if isinstance(error, dict) else {"message": _details(error)}
     message = members.get("message")
     code = members.get("code")
     if status is None:
@@ -240,8 +240,17 @@ def error_from(
     )
 
 
+def _details(error: object) -> object:
+    """FastAPI lists what is wrong: `[{"loc": […], "msg": …}]`."""
+    if not isinstance(error, list):
+        return error
+    return "; ".join(each["msg"] for each in error if isinstance(each, dict) and isinstance(each.get("msg"), str))
+
+
 def _string(value: object) -> str | None:
-    return str(value) if isinstance(value, str | int) and value != "" else None
+    # It goes into log lines, too.
+    text = str(value) if isinstance(value, str | int) else ""
+    return text if text.isprintable() and 0 < len(text) <= 100 else None
 
 
 # Assembly: deltas are added up as OpenAI's SDK does, in pieces that are joined once ----------------------------------

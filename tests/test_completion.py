@@ -365,7 +365,7 @@ ERRORS: dict[str, tuple[Any, Expected]] = {
         {"error": "", "detail": "m"},
         ("m", 502, "upstream_error", None, "upstream_failed"),
     ),
-    "a list of details": ({"detail": [{"msg": "m"}]}, (NO_MESSAGE, 502, "upstream_error", None, "upstream_failed")),
+    "a list of details": ({"detail": [{"msg": "m"}]}, ("m", 502, "upstream_error", None, "upstream_failed")),
     "vLLM's": (
         {"object": "error", "message": "m", "type": "BadRequestError", "param": None, "code": 400},
         ("m", 400, "BadRequestError", None, "400"),
