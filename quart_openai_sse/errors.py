@@ -364,12 +364,14 @@ class ConnectTimeout(UpstreamTimeout):
     """No connection within `connect_timeout`."""
 
     code = "connect_timeout"
+    user_message = "The AI service could not be reached in time. Please try again later."
 
 
 class FirstOutputTimeout(UpstreamTimeout):
     """No output within `first_output_timeout`; empty deltas do not count as output."""
 
     code = "first_output_timeout"
+    user_message = "The AI service did not begin to answer in time. Please try again."
 
 
 class GapTimeout(UpstreamTimeout):
@@ -383,3 +385,4 @@ class TotalTimeout(UpstreamTimeout):
     """The whole answer took longer than `total_timeout`."""
 
     code = "total_timeout"
+    user_message = "The answer took too long as a whole. Please try again, perhaps with a shorter question."
