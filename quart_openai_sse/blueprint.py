@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import cache
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ def create_blueprint(
     blueprint.register_error_handler(Exception, _on_exception)
     blueprint.after_request(_add_request_id)
     return blueprint
+
+
+def view_summary(endpoint: str) -> str:
+    """What the view of *endpoint* does, in a sentence."""
+    return getdoc(getattr(_Views, endpoint)) or ""
 
 
 class _Views:

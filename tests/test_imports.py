@@ -22,7 +22,7 @@ FLOORS = {
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
     "the shell": [
-        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "rate_limits", "extension"),
+        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "rate_limits", "openapi", "extension"),
         "__init__",
     ],
 }

@@ -10,6 +10,7 @@ import click
 
 from quart_openai_sse.cli.chat import chat
 from quart_openai_sse.cli.check import check
+from quart_openai_sse.cli.openapi import openapi
 from quart_openai_sse.cli.simulate import simulate
 
 HELP = """Streaming AI for Quart: the tools that come with the extension.
@@ -52,7 +53,7 @@ def commands() -> None:
     """All commands, for `quart` as for `quart-openai-sse`."""
 
 
-for _command in (check, chat, simulate):
+for _command in (check, chat, openapi, simulate):
     commands.add_command(_command)
 
 

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing, outside CI: `python -m tests.fuzz TARGET` (needs `atheris`)."""
