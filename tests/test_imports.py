@@ -21,7 +21,10 @@ FLOORS = {
     "the rules": ["completion", "requests", "formats", "config"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "logs", "observers"],
     "the engine": ["producers", "models", "hooks", "live", "relay"],
-    "the shell": ["auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "extension", "__init__"],
+    "the shell": [
+        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "sessions", "extension"),
+        "__init__",
+    ],
 }
 BESIDE = {"testing", "pytest_plugin", "simulator", "cli", "loopback"}
 """Shipped for tests and for trying out: they may import anything, and no floor imports them."""
