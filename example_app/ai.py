@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from example_app.conversations import ConversationNotFound, Conversations
 from example_app.handbook import add_handbook
-from quart_openai_sse import QuartOpenAISSE, Stream, StreamEnd, bearer_tokens, first_of, quart_auth_user
+from quart_openai_sse import Principal, QuartOpenAISSE, Stream, StreamEnd, bearer_tokens, first_of, quart_auth_user
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, RequestError, RequestTooLarge
 from quart_openai_sse.requests import parse_body
 
@@ -117,20 +118,32 @@ def conversation_routes(ai: QuartOpenAISSE, conversations: Conversations) -> Blu
 
 
 def _add_asking(blueprint: Blueprint, ai: QuartOpenAISSE, conversations: Conversations) -> None:
+    asking: set[tuple[str, str]] = set()
+    """Whose question in which conversation is on its way to a stream."""
+
     @blueprint.post("")
     @blueprint.post("/<conversation_id>/messages")
     async def ask(conversation_id: str = "") -> ResponseReturnValue:
         me = await ai.principal()
         asked = await _body()
         content = _text(asked, "content", most=LONGEST_QUESTION)
-        if await ai.active(thread=_thread(conversation_id), principal=me):
+        running = await ai.active(thread=_thread(conversation_id), principal=me)
+        place = (str(me), conversation_id or secrets.token_hex())
+        if running or place in asking:
             raise AlreadyAnswering
+        asking.add(place)
+        try:
+            return await start(me, content, asked.get("model"), conversation_id)
+        finally:
+            asking.discard(place)
+
+    async def start(me: Principal, content: str, model: Any, conversation_id: str) -> ResponseReturnValue:
         # Stored before the stream starts: a question stands before its answer, however fast that is.
         conversation = await conversations.ask(content, owner=str(me), conversation_id=conversation_id)
         question = conversation.messages[-1]
         try:
             stream = await ai.start(
-                {"model": asked.get("model"), "messages": conversation.for_model()},
+                {"model": model, "messages": conversation.for_model()},
                 principal=me,
                 thread=_thread(conversation.id),
                 metadata={"conversation": conversation.id},

@@ -6,8 +6,9 @@ import os
 import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from quart import Blueprint, Quart, Response, current_app, redirect, render_template, request, url_for
+from quart import Blueprint, Quart, Response, abort, current_app, redirect, render_template, request, url_for
 from quart.typing import ResponseReturnValue
 from quart_auth import AuthUser, QuartAuth, Unauthorized, current_user, login_required, login_user, logout_user
 
@@ -46,6 +47,14 @@ def create_app(**settings: Any) -> Quart:
     app.register_error_handler(Unauthorized, _to_login)
     app.after_request(_secure)
     return app
+
+
+@pages.before_request
+async def only_own_forms() -> None:
+    """A form of another site could log a visitor in as somebody else, or out: no cookie need be sent with it."""
+    origin = request.headers.get("Origin")
+    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.host:
+        abort(403)
 
 
 @pages.get("/")

@@ -13,12 +13,22 @@ from typing import Any
 from flask import Flask
 from quart import Quart, request, url_for
 from quart.typing import ResponseReturnValue
+from sqlalchemy.exc import DBAPIError
 
 from example_app.accounts import DEMO_ACCOUNTS
 from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import Message, User, db
 from example_app.serving import Site, command_line, run
-from quart_openai_sse import QuartOpenAISSE, StreamEnd, bearer_tokens, first_of, on_behalf_of, session_user
+from example_app.text import storable
+from quart_openai_sse import (
+    QuartOpenAISSE,
+    StreamEnd,
+    bearer_tokens,
+    first_of,
+    on_behalf_of,
+    session_user,
+    share_session,
+)
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
 from quart_openai_sse.mount import mount
 from quart_openai_sse.requests import parse_body
@@ -30,8 +40,7 @@ PREFIXES = ("/v1", "/ask")
 def create_streaming_app(flask_app: Flask, **settings: Any) -> Quart:
     """The app beside *flask_app*: it knows the same session cookie, and asks and stores by the same models."""
     app = Quart(__name__)
-    app.config.update(SECRET_KEY=flask_app.config["SECRET_KEY"])
-    app.config.from_prefixed_env()
+    share_session(flask_app, app)
     app.config.setdefault("OPENAI_SSE_MODEL", os.environ.get("OPENAI_MODEL") or "gpt-5-mini")
     app.config.update(settings)
 
@@ -89,7 +98,7 @@ class Models:
     def add(self, user_id: str, role: str, content: str, outcome: str = "") -> int:
         """Stores a question or an answer; its id."""
         with self._context():
-            message = Message(user_id=int(user_id), role=role, content=content, outcome=outcome)
+            message = Message(user_id=int(user_id), role=role, content=storable(content), outcome=outcome)
             db.session.add(message)
             db.session.commit()
             return message.id
@@ -111,7 +120,7 @@ def main() -> int:
     parser.add_argument(
         "--database",
         type=Path,
-        default=os.environ.get("EXAMPLE_DATABASE"),
+        default=os.environ.get("EXAMPLE_DATABASE") or None,
         metavar="FILE",
         help="an SQLite file (default: EXAMPLE_DATABASE); without one nothing is kept",
     )
@@ -131,7 +140,11 @@ def main() -> int:
             settings: dict[str, Any] = {"OPENAI_SSE_BASE_URL": simulator, "OPENAI_SSE_MODEL": "sim"}
             return _site(url, database, settings if simulator else {}, only_streams=options.only_streams)
 
-        return run(options, create)
+        try:
+            return run(options, create)
+        except DBAPIError:
+            sys.stderr.write(f"Can't keep conversations in {database}. Try --database.\n")
+            return 1
 
 
 def _site(url: str, database: Path, settings: dict[str, Any], *, only_streams: bool) -> Site:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
+from example_app.text import storable
 from quart_openai_sse.errors import RequestError
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class Conversations:
         if conversation_id:
             await self.add(conversation_id, owner=owner, role="user", content=question)
             return await self.get(conversation_id, owner=owner)
-        asked = Message(role="user", content=_storable(question))
+        asked = Message(role="user", content=storable(question))
         conversation = Conversation(owner=owner, title=_first_words(asked.content), messages=[asked])
         async with self._session.begin() as session:
             session.add(conversation)
@@ -131,13 +132,13 @@ class Conversations:
 
     async def add(self, conversation_id: str, *, owner: str, **message: Any) -> None:
         """Adds a message of these columns."""
-        columns = {name: _storable(value) if isinstance(value, str) else value for name, value in message.items()}
+        columns = {name: storable(value) if isinstance(value, str) else value for name, value in message.items()}
         added = Message(conversation_id=conversation_id, **columns)
         await self._update(conversation_id, owner, added, updated=time.time())
 
     async def rename(self, conversation_id: str, title: str, *, owner: str) -> None:
         """Gives it another title."""
-        await self._update(conversation_id, owner, title=_storable(title))
+        await self._update(conversation_id, owner, title=storable(title))
 
     async def delete(self, conversation_id: str, *, owner: str) -> None:
         """Forgets it, with its messages."""
@@ -175,11 +176,6 @@ def _first_words(text: str, most: int = 60) -> str:
     if len(words) <= most:
         return words
     return f"{words[:most].rpartition(' ')[0] or words[:most]} …"
-
-
-def _storable(text: str) -> str:
-    """*text* without halves of emoji, which browsers send at times and UTF-8 can't say."""
-    return text.encode(errors="replace").decode()
 
 
 def _create_tables(file: Path) -> None:

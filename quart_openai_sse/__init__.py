@@ -21,6 +21,7 @@ from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.models import Call, Chat, Event
 from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
 from quart_openai_sse.responses import Stream, StreamItem
+from quart_openai_sse.sessions import share_session
 from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode
 from quart_openai_sse.trace import TraceIdFilter, current_trace_id
 from quart_openai_sse.transforms import Transform
@@ -67,4 +68,5 @@ __all__ = [
     "on_behalf_of",
     "quart_auth_user",
     "session_user",
+    "share_session",
 ]

@@ -49,12 +49,12 @@ async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] =
     a visitor's cookie in a method that changes something.
     """
     try:
-        who = await hook()
+        who = _somebody(await hook())
     except Unauthorized:
         who = None
     except Forbidden as error:
         raise PermissionDenied(error.description or "") from error
-    if who is None or who is False or who == "":
+    if who is None:
         raise AuthenticationRequired("No valid credentials were sent.")
     if isinstance(who, bool) or not isinstance(who, Principal | str | int):
         raise TypeError(f"An auth hook returns a Principal, an id or None, and not {type(who).__name__}.")
@@ -126,7 +126,7 @@ def on_behalf_of(
     has_right = allowed if callable(allowed) else lambda principal, ids=frozenset(allowed): principal.id in ids
 
     async def hook() -> Principal | str | int | None:
-        who = await service()
+        who = _somebody(await service())
         named = request.headers.getlist("X-On-Behalf-Of")
         if not named:
             return who
@@ -171,6 +171,11 @@ def allow_anonymous() -> Authenticate:
         return Principal("", realm="anonymous", cookie=False, anonymous=True)
 
     return hook
+
+
+def _somebody(who: Principal | str | int | None) -> Principal | str | int | None:
+    """What a hook said, and `None` for all that hooks say of nobody."""
+    return None if who is False or who == "" else who
 
 
 def _principal(who: Principal | str | int) -> Principal:

@@ -326,12 +326,17 @@ def _slot(target: _Members, member: str, kind: type[Any]) -> Any:
 
 def _joined(value: Any) -> Any:
     if isinstance(value, _Pieces):
-        return "".join(value)
+        return whole("".join(value))
     if isinstance(value, _Calls):
         return [_call(_joined(call)) for call in value]
     if isinstance(value, _Members):
         return {member: _joined(inner) for member, inner in value.items()}
     return value
+
+
+def whole(text: str) -> str:
+    """*text* with the halves of an emoji joined that two chunks held, each as a surrogate; a lone half stays one."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _call(members: dict[str, Any]) -> dict[str, Any]:

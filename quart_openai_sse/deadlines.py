@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+
 from quart_openai_sse.errors import FirstOutputTimeout, GapTimeout, OpenAISSEError, TotalTimeout
 
 
@@ -19,7 +21,7 @@ class Deadlines:
         self._total, self._first_output, self._gap = total, first_output, gap
         self._started = self._paused = False
         self._error: Callable[[], OpenAISSEError] | None = None
-        self._scope = asyncio.timeout(None)
+        self._scope = anyio.CancelScope()
         self._timer: asyncio.TimerHandle | None = None
 
     def heard(self, *, started: bool) -> None:
@@ -35,17 +37,14 @@ class Deadlines:
         self._paused = True
 
     async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
+        self._scope.__enter__()
         self._check()
 
     async def __aexit__(self, *exc_info: Any) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        try:
-            await self._scope.__aexit__(*exc_info)
-        except TimeoutError:
-            if self._error is None:
-                raise
+        self._scope.__exit__(*exc_info)
+        if self._error is not None and self._scope.cancelled_caught:
             raise self._error() from None
 
     def _check(self) -> None:
@@ -56,7 +55,7 @@ class Deadlines:
         for when, error in deadlines:
             if when <= now:
                 self._error = error
-                self._scope.reschedule(now)
+                self._scope.cancel()
                 return
         self._timer = self._loop.call_at(min(when for when, _ in deadlines), self._check)
 

@@ -128,7 +128,7 @@ class Call:
         if self._task is None:
             running = self._upstream.run(self._body, self._sink, principal=self._principal)
             self._task = asyncio.ensure_future(running)
-            self._task.add_done_callback(lambda _: self._news.set())
+            self._task.add_done_callback(self._over)
         while not self._chunks:
             if self._task.done():
                 self._task.result()
@@ -163,6 +163,11 @@ class Call:
         if self._completion.message() is None:
             raise StreamTooLong("The upstream's answer is too large.")
         return self.message
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._news.set()
+        if not task.cancelled():
+            task.exception()  # if the app's model has left the call, nobody else asks
 
     def _take(self, parsed: list[ParsedChunk]) -> None:
         self._chunks.extend(chunk if chunk.get("id") else {**chunk, "id": self._id} for chunk, _ in parsed)

@@ -102,9 +102,9 @@ class StreamEnd:
 
     @property
     def text(self) -> str:
-        """The message's content, or ""."""
+        """The message's content, or "". Half of an emoji, where an answer was cut in one, is a "\ufffd"."""
         content = (self.message or {}).get("content")
-        return content if isinstance(content, str) else ""
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
 
 
 def log_stream(event: StreamEvent) -> None:

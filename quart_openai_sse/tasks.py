@@ -1,11 +1,13 @@
-"""Tasks that nobody waits for: held, so that they are not lost, and what they raise is logged."""
+"""Tasks of our own: those that nobody waits for, and those that may clean up before they are cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+import anyio
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -31,3 +33,25 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a background task raised", exc_info=error)
+
+
+async def run_shielding(function: Callable[[], Awaitable[None]], *, hold: Callable[[Awaitable[Any]], object]) -> None:
+    """Runs *function* in a task that is cancelled by anyio's means, which spare what shields itself to clean up.
+
+    httpcore shields itself so, and a task that is cancelled by asyncio in the middle of it leaves its connection in
+    the pool for ever. *hold* is given the task if this one does not wait for it.
+    """
+    scope = anyio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await function()
+
+    running = asyncio.ensure_future(run())
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        scope.cancel()
+        hold(running)
+        await asyncio.wait({running})
+        raise

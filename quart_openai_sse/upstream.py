@@ -7,11 +7,14 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import httpx
 
 from quart_openai_sse import _json
@@ -29,10 +32,13 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
+from quart_openai_sse.tasks import run_shielding
 from quart_openai_sse.trace import current_trace_id
 
 Headers = Mapping[str, str]
 
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_YEAR = 365.0 * 86400  # the longest wait we pass on, in seconds
 _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 
 
@@ -100,7 +106,7 @@ class OpenAIUpstream:
         self._client = client
         self._owned = client is None
         self._keys = deque(config.api_keys or [None])
-        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
@@ -120,6 +126,9 @@ class OpenAIUpstream:
         await self._run(request, sink, principal)
 
     async def _run(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
+        await run_shielding(lambda: self._ask(request, sink, principal), hold=self._hold)
+
+    async def _ask(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
         config, model = self._config, request.get("model") or ""
         streaming = bool(request.get("stream"))
         deadlines = Deadlines(
@@ -194,8 +203,8 @@ class OpenAIUpstream:
             finally:
                 await response.aclose()
         except UpstreamRefused as refused:
-            if key and len(key) >= 8 and key in refused.message:  # a shorter one may be a word, and is no secret
-                refused.args = (refused.message.replace(key, "[key]"),)
+            if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
+                _take_out(key, refused)
             raise
         except Exception as error:
             if (failure := _translated(error, answered=answered)) is None:
@@ -206,38 +215,51 @@ class OpenAIUpstream:
     async def _send(self, request: Any) -> Any:
         """Sends *request*, and leaves nothing behind when it is cancelled.
 
-        httpcore loses a pool slot for good when a request is cancelled while it connects (encode/httpcore#1093).
-        So a connection that is being made is left to finish in the background, and given up before anything is sent.
+        httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
+        (encode/httpcore#1093). So a request that has no connection yet is left to get one in the background, and given
+        up before anything is sent.
         """
-        phase = _Phase()
+        phase = _Phase(connecting=self._owned)
         try:
             return await self._send_once(request, phase)
         except Exception:
             if not phase.stale:
                 raise
         # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
-        return await self._send_once(request, _Phase())
+        return await self._send_once(request, _Phase(connecting=self._owned))
 
     async def _send_once(self, request: Any, phase: _Phase) -> Any:
         request.extensions = {**request.extensions, "trace": phase.trace}
-        sending = asyncio.ensure_future(self._client.send(request, stream=True))
+
+        async def send() -> Any:
+            with phase.scope:
+                return await self._client.send(request, stream=True)
+
+        sending = asyncio.ensure_future(send())
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             if phase.connecting:
                 phase.abandoned = True
             else:
-                sending.cancel()
-            self._abandoned.add(sending)
+                phase.scope.cancel()
+            self._hold(sending)
             sending.add_done_callback(self._discard)
             raise
 
     def _discard(self, sending: asyncio.Task[Any]) -> None:
-        self._abandoned.discard(sending)
-        if not sending.cancelled() and sending.exception() is None:
-            closing = asyncio.ensure_future(sending.result().aclose())
-            self._abandoned.add(closing)
-            closing.add_done_callback(self._abandoned.discard)
+        if not sending.cancelled() and sending.exception() is None and (response := sending.result()) is not None:
+            self._hold(response.aclose())
+
+    def _hold(self, awaitable: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(awaitable)
+        self._abandoned.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Future[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody else asks
 
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config
@@ -277,10 +299,9 @@ class OpenAIUpstream:
 async def _finish(pieces: AsyncIterator[bytes]) -> None:
     """Reads on to the body's end, if it comes at once, so that the connection can be used again."""
     # The answer is complete, whatever the connection does now.
-    with suppress(Exception):
-        async with asyncio.timeout(0.1):
-            async for _ in pieces:
-                pass
+    with suppress(Exception), anyio.move_on_after(0.1):
+        async for _ in pieces:
+            pass
 
 
 async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:
@@ -291,6 +312,15 @@ async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:
         if len(body) > limit:
             break
     return bytes(body[:limit])
+
+
+def _take_out(key: str, refused: UpstreamRefused) -> None:
+    """Takes our *key* out of what an upstream said when it refused."""
+    refused.args = (refused.message.replace(key, "[key]"),)
+    refused.type = refused.type.replace(key, "[key]")
+    for member in ("code", "param"):
+        if (value := getattr(refused, member)) is not None:
+            setattr(refused, member, value.replace(key, "[key]"))
 
 
 def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
@@ -305,7 +335,7 @@ def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
         found.args = (f"The upstream answered with status {status}.",)
     if status >= 500:
         found.type = "upstream_error" if found.type == "invalid_request_error" else found.type
-    found.retry_after = _seconds(headers.get("retry-after-ms"), 1000) or _seconds(headers.get("retry-after"), 1)
+    found.retry_after = _retry_after(headers)
     found.should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     return found
 
@@ -322,8 +352,27 @@ def _error_object(body: bytes) -> object:
     return decoded
 
 
-def _seconds(value: str | None, unit: int) -> float | None:
-    return int(value) / unit if value and value.isascii() and value.isdigit() and len(value) < 10 else None
+def _retry_after(headers: Headers) -> float | None:
+    """Seconds until the upstream wants to be asked again: in its own milliseconds, or in RFC 9110's two forms."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    return seconds if seconds is not None or not value else _until(value)
+
+
+def _number(value: str | None) -> float | None:
+    return min(float(value), _YEAR) if value and _NUMBER.fullmatch(value.strip()) else None
+
+
+def _until(date: str) -> float | None:
+    """Seconds until an HTTP date, 0 if it has passed; `None` for what is no date."""
+    try:
+        when = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(max(0.0, when.timestamp() - time.time()), _YEAR)
 
 
 def _url(base: str, path: str) -> str:
@@ -349,9 +398,12 @@ def _translated(error: Exception, *, answered: bool) -> OpenAISSEError | None:
 class _Phase:
     """Where a request stands, told by httpcore's trace extension."""
 
-    connecting = False
     abandoned = False
     _connected = _sent = _answered = False
+
+    def __init__(self, *, connecting: bool) -> None:
+        self.connecting = connecting
+        self.scope = anyio.CancelScope()
 
     @property
     def stale(self) -> bool:

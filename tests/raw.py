@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 CLOSING_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
@@ -28,16 +31,36 @@ class Peer:
     body: bytes
     _reader: asyncio.StreamReader
     _writer: asyncio.StreamWriter
+    waited: float | None = None
+    """When the server had nothing more to do than to wait until the peer goes."""
+    left: float | None = None
+    """When the peer had gone, if it went first."""
 
     async def send(self, data: bytes) -> None:
         """Sends it in one write."""
-        self._writer.write(data)
-        await self._writer.drain()
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except ConnectionError:
+            self.left = time.monotonic()
+            raise
 
     async def gone(self) -> None:
         """Returns when the peer has closed its side."""
-        while await self._reader.read(1 << 16):
-            pass
+        self.waited = self.waited or time.monotonic()
+        try:
+            while await self._reader.read(1 << 16):
+                pass
+        finally:
+            if self._reader.at_eof() or self._reader.exception() is not None:
+                self.left = time.monotonic()
+
+    async def reset(self) -> NoReturn:
+        """Hangs up with a RST instead of a FIN."""
+        connection = self._writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+        raise Hangup
 
 
 @dataclass
@@ -47,6 +70,8 @@ class RawServer:
     base_url: str = ""
     requests: list[Peer] = field(default_factory=list)
     connections: int = 0
+    open: int = 0
+    """How many of them are open."""
     closed: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     """The times at which peers closed."""
 
@@ -62,6 +87,7 @@ async def raw_upstream(handler: Handler) -> AsyncIterator[RawServer]:
         assert task is not None
         tasks.add(task)
         server.connections += 1
+        server.open += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -83,6 +109,7 @@ async def raw_upstream(handler: Handler) -> AsyncIterator[RawServer]:
         except asyncio.CancelledError:
             pass
         finally:
+            server.open -= 1
             server.closed.put_nowait(time.monotonic())
             writer.close()
             tasks.discard(task)

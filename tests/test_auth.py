@@ -390,6 +390,17 @@ async def test_without_the_right_nobody_acts_for_others(create_app: CreateApp, s
         assert (await client.get("/who", headers={**headers, **others})).status_code == 401
 
 
+@pytest.mark.parametrize("nobody", [None, False, ""])
+async def test_whatever_a_hook_says_of_nobody_acts_for_nobody(create_app: CreateApp, serve: Serve, nobody: Any) -> None:
+    async def service() -> Any:
+        return nobody
+
+    hook = on_behalf_of(service, allowed=lambda principal: True)
+    app, ai = create_app(ScriptedUpstream(), auth=hook)
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who", headers={"X-On-Behalf-Of": "42"})).status_code == 401
+
+
 async def test_a_cookie_beside_the_header_does_not_stand_in_for_a_service(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream(), auth=first_of(on_behalf_of(SERVICES, allowed={"flask"}), session_user()))
     client = await whoami(app, ai, serve, headers=session_cookie(_user_id="7"))

@@ -388,6 +388,37 @@ async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Si
             assert (await old.get("/")).text == stream.text
 
 
+async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
+    database = tmp_path / "missing" / "chat.db"
+    command = (sys.executable, "-m", "example_app.beside_flask", "--database", str(database), "--port", "0")
+    async with run(*command) as process:
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.decode().endswith(f"Can't keep conversations in {database}. Try --database.\n")
+    assert b"Traceback" not in errors
+
+
+async def test_a_form_elsewhere_logs_nobody_in_or_out_of_the_old_app(start: Start) -> None:
+    _, address = await start()
+    async with client_of(address) as client:
+        foreign = {"Origin": "https://evil.example"}
+        for path in ("/login", "/logout"):
+            refused = await client.post(path, data={"username": "grace", "password": "hopper"}, headers=foreign)
+            assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+        await log_in(client)
+
+
+async def test_half_an_emoji_is_no_reason_to_fail(start: Start) -> None:
+    _, address = await start()
+    async with client_of(address) as client:
+        await log_in(client)
+        headers = {"Content-Type": "application/json"}
+        asked = await client.post("/ask", content=b'{"content": "half \\ud83d"}', headers=headers)
+        assert asked.status_code == 201
+        await client.get(asked.json()["url"])
+        assert [role for role, _ in shown(await client.get("/"))] == ["user", "assistant"]
+
+
 async def test_only_streams_is_refused_without_what_it_shares(tmp_path: Path) -> None:
     for arguments in ((), ("--database", str(tmp_path / "chat.db"))):
         async with run(

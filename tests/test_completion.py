@@ -318,7 +318,7 @@ def test_half_an_emoji_is_no_harm() -> None:
     completion = Completion()
     for half in (b"\\ud83d", b"\\ude00"):
         completion.feed(b'{"choices": [{"index": 0, "delta": {"content": "%s"}}]}' % half)
-    assert message(completion)["content"] == "\ud83d\ude00"
+    assert message(completion)["content"] == "\U0001f600"
     assert _json.decode(_json.encode(completion.message()))["choices"][0]["message"]["content"] == "\U0001f600"
 
 

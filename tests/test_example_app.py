@@ -309,13 +309,36 @@ async def test_a_second_question_waits_for_the_first_answer(start: Start) -> Non
     assert (await client.post(messages, json={"content": "Two?", "model": "sim-fast"})).status_code == 201
 
 
+async def test_of_questions_at_the_same_moment_one_is_asked(start: Start) -> None:
+    client = await (await start()).browser()
+    started = (await client.post("/conversations", json={"model": "sim-fast", "content": "One?"})).json()
+    await client.get(started["url"])
+    messages = f"/conversations/{started['conversation']['id']}/messages"
+    asking = [client.post(messages, json={"content": f"And {number}?", "model": "sim-long"}) for number in range(8)]
+    statuses = [response.status_code for response in await asyncio.gather(*asking)]
+    assert sorted(statuses) == [201, *[409] * 7]
+    assert [message["role"] for message in (await opened(client, started))["messages"]] == ["user", "assistant", "user"]
+
+
+async def test_a_form_elsewhere_logs_nobody_in_or_out(start: Start) -> None:
+    client = await (await start()).browser()
+    grace = {"username": "grace", "password": "hopper"}
+    for origin in ("https://elsewhere.example", "null"):
+        headers = {"Origin": origin, "Connection": "close"}
+        for path in ("/login", "/logout"):
+            refused = await client.post(path, data=grace, headers=headers)
+            assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+    own = await client.post("/logout", headers={"Origin": str(client.base_url).rstrip("/")})
+    assert own.status_code == 303
+
+
 async def test_a_title_is_the_first_words_of_the_question(start: Start) -> None:
     client = await (await start()).browser()
     for question, title in (
         ("word " * 30, "word " * 12 + "…"),
         ("x" * 70, "x" * 60 + " …"),
         ("x" * 60, "x" * 60),
-        ("half an emoji \ud83d", "half an emoji ?"),
+        ("half an emoji \ud83d", "half an emoji \ufffd"),
     ):
         data = json.dumps({"content": question, "model": "sim-fast"})
         started = await client.post("/conversations", content=data, headers={"Content-Type": "application/json"})

@@ -22,7 +22,8 @@ FLOORS = {
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
     "the shell": [
-        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "rate_limits", "openapi", "extension"),
+        *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "sessions"),
+        *("rate_limits", "openapi", "extension"),
         "__init__",
     ],
 }

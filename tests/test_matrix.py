@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from tests.matrix.environments import PINS, SERVER_PACKAGES, Failed, quart_pin
 from tests.matrix.judge import Outcomes, judge, table
 from tests.matrix.page import PAGE, read_page
 from tests.matrix.plan import CHECKS, CLIENTS, QUARTS, SERVERS, Environment, Known, rows
+from tests.matrix.run import Run
 
 ENVIRONMENT = Environment("3.13", "0.23")
 UVICORN, GRANIAN = rows(ENVIRONMENT, ("uvicorn", "granian"), quick=True)
@@ -107,6 +111,16 @@ def test_the_table_has_a_line_for_each_server_and_each_footnote() -> None:
 def test_an_impossible_environment_says_why() -> None:
     assert Environment("3.12", "0.23").impossible == "Quart 0.23 needs Python 3.13"
     assert [Environment("3.13", quart).impossible for quart in QUARTS] == ["", ""]
+
+
+async def test_a_run_without_a_possible_environment_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.matrix.run.QUARTS", {"0.23": (3, 13)})
+    run = Run(Namespace(quick=True, newest=False, python=None, server=None, client=["curl"], cache=tmp_path), tmp_path)
+    run._pythons = {"3.11": sys.executable}
+    with pytest.raises(Failed, match=r"Quart 0\.23 needs Python 3\.13"):
+        await run.run()
 
 
 def test_a_quick_run_has_a_row_for_each_server_and_a_full_one_seven() -> None:

@@ -355,6 +355,18 @@ async def test_lone_surrogates_survive(create_app: CreateApp, serve: Serve) -> N
     assert response.content.endswith(b"data: [DONE]\n\n")
 
 
+async def test_an_emoji_that_two_chunks_hold_is_stored_whole_and_a_half_one_can_be_stored(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    ends: list[StreamEnd] = []
+    app, ai = create_app(ScriptedUpstream([chunk("moon \ud83c"), chunk("\udf15, cut \ud83c"), finish()]))
+    ai.on_end(ends.append)
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json={**BODY, "model": "scripted"})
+    [end] = ends
+    assert (end.text, end.message["content"]) == ("moon 🌕, cut \ufffd", "moon 🌕, cut \ud83c")
+
+
 async def test_an_agent_is_resumable_stoppable_and_stored(create_app: CreateApp, serve: Serve) -> None:
     """Two upstream calls, a tool between them, a sources event; read from the middle, and kept by on_end."""
     gate, ends = asyncio.Event(), []

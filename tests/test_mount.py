@@ -338,24 +338,34 @@ async def test_an_error_of_flasks_is_its_own_500(flask_app: Flask, quart_app: Qu
     assert (await client.get("/")).json()["app"] == "flask"
 
 
-async def test_a_client_that_leaves_ends_its_thread(flask_app: Flask, quart_app: Quart, serve: Serve) -> None:
-    closed = threading.Event()
+class Endless:
+    """A view of Flask's whose response has no end."""
 
-    @flask_app.get("/endless")
-    def endless() -> FlaskResponse:
-        def pieces() -> Iterator[bytes]:
-            while True:
-                yield b"x" * 1000
-                time.sleep(0.001)
+    __name__ = "endless"
 
-        response = FlaskResponse(pieces())
-        response.call_on_close(closed.set)
+    def __init__(self) -> None:
+        self.made = 0
+        self.closed = threading.Event()
+
+    def __call__(self) -> FlaskResponse:
+        response = FlaskResponse(self._pieces())
+        response.call_on_close(self.closed.set)
         return response
 
+    def _pieces(self) -> Iterator[bytes]:
+        while True:
+            self.made += 1
+            yield b"x" * 1000
+            time.sleep(0.001)
+
+
+async def test_a_client_that_leaves_ends_its_thread(flask_app: Flask, quart_app: Quart, serve: Serve) -> None:
+    endless = Endless()
+    flask_app.add_url_rule("/endless", view_func=endless)
     client = await serve(mount(flask_app, quart_app, threads=1))
     async with client.stream("GET", "/endless") as response:
         await anext(response.aiter_bytes())
-    assert await asyncio.to_thread(closed.wait, 10)
+    assert await asyncio.to_thread(endless.closed.wait, 10)
     assert (await client.get("/")).json()["app"] == "flask"
 
 
@@ -363,19 +373,8 @@ async def test_a_client_that_leaves_ends_its_thread(flask_app: Flask, quart_app:
 async def test_a_request_that_the_server_gives_up_ends_its_thread(
     stalled: bool, flask_app: Flask, quart_app: Quart
 ) -> None:
-    closed = threading.Event()
-
-    @flask_app.get("/endless")
-    def endless() -> FlaskResponse:
-        def pieces() -> Iterator[bytes]:
-            while True:
-                yield b"x" * 1000
-                time.sleep(0.001)
-
-        response = FlaskResponse(pieces())
-        response.call_on_close(closed.set)
-        return response
-
+    endless = Endless()
+    flask_app.add_url_rule("/endless", view_func=endless)
     begun = asyncio.Event()
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
@@ -395,11 +394,12 @@ async def test_a_request_that_the_server_gives_up_ends_its_thread(
     request = asyncio.ensure_future(mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send))
     await begun.wait()
     if stalled:
-        await asyncio.sleep(0.1)  # until the queue to the client is full
+        while endless.made < 11:  # until the adapter's queue to the client is full
+            await asyncio.sleep(0.001)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    assert closed.is_set()
+    assert endless.closed.is_set()
 
 
 async def test_an_upload_that_the_server_gives_up_ends_its_thread(flask_app: Flask, quart_app: Quart) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from flask import Blueprint, abort, current_app, redirect, render_template, request, url_for
@@ -13,6 +14,14 @@ from example_app.accounts import DEMO_ACCOUNTS
 from example_app.flask_app.models import User
 
 pages = Blueprint("pages", __name__)
+
+
+@pages.before_request
+def only_own_forms() -> None:
+    """A form of another site could log a visitor in as somebody else, or out: no cookie need be sent with it."""
+    origin = request.headers.get("Origin")
+    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.host:
+        abort(403)
 
 
 @pages.route("/")

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--server", action="append", choices=list(SERVERS), help="only this server; again for more (default: all)")
     add("--client", action="append", choices=names, help="only this client; again for more (default: all)")
     add("--cache", type=Path, metavar="DIR", help="where environments are kept (default: a temporary folder)")
+    add("--newest", action="store_true", help="with each Python only the newest Quart that it can have")
     add("--quick", action="store_true", help="one client upstream and no nginx")
     add("--list", action="store_true", help="say what there is, and what is known not to work; run nothing")
     return parser

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quart_openai_sse.simulator import answer
-from tests.matrix.environments import client_command, server_environment, version_of, versions
+from tests.matrix.environments import Failed, client_command, server_environment, version_of, versions
 from tests.matrix.judge import Outcomes, judge, table
 from tests.matrix.page import PAGE, read_page
 from tests.matrix.plan import CLIENTS, KNOWN, QUARTS, SERVERS, Client, Environment, Row, rows
@@ -40,6 +40,7 @@ class Run:
 
     def __init__(self, options: Namespace, work: Path) -> None:
         self._quick: bool = options.quick
+        self._newest: bool = options.newest
         self._pythons = {version_of(python): python for python in options.python or [sys.executable]}
         self._servers = tuple(name for name in SERVERS if name in (options.server or SERVERS))
         self._clients = [client for client in CLIENTS if client.name in (options.client or [client.name])]
@@ -60,6 +61,10 @@ class Run:
         self._cache.mkdir(parents=True, exist_ok=True)
         environments = [Environment(python, quart) for python in self._pythons for quart in QUARTS]
         possible = [each for each in environments if not each.impossible]
+        if self._newest:
+            possible = list({each.python: each for each in sorted(possible)}.values())
+        if not possible:
+            raise Failed("; ".join(f"{each}: {each.impossible}" for each in environments))
         self._server_versions = [f"{each}: impossible: {each.impossible}" for each in environments if each.impossible]
         await self._make_clients()
         folders = await self._some_at_a_time(

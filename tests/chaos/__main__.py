@@ -1,0 +1,54 @@
+"""The commands: `python -m tests.chaos` prints the matrix; each of the others another table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from tests.chaos import clients, failover, leaks, matrix, refusals, soak
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be said on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("matrix", help="every fault in every window (the default)")
+    commands.add_parser("clients", help="clients that misbehave")
+    commands.add_parser("refusals", help="every status with every form of Retry-After")
+    commands.add_parser("failover", help="three upstreams, none of them sound")
+    many = commands.add_parser("leaks", help="many mixed faulty streams, and what is left of them")
+    many.add_argument("--streams", type=int, default=10_000)
+    long = commands.add_parser("soak", help="a steady load, and the memory of the app meanwhile")
+    long.add_argument("--minutes", type=float, default=20)
+    long.add_argument("--streams", type=int, default=200)
+    commands.add_parser("serve", help="the soak's app").add_argument("upstreams")
+    return parser
+
+
+async def main(options: argparse.Namespace) -> bool:
+    """Prints what was asked for; whether all of it is as it should be."""
+    write = sys.stdout.write
+    match options.command:
+        case "clients":
+            return await clients.run(write)
+        case "refusals":
+            return await refusals.run(write)
+        case "failover":
+            return await failover.run(write)
+        case "leaks":
+            return await leaks.run(write, streams=options.streams)
+        case "soak":
+            return await soak.run(write, minutes=options.minutes, streams=options.streams)
+        case "serve":
+            await soak.serve(options.upstreams)
+            return True
+        case _:
+            return await matrix.run(write)
+
+
+if __name__ == "__main__":
+    logging.getLogger("quart_openai_sse").setLevel(logging.CRITICAL)  # the tables say it
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.exit(not asyncio.run(main(parser().parse_args())))

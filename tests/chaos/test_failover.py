@@ -1,0 +1,22 @@
+"""Three upstreams, none of them sound: every request is answered, and who fails is spared."""
+
+from __future__ import annotations
+
+from quart_openai_sse.retries import BreakerState
+from tests.chaos.failover import steps
+
+
+async def test_every_request_is_answered_and_who_fails_is_spared() -> None:
+    first, second, third, fourth = await steps()
+    assert {each.answer for each in (first, second, third, fourth)} == {"200 completed"}
+    assert {each.upstream for each in (first, second, third, fourth)} == {"flaky"}
+    assert first.failures[:3] == (
+        "dead: upstream_unreachable",
+        "slow: first_output_timeout",
+        "flaky: upstream_truncated",
+    )
+    assert "slow: first_output_timeout" in second.failures
+    assert (third.failures, third.attempts) == ((), 1)
+    assert third.breakers == {"dead": BreakerState.OPEN, "slow": BreakerState.OPEN, "flaky": BreakerState.CLOSED}
+    assert fourth.failures[0] == "dead: upstream_unreachable"  # one probe each, and no more
+    assert fourth.breakers == third.breakers
