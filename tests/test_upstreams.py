@@ -360,11 +360,11 @@ async def test_three_upstreams_one_dead_one_slow_one_that_fails_after_its_preamb
     async with raw_upstream(silent) as slow, raw_upstream(breaks_once) as flaky:
         upstreams = [
             {"name": "dead", "base_url": gone, "aliases": {"m": "dead-m"}},
-            {"name": "slow", "base_url": slow.base_url},
+            {"name": "slow", "base_url": slow.base_url, "aliases": {"m": "slow-m"}},
             {"name": "flaky", "base_url": flaky.base_url, "aliases": {"m": "flaky-m"}},
         ]
         response, record, kinds = await asked(
-            create_app, serve, None, upstreams=upstreams, first_output_timeout=0.2, breaker_failures=2
+            create_app, serve, None, upstreams=upstreams, first_output_timeouts={"slow-m": 0.2}, breaker_failures=2
         )
         assert (await read(response.content)).text == "hello"
         assert b'"flaky-m"' in flaky.requests[0].body
