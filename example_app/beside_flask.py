@@ -41,6 +41,7 @@ def create_streaming_app(flask_app: Flask, **settings: Any) -> Quart:
     """The app beside *flask_app*: it knows the same session cookie, and asks and stores by the same models."""
     app = Quart(__name__)
     share_session(flask_app, app)
+    app.config.from_prefixed_env()
     app.config.setdefault("OPENAI_SSE_MODEL", os.environ.get("OPENAI_MODEL") or "gpt-5-mini")
     app.config.update(settings)
 

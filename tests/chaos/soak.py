@@ -114,6 +114,9 @@ async def _left(soak: Soak, chance: random.Random) -> None:
 
 async def _resumed(soak: Soak, chance: random.Random) -> None:
     first = await load.ask(soak.address, PACED, route="/v1/streams", leave_after=1 + chance.random() * 10)
+    if not first.stream_id:  # it left before it was told the stream's address
+        soak.streams["left"] += 1
+        return
     _note(soak, "resumed", await load.resume(soak.address, first))
 
 
