@@ -377,6 +377,38 @@ async def test_one_line_is_logged_per_stream_with_its_fields(
     assert "moon" not in repr(vars(line))  # neither prompt nor completion
 
 
+async def test_an_event_over_its_limit_is_refused(create_app: CreateApp, serve: Serve) -> None:
+    app, _ = create_app(ScriptedUpstream([chunk("hi"), b"data: " + b"x" * 2000]), max_event=1000)
+    client = await serve(app)
+    stream = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+    assert (stream.text, stream.error["code"]) == ("hi", "upstream_garbled")
+
+
+async def test_one_read_of_the_upstream_is_one_write_to_the_client(create_app: CreateApp, serve: Serve) -> None:
+    gate, first_written = asyncio.Event(), asyncio.Event()
+    three = chunk("one") + chunk(" two") + chunk(" three")
+    app, _ = create_app(ScriptedUpstream([three, gate.wait, finish()]))
+    inner, writes = app.asgi_app, []
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.body" and message.get("body"):
+                writes.append(message["body"])
+                first_written.set()
+            await send(message)
+
+        await inner(scope, receive, counted)
+
+    app.asgi_app = counting
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
+    await first_written.wait()
+    gate.set()
+    await asking
+    done = b"data: [DONE]\n\n"  # by itself: on_end is told before
+    assert writes == [three, finish().removesuffix(done), done]
+
+
 # Shutdown -----------------------------------------------------------------------------------------------------------
 
 
