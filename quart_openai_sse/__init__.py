@@ -11,6 +11,7 @@ from quart_openai_sse.auth import (
     session_user,
 )
 from quart_openai_sse.blueprint import EXPOSED_HEADERS
+from quart_openai_sse.calls import Call
 from quart_openai_sse.config import Config, UpstreamConfig
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import OpenAISSEError
@@ -18,7 +19,7 @@ from quart_openai_sse.extension import QuartOpenAISSE
 from quart_openai_sse.formats import Format
 from quart_openai_sse.forward import forward_auth
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.models import Call, Chat, Event
+from quart_openai_sse.models import Chat, Event
 from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
 from quart_openai_sse.responses import Stream, StreamItem
 from quart_openai_sse.sessions import share_session

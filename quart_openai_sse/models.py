@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from quart_openai_sse import _json
+from quart_openai_sse.calls import Call
 from quart_openai_sse.completion import Completion, add_usage, stream_error
 from quart_openai_sse.entries import Entry
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamTooLong, UpstreamTruncated
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import APP, Attempts, ChunkSink, Intake, ParsedChunk, is_usage
+from quart_openai_sse.producers import APP, Intake, is_usage
 from quart_openai_sse.transforms import Transform, transformed
-from quart_openai_sse.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,125 +57,6 @@ class Chat:
     def call(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Call:
         """Asks the upstream: iterate over the chunks, or await the whole message."""
         return self._call({**members, "model": model, "messages": messages})
-
-
-class Call:
-    """One request upstream from within an app's model.
-
-    `async for` gives its chunks; awaiting it gives the whole message. Either raises an `UpstreamError`. It is closed
-    when it was awaited, or with the stream it belongs to; `async with` closes it sooner, for who may leave half-way.
-    """
-
-    def __init__(
-        self,
-        upstream: Upstream,
-        body: Mapping[str, Any],
-        *,
-        principal: Principal,
-        attempts: Attempts,
-        max_event: int,
-        max_bytes: int,
-    ) -> None:
-        self._completion = Completion(n=body.get("n") or 1, assemble=max_bytes)
-        self._chunks: deque[dict[str, Any]] = deque()
-        self._news = asyncio.Event()
-        self._space = asyncio.Event()
-        self._sink = ChunkSink(
-            self._completion, attempts=attempts, take=self._take, room=self._room, max_event=max_event
-        )
-        self._upstream = upstream
-        self._body = body
-        self._principal = principal
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
-        self._id = f"call-{id(self):x}"  # some upstreams leave it out, of the usage chunk above all
-
-    @property
-    def message(self) -> dict[str, Any]:
-        """The assistant's message so far, tool calls included."""
-        completion = self._completion.message()
-        choices = (completion or {}).get("choices") or [{}]
-        message: dict[str, Any] = choices[0].get("message", {})
-        return message
-
-    @property
-    def ids(self) -> set[str]:
-        """The `id` of its chunks, and the one of those that came without."""
-        return {self._completion.id, self._id} - {""}
-
-    @property
-    def finish_reason(self) -> str | None:
-        """Why the first choice ended, if it did."""
-        return self._completion.finish_reasons.get(0)
-
-    @property
-    def finish_reasons(self) -> Mapping[int, str]:
-        """Why each choice ended."""
-        return self._completion.finish_reasons
-
-    @property
-    def usage(self) -> dict[str, Any] | None:
-        """What it cost, as far as the upstream has said."""
-        return self._completion.usage
-
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        if self._closed:
-            raise RuntimeError("This call is closed.")
-        if self._task is None:
-            running = self._upstream.run(self._body, self._sink, principal=self._principal)
-            self._task = asyncio.ensure_future(running)
-            self._task.add_done_callback(self._over)
-        while not self._chunks:
-            if self._task.done():
-                self._task.result()
-                raise StopAsyncIteration
-            self._news.clear()
-            self._space.set()
-            await self._news.wait()
-        return self._chunks.popleft()
-
-    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
-        return self._whole().__await__()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Ends the request, and closes its connection. May be called twice."""
-        self._closed = True
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _whole(self) -> dict[str, Any]:
-        try:
-            async for _ in self:
-                pass
-        finally:
-            await self.aclose()
-        if self._completion.message() is None:
-            raise StreamTooLong("The upstream's answer is too large.")
-        return self.message
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._news.set()
-        if not task.cancelled():
-            task.exception()  # if the app's model has left the call, nobody else asks
-
-    def _take(self, parsed: list[ParsedChunk]) -> None:
-        self._chunks.extend(chunk if chunk.get("id") else {**chunk, "id": self._id} for chunk, _ in parsed)
-        self._space.clear()
-        self._news.set()
-
-    async def _room(self) -> None:
-        if self._chunks:
-            await self._space.wait()
 
 
 Model = Callable[[Chat], AsyncIterator[Any]]

@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 from quart_openai_sse.budgets import TokenBudget
+from quart_openai_sse.calls import Call
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import End
 from quart_openai_sse.errors import (
@@ -31,7 +32,7 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.hooks import Hooks
 from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.models import Call, ModelProducer, relayed
+from quart_openai_sse.models import ModelProducer, relayed
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
 from quart_openai_sse.producers import APP, AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body

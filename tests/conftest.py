@@ -28,6 +28,16 @@ CreateApp = Callable[..., tuple[Quart, QuartOpenAISSE]]
 Serve = Callable[[Quart], Any]
 
 
+class Clock:
+    """A clock that a test sets: *now* is in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key or address of the machine reaches a test."""

@@ -15,7 +15,7 @@ from quart import Quart, Response, abort, redirect, request
 from quart_openai_sse import Authenticate, Principal, forward_auth
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.testing import ScriptedUpstream, read, serve_app
-from tests.conftest import CreateApp, Serve
+from tests.conftest import Clock, CreateApp, Serve
 from tests.test_auth import BODY, refuses_a_strangers_page, whoami
 
 
@@ -50,14 +50,6 @@ async def old() -> AsyncIterator[OldApp]:
         old.url = f"http://{address}/whoami"
         yield old
         old.open.set()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ FLOORS = {
     "the words": ["messages", "sse", "errors", "_json", "principal", "entries", "trace"],
     "the rules": ["completion", "requests", "formats", "config", "retries", "budgets"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
-    "the engine": ["transforms", "producers", "models", "hooks", "live", "relay"],
+    "the engine": ["transforms", "producers", "calls", "models", "hooks", "live", "relay"],
     "the shell": [
         *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "sessions"),
         *("rate_limits", "openapi", "extension"),

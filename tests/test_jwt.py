@@ -25,7 +25,7 @@ from quart_openai_sse import Authenticate, Principal, bearer_tokens, first_of
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.jwt import jwt_bearer
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
-from tests.conftest import ANN, QUESTION, TOKENS, CreateApp, Serve
+from tests.conftest import ANN, QUESTION, TOKENS, Clock, CreateApp, Serve
 from tests.test_auth import whoami
 
 SECRET = "a secret of thirty-two bytes, or more"
@@ -82,18 +82,9 @@ def public_key_hook(**options: Any) -> Authenticate:
     )
 
 
-class Clock:
-    """The hook's clock for its keys. Those of tokens are the real one's affair."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The hook's clock for its keys. Those of tokens are the real one's affair."""
     clock = Clock()
     monkeypatch.setattr("quart_openai_sse.jwt.monotonic", clock)
     return clock

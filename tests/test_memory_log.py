@@ -12,16 +12,9 @@ from quart_openai_sse.entries import END_ID, End, Entry
 from quart_openai_sse.errors import StreamExpired, StreamNotFound, StreamTooLong
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.testing import StreamLogContract
+from tests.conftest import Clock
 
 COMPLETED = End("completed", finish_reasons={0: "stop"})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
