@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+
+T = TypeVar("T")
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -35,21 +37,22 @@ class Background:
             logger.error("a background task raised", exc_info=error)
 
 
-async def run_shielding(function: Callable[[], Awaitable[None]], *, hold: Callable[[Awaitable[Any]], object]) -> None:
-    """Runs *function* in a task that is cancelled by anyio's means, which spare what shields itself to clean up.
+async def run_shielding(function: Callable[[], Awaitable[T]], *, hold: Callable[[Awaitable[Any]], object]) -> T:
+    """What *function* returns, run in a task that is cancelled by anyio's means: they spare what cleans up shielded.
 
     httpcore shields itself so, and a task that is cancelled by asyncio in the middle of it leaves its connection in
     the pool for ever. *hold* is given the task if this one does not wait for it.
     """
     scope = anyio.CancelScope()
 
-    async def run() -> None:
+    async def run() -> T:
         with scope:
-            await function()
+            return await function()
+        raise asyncio.CancelledError  # by the scope, which keeps that to itself
 
     running = asyncio.ensure_future(run())
     try:
-        await asyncio.shield(running)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
         scope.cancel()
         hold(running)

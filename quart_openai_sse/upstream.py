@@ -156,17 +156,20 @@ class OpenAIUpstream:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
+        models = await run_shielding(lambda: self._list(principal), hold=self._hold)
+        self._models = (time.monotonic() + 60, models)
+        return models
+
+    async def _list(self, principal: Principal) -> list[dict[str, Any]]:
         async with Deadlines(total=30), self._exchange("GET", "/models", principal) as response:
             body = await _bounded(response, 4 << 20)
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, body)
         try:
             listed = _json.decode(body)["data"]
-            models = [model for model in listed if isinstance(model["id"], str)]
+            return [model for model in listed if isinstance(model["id"], str)]
         except (ValueError, KeyError, TypeError):
             raise UpstreamError("The upstream's list of models can't be read.") from None
-        self._models = (time.monotonic() + 60, models)
-        return models
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""

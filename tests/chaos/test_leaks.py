@@ -14,6 +14,7 @@ from tests.chaos.app import until
 from tests.chaos.leaks import leaks
 from tests.chaos.upstream import chaos_upstream
 from tests.conftest import QUESTION
+from tests.raw import Peer, raw_upstream
 
 STREAMS = 300
 TURNS = 60
@@ -83,6 +84,27 @@ async def test_whenever_a_request_is_cancelled_its_connection_is_not_lost(moment
         upstream = OpenAIUpstream(Config(base_url=chaos.server.base_url))
         for turns in range(TURNS):
             await run(upstream, **{moment: turns})
+        pool = upstream._client._transport._pool
+        assert await until(lambda: all(each.is_idle() for each in pool.connections), patience=10)
+        assert pool._requests == []
+        await upstream.aclose()
+
+
+async def test_whenever_a_list_of_models_is_given_up_its_connection_is_not_lost() -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(b'HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{"data":[{"id":"a"}]}')
+
+    async with raw_upstream(answer) as server:
+        upstream = OpenAIUpstream(Config(base_url=server.base_url))
+        for turns in range(TURNS):
+            upstream._models = None
+            listing = asyncio.ensure_future(upstream.models(principal=Principal("ann")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            listing.cancel()
+            await asyncio.wait({listing})
+        upstream._models = None
+        assert await upstream.models(principal=Principal("ann")) == [{"id": "a"}]
         pool = upstream._client._transport._pool
         assert await until(lambda: all(each.is_idle() for each in pool.connections), patience=10)
         assert pool._requests == []
