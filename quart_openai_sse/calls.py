@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
+from quart_openai_sse import _json
+from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.completion import Completion
-from quart_openai_sse.errors import StreamTooLong
+from quart_openai_sse.entries import Entry
+from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import Attempts, ChunkSink, ParsedChunk
+from quart_openai_sse.producers import Attempts, ChunkSink
 from quart_openai_sse.upstream import Upstream
 
 
@@ -31,8 +34,9 @@ class Call:
         max_event: int,
         max_bytes: int,
     ) -> None:
-        self._completion = Completion(n=body.get("n") or 1, assemble=max_bytes)
-        self._chunks: deque[dict[str, Any]] = deque()
+        self._completion = Completion(n=body.get("n") or 1)
+        self._message = Assembly(limit=max_bytes)
+        self._entries: deque[Entry] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
         self._sink = ChunkSink(
@@ -47,8 +51,8 @@ class Call:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message so far, tool calls included."""
-        completion = self._completion.message()
+        """The assistant's message as of the chunks that were given, tool calls included."""
+        completion = self._message.message()
         choices = (completion or {}).get("choices") or [{}]
         message: dict[str, Any] = choices[0].get("message", {})
         return message
@@ -56,7 +60,7 @@ class Call:
     @property
     def ids(self) -> set[str]:
         """The `id` of its chunks, and the one of those that came without."""
-        return {self._completion.id, self._id} - {""}
+        return {self._message.id, self._id} - {""}
 
     @property
     def finish_reason(self) -> str | None:
@@ -83,14 +87,14 @@ class Call:
             running = self._upstream.run(self._body, self._sink, principal=self._principal)
             self._task = asyncio.ensure_future(running)
             self._task.add_done_callback(self._over)
-        while not self._chunks:
+        while not self._entries:
             if self._task.done():
                 self._task.result()
                 raise StopAsyncIteration
             self._news.clear()
             self._space.set()
             await self._news.wait()
-        return self._chunks.popleft()
+        return self._chunk(self._entries.popleft())
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         return self._whole().__await__()
@@ -114,7 +118,7 @@ class Call:
                 pass
         finally:
             await self.aclose()
-        if self._completion.message() is None:
+        if self._message.message() is None:
             raise StreamTooLong("The upstream's answer is too large.")
         return self.message
 
@@ -123,11 +127,19 @@ class Call:
         if not task.cancelled():
             task.exception()  # if the app's model has left the call, nobody else asks
 
-    def _take(self, parsed: list[ParsedChunk]) -> None:
-        self._chunks.extend(chunk if chunk.get("id") else {**chunk, "id": self._id} for chunk, _ in parsed)
+    def _chunk(self, entry: Entry) -> dict[str, Any]:
+        self._message.add(entry.data)
+        try:
+            chunk: dict[str, Any] = _json.decode(entry.data)
+        except ValueError:
+            raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
+        return chunk if chunk.get("id") else {**chunk, "id": self._id}
+
+    def _take(self, entries: list[Entry]) -> None:
+        self._entries.extend(entries)
         self._space.clear()
         self._news.set()
 
     async def _room(self) -> None:
-        if self._chunks:
+        if self._entries:
             await self._space.wait()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from quart_openai_sse.errors import OpenAISSEError
 
 Outcome = Literal["completed", "failed", "stopped"]
@@ -14,7 +16,7 @@ END_ID = "end"
 """The id of a stream's end. Not a number: after a crash a log may hold less than a reader saw."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A chunk's bytes as the upstream sent them, or an app event as JSON; *t* is seconds since the stream began."""
 
     data: bytes

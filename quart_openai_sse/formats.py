@@ -109,13 +109,13 @@ def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
     return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body(translate)
 
 
-def chunk_text(data: bytes) -> str:
-    """What the first choice of a chunk says in words: its content, or its refusal."""
+def chunk_text(data: bytes, members: tuple[str, ...] = ("content", "refusal")) -> str:
+    """What the first choice of a chunk says in words: its content, or its refusal; the first of *members*."""
     for choice in _choices(data):
         if isinstance(choice, dict) and (choice.get("index") or 0) == 0:
             delta = choice.get("delta") or choice.get("message")
-            members = delta if isinstance(delta, dict) else {}
-            texts = (members.get("content"), members.get("refusal"))
+            said = delta if isinstance(delta, dict) else {}
+            texts = (said.get(member) for member in members)
             return next((text for text in texts if isinstance(text, str) and text), "")
     return ""
 

@@ -86,7 +86,8 @@ class Live:
 
     def stream_end(self, end: End) -> StreamEnd:
         """What `on_end` gets."""
-        completion = self.producer.completion.message()
+        assembled = self.intake.message
+        completion = None if assembled is None else assembled.message()
         choices = (completion or {}).get("choices") or [{}]
         return StreamEnd(
             id=self.handle.id,
@@ -99,7 +100,7 @@ class Live:
             body=self.body,
             metadata=self.record.metadata,
             message=None if completion is None else choices[0].get("message"),
-            events=tuple(self.producer.events),
+            events=tuple(self.intake.events),
             finish_reasons=end.finish_reasons,
             usage=end.usage,
             record=replace(self.record),

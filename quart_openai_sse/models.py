@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from quart_openai_sse import _json
+from quart_openai_sse.assembly import add_usage
 from quart_openai_sse.calls import Call
-from quart_openai_sse.completion import Completion, add_usage, stream_error
+from quart_openai_sse.completion import Completion, Signal, stream_error
 from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import APP, Intake, is_usage
+from quart_openai_sse.producers import APP, Intake
 from quart_openai_sse.transforms import Transform, transformed
 
 
@@ -80,12 +81,10 @@ class ModelProducer:
         metadata: Mapping[str, Any],
         call: Callable[[Mapping[str, Any]], Call],
         transforms: Sequence[Transform] = (),
-        assemble: int,
         upstream: str = APP,
     ) -> None:
         self.upstream = upstream
-        self.completion = Completion(assemble=assemble)
-        self.events: list[tuple[str, Any]] = []
+        self.completion = Completion()
         self._model = model
         self._chat = Chat(body, principal=principal, metadata=metadata, call=self._call)
         self._create_call = call
@@ -148,7 +147,6 @@ class ModelProducer:
 
     def _entries(self, item: Event | Mapping[str, Any], t: float) -> list[Entry]:
         if isinstance(item, Event):
-            self.events.append((item.name, item.data))
             return [Entry(_encoded(item.data), item.name, t)]
         return self._chunk(item, t)
 
@@ -207,8 +205,7 @@ class ModelProducer:
     def _entry(self, choices: list[dict[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
         chunk = {**(others or {}), **self._head, "choices": choices}
         data = _encoded(chunk)
-        self.completion.feed_chunk(chunk, size=len(data))
-        return Entry(data, "", t, is_usage(chunk))
+        return Entry(data, "", t, self.completion.feed(data) is Signal.USAGE)
 
 
 async def relayed(chat: Chat) -> AsyncGenerator[Any, None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from quart_openai_sse import _json
-from quart_openai_sse.completion import Chunk, Completion, stream_error
+from quart_openai_sse.assembly import Assembly
+from quart_openai_sse.completion import Completion, Signal, stream_error
 from quart_openai_sse.entries import Entry
-from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, TokensSpent, UpstreamGarbled
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
@@ -27,8 +28,6 @@ class Producer(Protocol):
     upstream: str
     """What the record says of where it comes from."""
     completion: Completion
-    events: list[tuple[str, Any]]
-    """The app's events so far."""
 
     async def run(self, intake: Intake) -> None:
         """Gives everything to *intake*."""
@@ -56,23 +55,30 @@ class Attempts:
 
 
 class Intake:
-    """The producer's side of the log: counts and times what comes."""
+    """The producer's side of the log: counts and times what comes, and puts it together for `on_end`.
+
+    Beyond *assemble* bytes of chunks there is no message; 0: nothing is put together.
+    """
 
     def __init__(
         self,
         writer: Writer,
         record: StreamRecord,
         *,
+        assemble: int = 0,
         on_first: Callable[[], None],
         charge: Callable[[], None] | None = None,
     ) -> None:
         self.record = record
+        self.message = Assembly(limit=assemble) if assemble else None
+        self.events: list[tuple[str, Any]] = []
         self.room = writer.room
         self._writer = writer
         self._on_first = on_first
         self._charge = charge
         self._closed = False
-        self._began = self._last = time.monotonic()
+        self._began = time.monotonic()
+        self._last = 0.0
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
@@ -86,40 +92,39 @@ class Intake:
         """Adds entries to the log, output among the first of them. Raises `StreamTooLong` and `TokensSpent`."""
         if self._closed:
             raise OpenAISSEError("The stream has ended.")
-        record = self.record
+        self._writer.append(entries)
+        record, now = self.record, entries[-1].t
         for entry in entries:
             if not entry.event:
                 record.chunks += 1
                 record.bytes += len(entry.data)
-        now = time.monotonic()
-        first = record.time_to_first_output is None
-        if first:
-            record.time_to_first_output = now - self._began
-        else:
-            record.longest_gap = max(record.longest_gap, now - self._last)
-        self._last = now
-        self._writer.append(entries)
-        if first:
+        if self.message is not None:
+            self._assemble(self.message, entries)
+        gap, self._last = now - self._last, now
+        if record.time_to_first_output is None:
+            record.time_to_first_output = now
             self._on_first()
+        elif gap > record.longest_gap:
+            record.longest_gap = gap
         if self._charge is not None:
             self._charge()
 
+    def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.event:
+                self.events.append((entry.event, _json.decode(entry.data)))
+            else:
+                message.add(entry.data)
+
 
 # From an upstream ---------------------------------------------------------------------------------------------------
-
-
-class ParsedChunk(NamedTuple):
-    """A chunk, and the bytes it came in."""
-
-    chunk: dict[str, Any]
-    data: bytes
 
 
 _MOST_PREAMBLE = 1 << 20  # bytes before the first output
 
 
 class ChunkSink:
-    """Splits an upstream's bytes into chunks, as `Sink`. What one read brings is given to *take* at once.
+    """Splits an upstream's bytes into entries, as `Sink`. What one read brings is given to *take* at once.
 
     But for the preamble: that is held back until the first output, so that of an attempt which fails before it,
     nothing is left.
@@ -130,20 +135,22 @@ class ChunkSink:
         completion: Completion,
         *,
         attempts: Attempts | None = None,
-        take: Callable[[list[ParsedChunk]], None],
+        take: Callable[[list[Entry]], None],
         room: Callable[[], Awaitable[None]],
+        elapsed: Callable[[], float] = time.monotonic,
         max_event: int,
     ) -> None:
         self._completion = completion
         self._take = take
         self._room = room
+        self._elapsed = elapsed
         self._attempts = attempts
         self._max_event = max_event
         self._restart()
 
     def _restart(self) -> None:
         self._decoder = SSEDecoder(max_event_bytes=self._max_event)
-        self._held: list[ParsedChunk] = []
+        self._held: list[Entry] = []
         self._failure: OpenAISSEError | None = None
         self._document: bytearray | None = None
 
@@ -183,14 +190,15 @@ class ChunkSink:
         except EventTooLarge as error:
             raws = list(error.events)
             self._failure = UpstreamGarbled(str(error))
-        parsed = self._parse(raws)
+        entries = self._entries(raws)
         if not self._completion.has_output:
-            self._hold(parsed)
-        elif parsed:
-            parsed, self._held = self._held + parsed, []
+            self._hold(entries)
+        elif entries:
+            if self._held:
+                entries, self._held = self._held + entries, []
             try:
-                self._take(parsed)
-            except (StreamTooLong, TokensSpent) as error:
+                self._take(entries)
+            except OpenAISSEError as error:
                 self._failure = error
         # Whether there is room is asked at once: it costs little, and waits only when there is none.
         return False
@@ -214,24 +222,25 @@ class ChunkSink:
             raise _not_a_stream(bytes(self._document))
         self._completion.end()
 
-    def _hold(self, parsed: list[ParsedChunk]) -> None:
-        self._held += parsed
-        if sum(len(data) for _, data in self._held) > _MOST_PREAMBLE:
+    def _hold(self, entries: list[Entry]) -> None:
+        self._held += entries
+        if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE:
             self._failure = self._failure or UpstreamGarbled("The upstream sends without end, and says nothing.")
 
-    def _parse(self, raws: list[RawEvent]) -> list[ParsedChunk]:
-        parsed = []
+    def _entries(self, raws: list[RawEvent]) -> list[Entry]:
+        entries: list[Entry] = []
+        t = self._elapsed()
         for raw in raws:
             try:
-                chunk = self._completion.feed(raw.data)
+                signal = self._completion.feed(raw.data)
             except OpenAISSEError as error:
                 self._failure = error
                 break
-            if chunk is None:  # [DONE]: whatever follows is not part of the stream
+            if signal is Signal.DONE:  # whatever follows is not part of the stream
                 self._failure = None
                 break
-            parsed.append(ParsedChunk(chunk, raw.data))
-        return parsed
+            entries.append(Entry(raw.data, "", t, signal is Signal.USAGE))
+        return entries
 
 
 def _not_a_stream(body: bytes) -> OpenAISSEError:
@@ -256,11 +265,9 @@ class StreamProducer:
         attempts: Attempts,
         include_usage: bool,
         max_event: int,
-        assemble: int,
     ) -> None:
         self.upstream = upstream.name
-        self.completion = Completion(n=body.get("n") or 1, assemble=assemble)
-        self.events: list[tuple[str, Any]] = []
+        self.completion = Completion(n=body.get("n") or 1)
         self._upstream = upstream
         self._principal = principal
         self._attempts = attempts
@@ -269,13 +276,13 @@ class StreamProducer:
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
-
-        def take(parsed: list[ParsedChunk]) -> None:
-            t = intake.elapsed()
-            intake.append([Entry(data, "", t, is_usage(chunk)) for chunk, data in parsed])
-
         sink = ChunkSink(
-            self.completion, attempts=self._attempts, take=take, room=intake.room, max_event=self._max_event
+            self.completion,
+            attempts=self._attempts,
+            take=intake.append,
+            room=intake.room,
+            elapsed=intake.elapsed,
+            max_event=self._max_event,
         )
         await self._upstream.run(self._body, sink, principal=self._principal)
 
@@ -286,10 +293,6 @@ def streaming_body(body: Mapping[str, Any], *, include_usage: bool) -> dict[str,
     if include_usage:
         streamed["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     return streamed
-
-
-def is_usage(chunk: Chunk) -> bool:
-    return not chunk.get("choices") and bool(chunk.get("usage"))
 
 
 class AnswerProducer:
@@ -305,12 +308,10 @@ class AnswerProducer:
         principal: Principal,
         attempts: Attempts,
         max_bytes: int,
-        assemble: int,
     ) -> None:
         self.upstream = upstream.name
         self.failed = attempts.failed
-        self.completion = Completion(assemble=assemble)
-        self.events: list[tuple[str, Any]] = []
+        self.completion = Completion()
         self._upstream = upstream
         self._principal = principal
         self._attempts = attempts
@@ -355,7 +356,7 @@ class AnswerProducer:
         if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
             raise UpstreamGarbled("The upstream's answer has no choices with a message.")
         as_chunk = {**answer, "choices": [{**choice, "delta": choice["message"]} for choice in choices]}
-        self.completion.feed_chunk(as_chunk, size=len(self._data))
+        self.completion.feed(_json.encode(as_chunk))
 
 
 def _is_whole_choice(choice: object) -> bool:

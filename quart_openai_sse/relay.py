@@ -160,7 +160,6 @@ class Relay:
         allowed = models if models is not None else config.models if model is None else None
         if (allowed is not None and name not in allowed) or not principal.may_ask(name):
             raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
-        assemble = config.max_bytes if self.hooks.on_end else 0
         attempts = Attempts(live.record, on_retry=lambda: self._observe("retried", live.record))
         transforms = self.hooks.transforms
         if model is not None or transforms:
@@ -173,7 +172,6 @@ class Relay:
                 call=partial(self._call, principal, attempts),
                 transforms=transforms,
                 upstream=self.upstream.name if model is None else APP,
-                assemble=assemble,
             )
         if body.get("stream"):
             return StreamProducer(
@@ -183,7 +181,6 @@ class Relay:
                 attempts=attempts,
                 include_usage=config.include_usage,
                 max_event=config.max_event,
-                assemble=assemble,
             )
         return AnswerProducer(
             self.upstream,
@@ -191,7 +188,6 @@ class Relay:
             principal=principal,
             attempts=attempts,
             max_bytes=config.max_bytes,
-            assemble=config.max_bytes,
         )
 
     def _call(self, principal: Principal, attempts: Attempts, body: Mapping[str, Any]) -> Call:
@@ -211,6 +207,7 @@ class Relay:
         live.intake = Intake(
             live.writer,
             live.record,
+            assemble=self.config.max_bytes if self.hooks.on_end else 0,
             on_first=lambda: self._observe("first_chunk", live.record),
             charge=self._charge(live),
         )

@@ -14,7 +14,7 @@ from typing import Any
 from quart import Response, current_app, request
 
 from quart_openai_sse import _json
-from quart_openai_sse.completion import Completion
+from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.entries import END_ID, Batch, End
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
@@ -176,7 +176,7 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     Raises the error of a stream that failed, and `StreamStopped`.
     """
     reader = handle.reader or await relay.read(handle.key, heartbeat=False)
-    completion = Completion(assemble=relay.config.max_bytes)
+    assembly = Assembly(limit=relay.config.max_bytes)
     whole: bytes | None = None
     try:
         async for batch in reader:
@@ -184,14 +184,14 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
                 if not entry.event and whole_answer(entry.data):
                     whole = entry.data
                 elif not entry.event:
-                    completion.feed(entry.data)
+                    assembly.add(entry.data)
             if batch.end is not None and (error := end_error(batch.end)) is not None:
                 raise error
     finally:
         await relay.leave(reader)
     if whole is not None:
         return whole
-    if (message := completion.message()) is None:
+    if (message := assembly.message()) is None:
         raise StreamTooLong("The answer is too large for one piece.")
     return _json.encode(message)
 

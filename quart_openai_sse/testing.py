@@ -11,7 +11,8 @@ from typing import Any, TypeVar, Unpack
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from quart_openai_sse import _json
-from quart_openai_sse.completion import Completion
+from quart_openai_sse.assembly import Assembly
+from quart_openai_sse.completion import Completion, Signal
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import (
     InvalidLastEventID,
@@ -200,20 +201,22 @@ class _Whole:
         self._feed = sink.feed
         self._finish = sink.finish
         self._decoder = SSEDecoder()
-        self._completion: Completion | None = None
+        self._completion = Completion()
+        self._message: Assembly | None = None
 
     def feed(self, data: bytes) -> bool:
         if not data.startswith(b"data:"):
             return self._feed(data)
-        self._completion = self._completion or Completion()
+        self._message = self._message or Assembly()
         for event in self._decoder.feed_raw(data):
-            self._completion.feed(event.data)
+            if self._completion.feed(event.data) is not Signal.DONE:
+                self._message.add(event.data)
         return True
 
     def finish(self) -> None:
-        if self._completion is not None:
+        if self._message is not None:
             self._completion.end()
-            self._feed(_json.encode(self._completion.message()))
+            self._feed(_json.encode(self._message.message()))
         self._finish()
 
 
@@ -271,7 +274,7 @@ async def read(body: bytes | AsyncIterable[bytes]) -> ReadStream:
 def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
     text, outcome, error = "", "cut", None
     chunks: list[dict[str, Any]] = []
-    completion = Completion()
+    assembly = Assembly()
     told: dict[str, Any] = {}
     for event in events:
         if event.data == "[DONE]":
@@ -287,12 +290,12 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
             outcome = "stopped" if error["code"] == "stopped" else "failed"
         elif event.event == "message":
             chunks.append(data)
-            completion.feed_chunk(data)
+            assembly.add_chunk(data)
             text += "".join(
                 choice["delta"].get("content") or "" for choice in data["choices"] if choice.get("index", 0) == 0
             )
     ids = [event.id for event in events if event.id]
-    choices: list[dict[str, Any]] = (completion.message() or {}).get("choices", [])
+    choices: list[dict[str, Any]] = (assembly.message() or {}).get("choices", [])
     message: dict[str, Any] = next((choice["message"] for choice in choices if choice["index"] == 0), {})
     return ReadStream(
         events,
@@ -303,8 +306,8 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         error,
         reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
         tool_calls=message.get("tool_calls") or [],
-        finish_reason=completion.finish_reasons.get(0) or told.get("finish_reason"),
-        usage=completion.usage or told.get("usage"),
+        finish_reason=assembly.finish_reasons.get(0) or told.get("finish_reason"),
+        usage=assembly.usage or told.get("usage"),
     )
 
 

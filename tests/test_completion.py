@@ -14,7 +14,8 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from quart_openai_sse import _json
-from quart_openai_sse.completion import TRANSITIONS, Completion, Signal, State, add_usage, error_from, stream_error
+from quart_openai_sse.assembly import Assembly, add_usage
+from quart_openai_sse.completion import TRANSITIONS, Completion, Signal, State, error_from, stream_error
 from quart_openai_sse.errors import (
     OpenAISSEError,
     UpstreamCredentials,
@@ -50,8 +51,23 @@ FINISH = chunk(choice({}, "stop"))
 USAGE_CHUNK = chunk(usage=USAGE)
 
 
-def follow(pieces: Iterable[Piece], *, n: int = 1, assemble: int = 1 << 26) -> Completion:
-    completion = Completion(n=n, assemble=assemble)
+class Followed(Completion):
+    """A stream as a relay follows it, with the message it adds up to."""
+
+    def __init__(self, *, n: int = 1, limit: int = 1 << 26) -> None:
+        super().__init__(n=n)
+        self.assembly = Assembly(limit=limit)
+        self.message = self.assembly.message
+
+    def feed(self, data: bytes) -> Signal:
+        signal = super().feed(data)
+        if signal is not Signal.DONE:
+            self.assembly.add(data)
+        return signal
+
+
+def follow(pieces: Iterable[Piece], *, n: int = 1, limit: int = 1 << 26) -> Followed:
+    completion = Followed(n=n, limit=limit)
     for piece in pieces:
         if piece == EOF:
             completion.end()
@@ -60,7 +76,7 @@ def follow(pieces: Iterable[Piece], *, n: int = 1, assemble: int = 1 << 26) -> C
     return completion
 
 
-def message(completion: Completion, index: int = 0) -> dict[str, Any]:
+def message(completion: Followed, index: int = 0) -> dict[str, Any]:
     whole = completion.message()
     assert whole is not None
     found: dict[str, Any] = next(each["message"] for each in whole["choices"] if each["index"] == index)
@@ -277,15 +293,26 @@ def test_nothing_comes_after_done() -> None:
     assert completion.done
 
 
-def test_feed_gives_the_chunk_with_its_unknown_members_and_none_for_done() -> None:
+MEANINGS: list[tuple[Any, Signal]] = [
+    (ROLE, Signal.NOTHING),
+    (chunk(), Signal.NOTHING),
+    (chunk(choice({"content": "Hi", "x": [1]}, y=None), z={"a": 1.5}), Signal.OUTPUT),
+    (chunk(choice({"content": ["odd"]}, 5, index=None)), Signal.OUTPUT),
+    (chunk(choice({}, "stop"), usage=USAGE), Signal.FINISH),
+    (USAGE_CHUNK, Signal.USAGE),
+    (chunk() | {"choices": None, "usage": USAGE}, Signal.USAGE),
+    (chunk(usage={}), Signal.NOTHING),
+]
+
+
+def test_feed_says_what_each_chunk_means() -> None:
     completion = Completion()
-    odd = chunk(choice({"content": "Hi", "x": [1]}, "stop", y=None), z={"a": 1.5})
-    assert completion.feed(_json.encode(odd)) == odd
-    assert completion.feed(b"[DONE]") is None
+    assert [completion.feed(_json.encode(piece)) for piece, _ in MEANINGS] == [meaning for _, meaning in MEANINGS]
+    assert completion.feed(b" [DONE]") is Signal.DONE
 
 
 def test_a_chunk_of_many_lines_is_a_chunk() -> None:
-    completion = Completion()
+    completion = Followed()
     completion.feed(json.dumps(text("Hi"), indent=2).encode())
     assert message(completion)["content"] == "Hi"
 
@@ -311,11 +338,11 @@ GARBLED = {
 @pytest.mark.parametrize("data", GARBLED.values(), ids=GARBLED)
 def test_what_is_no_json_object_is_garbled(data: bytes) -> None:
     with pytest.raises(UpstreamGarbled):
-        Completion().feed(data)
+        Followed().feed(data)
 
 
 def test_half_an_emoji_is_no_harm() -> None:
-    completion = Completion()
+    completion = Followed()
     for half in (b"\\ud83d", b"\\ude00"):
         completion.feed(b'{"choices": [{"index": 0, "delta": {"content": "%s"}}]}' % half)
     assert message(completion)["content"] == "\U0001f600"
@@ -398,13 +425,13 @@ def test_an_error_object_of_any_shape_fails_the_stream(data: Any, expected: Expe
 )
 def test_what_is_no_error_is_a_chunk(data: Any) -> None:
     assert stream_error(data) is None
-    Completion().feed(_json.encode(data))
+    Followed().feed(_json.encode(data))
 
 
 @pytest.mark.parametrize("code", [401, 403, "invalid_api_key"])
 def test_an_error_about_our_key_is_not_the_visitors_and_not_told(code: Any) -> None:
     with pytest.raises(UpstreamCredentials) as raised:
-        Completion().feed(_json.encode({"error": {"message": "Incorrect API key: sk-1***2", "code": code}}))
+        Followed().feed(_json.encode({"error": {"message": "Incorrect API key: sk-1***2", "code": code}}))
     assert raised.value.status == 502
     assert "sk-1" not in str(raised.value.body())
 
@@ -598,11 +625,11 @@ def test_the_message_is_a_chat_completion() -> None:
         ],
         "usage": USAGE,
     }
-    assert (completion.id, completion.model) == ("chatcmpl-1", "m")
+    assert (completion.assembly.id, completion.assembly.model) == ("chatcmpl-1", "m")
 
 
 def test_asking_for_the_message_early_changes_nothing() -> None:
-    completion = Completion()
+    completion = Followed()
     for content in "abc":
         completion.feed(_json.encode(text(content)))
         completion.message()
@@ -612,9 +639,9 @@ def test_asking_for_the_message_early_changes_nothing() -> None:
 def test_a_message_is_assembled_up_to_a_limit_and_the_stream_followed_beyond_it() -> None:
     pieces = [ROLE, text("Hi"), FINISH, USAGE_CHUNK, DONE]
     size = sum(len(_json.encode(piece)) for piece in pieces[:-1])
-    assert follow(pieces, assemble=size + 1).message() is not None
+    assert follow(pieces, limit=size + 1).message() is not None
     for limit in (0, 1, size):
-        completion = follow(pieces, assemble=limit)
+        completion = follow(pieces, limit=limit)
         assert completion.message() is None
         assert (completion.done, completion.finish_reasons, completion.usage) == (True, STOP, USAGE)
 
@@ -764,15 +791,15 @@ HOSTILE: dict[str, Any] = {
 def test_an_odd_chunk_raises_nothing_but_an_error_of_ours(odd: Any) -> None:
     # Each follows and is followed by every other: a member may change its type half-way.
     for other in HOSTILE.values():
-        completion = Completion()
+        completion = Followed()
         for each in (odd, other, odd, text("x"), FINISH):
             _feed(completion, _json.encode(each))
         whole = completion.message()
         assert _json.encode(whole)
-        assert isinstance(completion.id + completion.model, str)
+        assert isinstance(completion.assembly.id + completion.assembly.model, str)
 
 
-def _feed(completion: Completion, data: bytes) -> None:
+def _feed(completion: Followed, data: bytes) -> None:
     with suppress(UpstreamError):
         completion.feed(data)
 
@@ -800,7 +827,7 @@ def test_true_is_no_index() -> None:
 def test_depth_raises_nothing_but_an_error_of_ours(depth: int, member: str) -> None:
     opening, closing = ("[{", "}]") if member == "tool_calls" else ("{", "}")
     inner = f'{{"{member}":{opening[:-1]}' * depth + "{}" + f"{closing[1:]}}}" * depth
-    completion = Completion()
+    completion = Followed()
     for _ in range(2):
         _feed(completion, f'{{"choices":[{{"delta":{inner}}}],"usage":{inner}}}'.encode())
         completion.message()
@@ -859,7 +886,7 @@ _chunks = _values | st.fixed_dictionaries(
 @settings(deadline=None, max_examples=300)
 @given(st.lists(_chunks, max_size=5), st.integers(1, 3))
 def test_no_json_whatsoever_raises_anything_but_an_error_of_ours(values: list[Any], n: int) -> None:
-    completion = Completion(n=n)
+    completion = Followed(n=n)
     for value in values:
         _feed(completion, _json.encode(value))
         assert _json.encode(completion.message())
@@ -875,7 +902,7 @@ def test_no_json_whatsoever_raises_anything_but_an_error_of_ours(values: list[An
 @settings(deadline=None)
 @given(st.binary())
 def test_no_bytes_whatsoever_raise_anything_but_an_error_of_ours(data: bytes) -> None:
-    _feed(Completion(), data)
+    _feed(Followed(), data)
 
 
 # Usage --------------------------------------------------------------------------------------------------------------

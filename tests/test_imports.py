@@ -18,7 +18,7 @@ ROOT = Path(quart_openai_sse.__file__).parent
 
 FLOORS = {
     "the words": ["messages", "sse", "errors", "_json", "principal", "entries", "trace"],
-    "the rules": ["completion", "requests", "formats", "config", "retries", "budgets"],
+    "the rules": ["completion", "assembly", "requests", "formats", "config", "retries", "budgets"],
     "the doors": ["deadlines", "tasks", "lookups", "upstream", "upstreams", "logs", "observers"],
     "the engine": ["transforms", "producers", "calls", "models", "hooks", "live", "relay"],
     "the shell": [

@@ -15,6 +15,7 @@ from quart_openai_sse import Principal, StreamEnd, StreamEvent
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import END_ID
 from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
+from quart_openai_sse.formats import chunk_text
 from quart_openai_sse.hooks import Hooks
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay import Relay
@@ -272,6 +273,41 @@ async def test_on_end_sees_every_ending_once(
     client = await serve(app)
     await client.post("/v1/chat/completions", json=BODY)
     assert [(end.outcome, end.reason, end.text) for end in ends] == [expected]
+
+
+class TalksOn(ScriptedUpstream):
+    """An upstream whose last words arrive when its stream has been stopped."""
+
+    async def run(self, request: Any, sink: Any, *, principal: Principal) -> None:
+        try:
+            await super().run(request, sink, principal=principal)
+        except asyncio.CancelledError:
+            sink.feed(chunk(" more"))
+            raise
+
+
+@pytest.mark.parametrize(
+    ("upstream", "most", "outcome"),
+    [(TalksOn, 10, "stopped"), (ScriptedUpstream, 2, "failed")],
+    ids=["stopped, and it talks on", "too long for the log"],
+)
+async def test_on_end_is_told_what_the_readers_saw_and_nothing_more(
+    relays: Any, upstream: type[ScriptedUpstream], most: int, outcome: str
+) -> None:
+    told = []
+    relay = relays(upstream([chunk("Tell"), chunk(" me"), chunk(" all"), asyncio.Event().wait]))
+    relay.log.max_entries = most
+    relay.hooks.on_end.append(told.append)
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    seen = ""
+    async for batch in reader:
+        seen += "".join(chunk_text(entry.data) for entry in batch.entries)
+        if seen.endswith("all"):
+            await relay.stop(handle, "enough")
+    await relay.leave(reader)
+    assert (seen, outcome) == (told[0].text, told[0].outcome)
+    assert seen
 
 
 async def test_a_plain_function_runs_in_a_thread_with_the_app_context(create_app: CreateApp, serve: Serve) -> None:

@@ -14,8 +14,8 @@ import click
 from quart_openai_sse.cli.advice import Asked, explain
 from quart_openai_sse.cli.target import ME, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
+from quart_openai_sse.entries import Entry
 from quart_openai_sse.formats import chunk_text
-from quart_openai_sse.producers import ParsedChunk
 
 HELP = """Chat with a model in the terminal; the answer appears as it is written.
 
@@ -150,12 +150,12 @@ class _Answer:
         self._thinking = False
         self._at_line_start = True
 
-    def take(self, parsed: list[ParsedChunk]) -> None:
+    def take(self, entries: list[Entry]) -> None:
         """Writes what one read has brought."""
-        for chunk, data in parsed:
-            if self._terminal and (thought := _reasoning(chunk)):
+        for entry in entries:
+            if self._terminal and (thought := chunk_text(entry.data, ("reasoning_content", "reasoning"))):
                 self._write(click.style(safe(thought), dim=True), thinking=True)
-            if text := chunk_text(data):
+            if text := chunk_text(entry.data):
                 self.text += text
                 self._write(safe(text) if self._terminal else text, thinking=False)
         sys.stdout.flush()
@@ -171,16 +171,6 @@ class _Answer:
         self._thinking = thinking
         sys.stdout.write(text)  # as it is: click would take the escape sequences out of what goes to a file
         self._at_line_start = text.endswith("\n")
-
-
-def _reasoning(chunk: dict[str, Any]) -> str:
-    choices = chunk.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        delta = choice.get("delta") if isinstance(choice, dict) else None
-        if isinstance(delta, dict) and (choice.get("index") or 0) == 0:
-            thought = delta.get("reasoning_content") or delta.get("reasoning")
-            return thought if isinstance(thought, str) else ""
-    return ""
 
 
 def _lines() -> Iterator[str]:

@@ -14,8 +14,8 @@ from quart_openai_sse.cli.observed import Observed, warnings
 from quart_openai_sse.cli.target import ME, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.completion import Completion
+from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
-from quart_openai_sse.producers import ParsedChunk
 from quart_openai_sse.upstream import Upstream
 
 HELP = """Ask the upstream once, and say in words what works and what does not.
@@ -125,9 +125,9 @@ class _Check:
         times: list[float] = []
         chunks = 0
 
-        def take(parsed: list[ParsedChunk]) -> None:
+        def take(entries: list[Entry]) -> None:
             nonlocal chunks
-            chunks += len(parsed)
+            chunks += len(entries)
             if completion.has_output and not times:
                 times.append(time.monotonic() - began)
                 _say("First output", f"after {times[0]:.2f} s")

@@ -17,9 +17,10 @@ from quart.cli import ScriptInfo
 
 from quart_openai_sse.completion import Completion
 from quart_openai_sse.config import KEY_PREFIX, Config
+from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import ChunkSink, ParsedChunk, streaming_body
+from quart_openai_sse.producers import ChunkSink, streaming_body
 from quart_openai_sse.upstream import Headers, OpenAIUpstream, Upstream
 
 PREFIX = f"QUART_{KEY_PREFIX}"  # as Quart's from_prefixed_env() reads it
@@ -121,13 +122,13 @@ class Target:
         finally:
             await upstream.aclose()
 
-    def sink(self, take: Callable[[list[ParsedChunk]], None]) -> tuple[WatchingSink, Completion]:
+    def sink(self, take: Callable[[list[Entry]], None]) -> tuple[WatchingSink, Completion]:
         """What an answer is fed to; *take* is given what each read brought."""
 
         async def room() -> None:
             """There always is."""
 
-        completion = Completion(assemble=self.config.max_bytes)
+        completion = Completion()
         return WatchingSink(completion, take=take, room=room, max_event=self.config.max_event), completion
 
     def body(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Mapping[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import json
+import os
 import random
 import sys
 import time
@@ -29,6 +32,8 @@ LASTS = 16.5
 """Seconds of such a stream."""
 EVERY = 5.0
 """Seconds between two samples."""
+TIDYING = 60.0
+"""Seconds after which the app's process gives back what it does not use: what is resident then, it needs."""
 
 
 @dataclass
@@ -36,13 +41,15 @@ class Soak:
     """What was seen so far."""
 
     address: str
-    pid: int
+    process: asyncio.subprocess.Process
     streams: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """What came of the broken ones, by code."""
     wrong: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, float]] = field(default_factory=list)
     """Seconds since the beginning, and the app's resident memory in MB."""
+    kept: list[tuple[float, float]] = field(default_factory=list)
+    """The same, each time after the app's process has given back what it does not use."""
 
 
 # The app's process --------------------------------------------------------------------------------------------------
@@ -65,7 +72,16 @@ async def serve(upstreams: str) -> None:
     async with serve_app(app) as address:
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.read)
+        while await asyncio.to_thread(sys.stdin.readline):
+            sys.stdout.write(f"{_tidied()}\n")
+            sys.stdout.flush()
+
+
+def _tidied() -> float:
+    """The resident memory of this process, in MB, without cycles and without what the allocator holds in reserve."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory(os.getpid())
 
 
 @asynccontextmanager
@@ -79,7 +95,7 @@ async def served(upstreams: list[dict[str, Any]]) -> AsyncIterator[Soak]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield Soak((await process.stdout.readline()).decode().strip(), process.pid)
+        yield Soak((await process.stdout.readline()).decode().strip(), process)
     finally:
         process.stdin.close()
         await process.wait()
@@ -167,19 +183,27 @@ async def run(write: Callable[[str], object], *, minutes: float, streams: int) -
 
 
 async def _sample(soak: Soak, seconds: float, write: Callable[[str], object]) -> None:
-    began = time.monotonic()
+    process, began, tidied = soak.process, time.monotonic(), 0.0
+    assert process.stdin is not None
+    assert process.stdout is not None
     while (at := time.monotonic() - began) < seconds:
-        soak.samples.append((at, memory(soak.pid)))
-        if len(soak.samples) % 12 == 1:
-            write(f"{at:6.0f} s   {soak.samples[-1][1]:7.1f} MB   {soak.streams.total()} streams\n")
+        soak.samples.append((at, memory(process.pid)))
+        if at >= tidied:
+            tidied += min(TIDYING, seconds / 10)
+            process.stdin.write(b"\n")
+            soak.kept.append((at, float(await process.stdout.readline())))
+            resident, kept = soak.samples[-1][1], soak.kept[-1][1]
+            write(f"{at:6.0f} s   {resident:7.1f} MB   {kept:7.1f} MB in use   {soak.streams.total()} streams\n")
         await asyncio.sleep(EVERY)
 
 
 def _report(soak: Soak, seconds: float, write: Callable[[str], object]) -> bool:
     warm = seconds / 4
-    after = [sample for sample in soak.samples if sample[0] >= warm]
-    write(f"\nmemory after {warm:.0f} s of warm-up: {slope(after):+.2f} MB per hour, {len(after)} samples")
-    write(f", at most {max(mb for _, mb in soak.samples):.1f} MB, first {after[0][1]:.1f}, last {after[-1][1]:.1f}\n")
+    write("\n")
+    for title, samples in (("resident", soak.samples), ("in use", soak.kept)):
+        after = [sample for sample in samples if sample[0] >= warm]
+        write(f"memory {title}, after {warm:.0f} s of warm-up: {slope(after):+.2f} MB per hour, {len(after)} samples")
+        write(f", at most {max(mb for _, mb in samples):.1f} MB, first {after[0][1]:.1f}, last {after[-1][1]:.1f}\n")
     for title, counter in (("streams", soak.streams), ("failures of the broken ones", soak.failures)):
         write(f"\n{title}: {counter.total()}\n")
         for what, count in counter.most_common():

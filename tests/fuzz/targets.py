@@ -15,6 +15,7 @@ from unicodedata import category
 from quart import Quart
 
 from quart_openai_sse import _json
+from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.auth import authenticate
 from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
@@ -58,15 +59,16 @@ def request(data: bytes) -> None:
 
 def completion(data: bytes) -> None:
     """Any chunks add up, or fail by an error of the upstream; whatever they are, each makes one event at most."""
-    followed = Completion(n=1 + len(data) % 2)
+    followed, assembly = Completion(n=1 + len(data) % 2), Assembly()
     entries = []
     with suppress(UpstreamError):
         for line in data.split(b"\n"):
             followed.feed(line)
+            assembly.add(line)
             entries.append(Entry(line))
         followed.end()
         assert followed.done
-    assert _json.encode(followed.message())
+    assert _json.encode(assembly.message())
     for spoken in (OpenAIFormat(include_usage=True), TextFormat()):
         wire = spoken.encode(Batch(1, entries), ids=True) + spoken.end(End("completed"), ids=True)
         *places, end = [event.id for event in SSEDecoder(max_event_bytes=1 << 24).feed_raw(wire)]
