@@ -135,10 +135,11 @@ class Call:
             raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
         return chunk if chunk.get("id") else {**chunk, "id": self._id}
 
-    def _take(self, entries: list[Entry]) -> None:
+    def _take(self, entries: list[Entry]) -> bool:
         self._entries.extend(entries)
         self._space.clear()
         self._news.set()
+        return False
 
     async def _room(self) -> None:
         if self._entries:

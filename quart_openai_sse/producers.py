@@ -15,7 +15,7 @@ from quart_openai_sse.logs import Writer
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
-from quart_openai_sse.sse import EventTooLarge, RawEvent, SSEDecoder
+from quart_openai_sse.sse import EventTooLarge, SSEDecoder
 from quart_openai_sse.upstream import Headers, Upstream
 
 APP = "app"
@@ -88,11 +88,14 @@ class Intake:
         """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
         self._closed = True
 
-    def append(self, entries: list[Entry]) -> None:
-        """Adds entries to the log, output among the first of them. Raises `StreamTooLong` and `TokensSpent`."""
+    def append(self, entries: list[Entry]) -> bool:
+        """Adds entries to the log, output among the first of them. `False`: there is no room for more now.
+
+        Raises `StreamTooLong` and `TokensSpent`.
+        """
         if self._closed:
             raise OpenAISSEError("The stream has ended.")
-        self._writer.append(entries)
+        room = self._writer.append(entries)
         record, now = self.record, entries[-1].t
         for entry in entries:
             if not entry.event:
@@ -108,6 +111,7 @@ class Intake:
             record.longest_gap = gap
         if self._charge is not None:
             self._charge()
+        return room
 
     def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
         for entry in entries:
@@ -124,7 +128,8 @@ _MOST_PREAMBLE = 1 << 20  # bytes before the first output
 
 
 class ChunkSink:
-    """Splits an upstream's bytes into entries, as `Sink`. What one read brings is given to *take* at once.
+    """Splits an upstream's bytes into entries, as `Sink`. What one read brings is given to *take* at once, which says
+    whether there is room for more; if not, *room* is waited for.
 
     But for the preamble: that is held back until the first output, so that of an attempt which fails before it,
     nothing is left.
@@ -135,7 +140,7 @@ class ChunkSink:
         completion: Completion,
         *,
         attempts: Attempts | None = None,
-        take: Callable[[list[Entry]], None],
+        take: Callable[[list[Entry]], bool],
         room: Callable[[], Awaitable[None]],
         elapsed: Callable[[], float] = time.monotonic,
         max_event: int,
@@ -186,22 +191,22 @@ class ChunkSink:
             self._document += data
             return len(self._document) < 64 << 10
         try:
-            raws: list[RawEvent] = self._decoder.feed_raw(data)
+            events = self._decoder.feed_data(data)
         except EventTooLarge as error:
-            raws = list(error.events)
+            events = [event.data for event in error.events]
             self._failure = UpstreamGarbled(str(error))
-        entries = self._entries(raws)
+        entries = self._entries(events)
+        go_on = True
         if not self._completion.has_output:
             self._hold(entries)
         elif entries:
             if self._held:
                 entries, self._held = self._held + entries, []
             try:
-                self._take(entries)
+                go_on = self._take(entries)
             except OpenAISSEError as error:
                 self._failure = error
-        # Whether there is room is asked at once: it costs little, and waits only when there is none.
-        return False
+        return go_on and self._failure is None and not self._completion.done
 
     async def room(self) -> bool:
         """See `Sink.room`."""
@@ -227,19 +232,19 @@ class ChunkSink:
         if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE:
             self._failure = self._failure or UpstreamGarbled("The upstream sends without end, and says nothing.")
 
-    def _entries(self, raws: list[RawEvent]) -> list[Entry]:
+    def _entries(self, events: list[bytes]) -> list[Entry]:
         entries: list[Entry] = []
         t = self._elapsed()
-        for raw in raws:
+        for data in events:
             try:
-                signal = self._completion.feed(raw.data)
+                signal = self._completion.feed(data)
             except OpenAISSEError as error:
                 self._failure = error
                 break
             if signal is Signal.DONE:  # whatever follows is not part of the stream
                 self._failure = None
                 break
-            entries.append(Entry(raw.data, "", t, signal is Signal.USAGE))
+            entries.append(Entry(data, "", t, signal is Signal.USAGE))
         return entries
 
 

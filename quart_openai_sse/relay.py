@@ -262,8 +262,11 @@ class Relay:
     async def _produce(self, live: Live) -> End:
         """Runs the producer until it is over, or somebody or something interrupts it."""
         producing = asyncio.ensure_future(live.producer.run(live.intake))
-        watching = [asyncio.ensure_future(self._watch_stop(live)), asyncio.ensure_future(self._watch_readers(live))]
-        tasks: set[asyncio.Future[Any]] = {producing, *watching}
+        live.writer.watch(
+            stopped=lambda reason: live.interrupt("stopped", reason),
+            left=lambda: live.interrupt("stopped", "client_left"),
+            linger=self.config.linger if live.retain else 0,
+        )
         try:
             over: set[asyncio.Future[Any]] = {producing, live.interrupted}
             await asyncio.wait(over, timeout=self.config.max_duration, return_when=asyncio.FIRST_COMPLETED)
@@ -271,22 +274,17 @@ class Relay:
                 live.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
         except asyncio.CancelledError:  # the event loop is being closed under us
             live.interrupt("failed", "server_shutdown", ServerShutdown("The server stopped."))
-        ended_by_itself = producing.done()
         live.intake.close()
-        for each in tasks:
-            each.cancel()
-        _, busy = await asyncio.wait(tasks, timeout=_CLEAN_UP)
-        for each in busy:
+        if producing.done():
+            return live.end_of(producing)
+        producing.cancel()
+        await asyncio.wait({producing}, timeout=_CLEAN_UP)
+        if not producing.done():
             logger.warning("stream %s: its producer does not stop", live.handle.id)
-            self._background.hold(each)
-        return live.end_of(producing) if ended_by_itself else live.end(*live.interrupted.result())
-
-    async def _watch_stop(self, live: Live) -> None:
-        live.interrupt("stopped", await live.writer.stop_requested())
-
-    async def _watch_readers(self, live: Live) -> None:
-        await live.writer.unread(self.config.linger if live.retain else 0)
-        live.interrupt("stopped", "client_left")
+            self._background.hold(producing)
+        elif not producing.cancelled():
+            producing.exception()  # whatever it raised in the end: the interruption is how the stream ended
+        return live.end(*live.interrupted.result())
 
     def _observe(self, kind: EventKind, record: StreamRecord) -> None:
         self.hooks.observe(kind, record, background=self._background)

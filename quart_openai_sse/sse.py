@@ -111,6 +111,20 @@ class SSEDecoder:
         """The events that *data* completes."""
         return [_text(raw) for raw in self.feed_raw(data)]
 
+    def feed_data(self, data: bytes) -> list[bytes]:
+        """The data alone of the events that *data* completes."""
+        # What a model's API sends is whole events of one line each: nothing is left over, before or after.
+        if not (self._size or self._tail or self._after_cr or self._broken) and data.endswith(b"\n\n"):
+            blocks = data[:-2].split(b"\n\n")
+            limit = self._limit
+            for block in blocks:
+                if not block.startswith(b"data: ") or b"\n" in block or b"\r" in block or len(block) > limit:
+                    break
+            else:
+                self._first_line = False
+                return [block[6:] for block in blocks]
+        return [event.data for event in self.feed_raw(data)]
+
     def feed_raw(self, data: bytes) -> list[RawEvent]:
         """The events that *data* completes, undecoded."""
         events: list[RawEvent] = []

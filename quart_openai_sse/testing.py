@@ -438,25 +438,48 @@ class StreamLogContract:
     async def test_a_stop_reaches_the_producer(self, log: StreamLog) -> None:
         """With its reason; a second one changes nothing."""
         writer = await _create(log, "a")
-        waiting = asyncio.ensure_future(writer.stop_requested())
+        told: asyncio.Queue[str] = asyncio.Queue()
+        writer.watch(stopped=told.put_nowait, left=lambda: told.put_nowait("left"), linger=60)
         await log.stop("a", "first")
         await log.stop("a", "second")
         async with asyncio.timeout(5):
-            assert await waiting == "first"
+            assert await told.get() == "first"
+        late: asyncio.Queue[str] = asyncio.Queue()
+        writer.watch(stopped=late.put_nowait, left=lambda: late.put_nowait("left"), linger=60)
+        async with asyncio.timeout(5):
+            assert await late.get() == "first"
+        assert told.empty()
 
-    async def test_unread_returns_when_the_last_reader_has_left(self, log: StreamLog) -> None:
-        """Not while there is one."""
+    async def test_the_producer_is_told_that_the_last_reader_has_left(self, log: StreamLog) -> None:
+        """Not while there is one; nor if one comes back before the linger is over; nor when the stream has ended."""
         writer = await _create(log, "a")
         one, two = await log.read("a"), await log.read("a")
-        waiting = asyncio.ensure_future(writer.unread(0))
+        left = asyncio.Event()
+        writer.watch(stopped=lambda _: None, left=left.set, linger=0)
         await one.aclose()
         await one.aclose()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not waiting.done()
+        await _turns()
+        assert not left.is_set()
         await two.aclose()
+        back = await log.read("a")
+        await _turns()
+        assert not left.is_set()
+        await back.aclose()
         async with asyncio.timeout(5):
-            await waiting
+            await left.wait()
+        left.clear()
+        await writer.close(_COMPLETED)
+        await (await log.read("a")).aclose()
+        await _turns()
+        assert not left.is_set()
+
+    async def test_the_producer_is_told_that_nobody_ever_read(self, log: StreamLog) -> None:
+        """The linger runs from the beginning."""
+        writer = await _create(log, "a")
+        left = asyncio.Event()
+        writer.watch(stopped=lambda _: None, left=left.set, linger=0)
+        async with asyncio.timeout(5):
+            await left.wait()
 
     async def test_opened_waits_for_output_or_raises_the_failure(self, log: StreamLog) -> None:
         """It decides whether a refusal can still be a status."""
@@ -493,12 +516,12 @@ class StreamLogContract:
         """Its upstream is paused meanwhile, and its beginning cannot be read again."""
         writer = await _create(log, "a", retain=False)
         reader = await log.read("a")
-        writer.append([Entry(b"x" * (1 << 20))])
+        assert writer.append([_entry("one")])
+        assert not writer.append([Entry(b"x" * (1 << 20))])
         room = asyncio.ensure_future(writer.room())
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await _turns()
         assert not room.done()
-        assert len((await anext(aiter(reader))).entries) == 1
+        assert len((await anext(aiter(reader))).entries) == 2
         async with asyncio.timeout(5):
             await room
         with _raises(StreamExpired):
@@ -516,6 +539,12 @@ async def _create(log: StreamLog, key: str, *, digest: str = "", retain: bool = 
     writer = await log.create(key, digest=digest, retain=retain)
     assert writer is not None
     return writer
+
+
+async def _turns() -> None:
+    """Time for what is due at once."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:

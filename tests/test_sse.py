@@ -249,6 +249,35 @@ def test_cutting_never_changes_the_events_nor_what_is_too_large(data: bytes, pie
     assert decode(*cut(data, pieces), limit=limit) == decode(data, limit=limit)
 
 
+reads = st.lists(
+    st.sampled_from(
+        [
+            *(b"data: a\n\n", b"data: b\n\ndata: c\n\n", b"data: \n\n", b"data: d\r\n\n", b"data: e\rf\n\n"),
+            *(b"data:x\n\n", b"data: g\nid: 1\n\n", b"data: h\n\nid: 2\n\n", b": i\n\n", b"data: j\n\n\n", b"k\n\n"),
+            *(b"data: l", b"\n", b"\n\n", b"\r", b"\r\n", b"id: 3\n", b"event: m\n", b"\xef\xbb\xbf", b":"),
+            b"data: " + b"n" * 30 + b"\n\n",
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(reads, st.sampled_from([20, 1 << 20]))
+@example([b"data: a\n\n", b"\xef\xbb\xbf"], 20)
+def test_the_data_alone_is_that_of_the_events(pieces: list[bytes], limit: int) -> None:
+    whole, alone = SSEDecoder(max_event_bytes=limit), SSEDecoder(max_event_bytes=limit)
+    for piece in [*pieces, b"data: last\n\n"]:
+        outcomes = []
+        for feed in (lambda data: [raw.data for raw in whole.feed_raw(data)], alone.feed_data):
+            try:
+                outcomes.append(feed(piece))
+            except EventTooLarge as error:
+                outcomes.append(("too large", error.events))
+        assert outcomes[0] == outcomes[1]
+        assert alone.last_event_id == whole.last_event_id
+
+
 def by_the_standard(data: bytes) -> Decoded:
     """A decoder of whole streams, written down clause by clause."""
     text = data.decode("utf-8-sig", "replace")

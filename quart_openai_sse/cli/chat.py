@@ -150,7 +150,7 @@ class _Answer:
         self._thinking = False
         self._at_line_start = True
 
-    def take(self, entries: list[Entry]) -> None:
+    def take(self, entries: list[Entry]) -> bool:
         """Writes what one read has brought."""
         for entry in entries:
             if self._terminal and (thought := chunk_text(entry.data, ("reasoning_content", "reasoning"))):
@@ -159,6 +159,7 @@ class _Answer:
                 self.text += text
                 self._write(safe(text) if self._terminal else text, thinking=False)
         sys.stdout.flush()
+        return True
 
     def end(self) -> None:
         """Ends the last line."""

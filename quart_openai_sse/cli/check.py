@@ -125,12 +125,13 @@ class _Check:
         times: list[float] = []
         chunks = 0
 
-        def take(entries: list[Entry]) -> None:
+        def take(entries: list[Entry]) -> bool:
             nonlocal chunks
             chunks += len(entries)
             if completion.has_output and not times:
                 times.append(time.monotonic() - began)
                 _say("First output", f"after {times[0]:.2f} s")
+            return True
 
         sink, completion = self._target.sink(take)
         try:

@@ -122,7 +122,7 @@ class Target:
         finally:
             await upstream.aclose()
 
-    def sink(self, take: Callable[[list[Entry]], None]) -> tuple[WatchingSink, Completion]:
+    def sink(self, take: Callable[[list[Entry]], bool]) -> tuple[WatchingSink, Completion]:
         """What an answer is fed to; *take* is given what each read brought."""
 
         async def room() -> None:

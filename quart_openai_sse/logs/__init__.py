@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from quart_openai_sse.entries import END_ID, Batch, End, Entry, Outcome
@@ -13,8 +13,11 @@ __all__ = ["END_ID", "Batch", "End", "Entry", "Outcome", "Reader", "StreamLog", 
 class Writer(Protocol):
     """Held by a stream's producer."""
 
-    def append(self, entries: Sequence[Entry]) -> None:
-        """Adds entries and wakes the readers; never waits. Raises `StreamTooLong`, and then adds none of them."""
+    def append(self, entries: Sequence[Entry]) -> bool:
+        """Adds entries and wakes the readers; never waits. `False`: there is no `room` for more now.
+
+        Raises `StreamTooLong`, and then adds none of them.
+        """
         ...
 
     async def room(self) -> None:
@@ -25,12 +28,12 @@ class Writer(Protocol):
         """Ends the stream; the first end wins."""
         ...
 
-    async def stop_requested(self) -> str:
-        """Returns the reason when somebody, on whichever worker, stops the stream."""
-        ...
+    def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
+        """What is to be called, until the stream ends.
 
-    async def unread(self, seconds: float) -> None:
-        """Returns when nobody, on any worker, has been reading for so long."""
+        *stopped*, with the reason, when somebody stops the stream, on whichever worker; *left* when nobody, on any
+        worker, has been reading it for *linger* seconds.
+        """
         ...
 
 

@@ -149,13 +149,11 @@ class _Stream:
         self.size = 0
         self.end: End | None = None
         self.readers: set[MemoryReader] = set()
-        self.read = asyncio.Event()
-        self.unread = asyncio.Event()
-        self.unread.set()
+        self.full = False
         self.room = asyncio.Event()
         self.room.set()
-        self.stopped = asyncio.Event()
-        self.stop_reason = ""
+        self.stop_reason: str | None = None
+        self.watch: _Watch | None = None
 
     @property
     def last(self) -> int:
@@ -174,68 +172,109 @@ class _Stream:
             raise InvalidLastEventID("The last event ID is not a place in this stream.")
         return int(after)
 
-    def append(self, entries: Sequence[Entry]) -> None:
+    def append(self, entries: Sequence[Entry]) -> bool:
         if self.end is not None:
-            return
-        size = sum(len(entry.data) for entry in entries) + _ENTRY_OVERHEAD * len(entries)
-        if self.size + size > self.log.max_bytes or (self.retain and self.last + len(entries) > self.log.max_entries):
+            return False
+        size = _ENTRY_OVERHEAD * len(entries)
+        for entry in entries:
+            size += len(entry.data)
+        log = self.log
+        if self.size + size > log.max_bytes or (self.retain and self.last + len(entries) > log.max_entries):
             raise StreamTooLong("The stream outgrew its limit of bytes or entries.")
-        if self.log.size + size > self.log.max_log_bytes:
-            self.log._sweep(room=size)
-            if self.log.size + size > self.log.max_log_bytes:
+        if log.size + size > log.max_log_bytes:
+            log._sweep(room=size)
+            if log.size + size > log.max_log_bytes:
                 raise StreamTooLong("The stream log is full.")
         self.entries.extend(entries)
         self._resize(size)
         self.wake()
+        return not self.full
+
+    def take(self, place: int) -> list[Entry]:
+        """The entries behind *place*, so many as go into a batch. What is not retained is given up so."""
+        if not self.retain:
+            entries, self.entries = self.entries, []
+            self.first += len(entries)
+            self._resize(-self.size)
+            return entries
+        start = stop = place
+        size = 0
+        while stop < len(self.entries) and size < _BATCH_BYTES:
+            size += len(self.entries[stop].data)
+            stop += 1
+        return self.entries[start:stop]
 
     def close(self, end: End) -> None:
         if self.end is None:
             self.end = end
+            self.unwatch()
             self.room.set()
             self.wake()
             self.log._closed(self)
 
     def stop(self, reason: str) -> None:
-        if self.end is None and not self.stopped.is_set():
+        if self.end is None and self.stop_reason is None:
             self.stop_reason = reason
-            self.stopped.set()
+            if self.watch is not None:
+                self.watch.stopped(reason)
 
     def wake(self) -> None:
         for reader in self.readers:
             reader.wake()
 
-    def trim(self) -> None:
-        """Gives up what every reader of a stream that is not retained has had."""
-        had = min((reader.place for reader in self.readers), default=self.first) - self.first
-        if had > 0 and not self.retain:
-            size = sum(len(entry.data) for entry in self.entries[:had]) + _ENTRY_OVERHEAD * had
-            del self.entries[:had]
-            self.first += had
-            self._resize(-size)
-
     def _resize(self, size: int) -> None:
         self.size += size
         if self.kept:
             self.log.size += size
-        if self.retain or self.size < self.log.high_water:
-            self.room.set()
-        else:
-            self.room.clear()
+        full = not self.retain and self.size >= self.log.high_water
+        if full is not self.full:
+            self.full = full
+            if full:
+                self.room.clear()
+            else:
+                self.room.set()
+
+    # Who reads --------------------------------------------------------------------------------------------------
 
     def enter(self, reader: MemoryReader) -> None:
         self.readers.add(reader)
-        self.unread.clear()
-        self.read.set()
+        if self.watch is not None:
+            self.watch.found()
 
     def leave(self, reader: MemoryReader) -> None:
         self.readers.discard(reader)
-        if not self.readers:
-            self.read.clear()
-            self.unread.set()
-            if self.end is not None and not self.retain:
-                self.log._forget(self.key)
-        else:
-            self.trim()
+        if self.readers:
+            return
+        if self.watch is not None:
+            self.watch.lost()
+        if self.end is not None and not self.retain:
+            self.log._forget(self.key)
+
+    def unwatch(self) -> None:
+        if self.watch is not None:
+            self.watch.found()
+            self.watch = None
+
+
+class _Watch:
+    """Who is told that a stream is to stop, or that nobody has read it for *linger* seconds."""
+
+    def __init__(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
+        self.stopped = stopped
+        self._left = left
+        self._linger = linger
+        self._timer: asyncio.TimerHandle | None = None
+
+    def lost(self) -> None:
+        """The last reader has left."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._linger, self._left)
+
+    def found(self) -> None:
+        """There is a reader again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class MemoryWriter:
@@ -244,9 +283,9 @@ class MemoryWriter:
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
 
-    def append(self, entries: Sequence[Entry]) -> None:
+    def append(self, entries: Sequence[Entry]) -> bool:
         """See `Writer.append`."""
-        self._stream.append(entries)
+        return self._stream.append(entries)
 
     async def room(self) -> None:
         """See `Writer.room`."""
@@ -256,20 +295,16 @@ class MemoryWriter:
         """See `Writer.close`."""
         self._stream.close(end)
 
-    async def stop_requested(self) -> str:
-        """See `Writer.stop_requested`."""
-        await self._stream.stopped.wait()
-        return self._stream.stop_reason
-
-    async def unread(self, seconds: float) -> None:
-        """See `Writer.unread`."""
-        while True:
-            await self._stream.unread.wait()
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._stream.read.wait()
-            except TimeoutError:
-                return
+    def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
+        """See `Writer.watch`."""
+        stream = self._stream
+        if stream.end is not None:
+            return
+        stream.watch = watch = _Watch(stopped=stopped, left=left, linger=linger)
+        if stream.stop_reason is not None:
+            stopped(stream.stop_reason)
+        if not stream.readers:
+            watch.lost()
 
 
 class MemoryReader:
@@ -279,17 +314,23 @@ class MemoryReader:
         self.place = place
         self.at_end = at_end
         self._stream = stream
-        self._heartbeat = heartbeat
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[bool] | None = None
+        self._waiting_since = 0.0
+        self._heartbeat = heartbeat
+        self._timer: asyncio.TimerHandle | None = None
         stream.enter(self)
 
     async def opened(self, timeout: float) -> None:
         """See `Reader.opened`."""
         stream = self._stream
-        deadline = asyncio.get_running_loop().time() + timeout
-        while stream.last == 0 and stream.end is None:
-            if not await self._wait(deadline - asyncio.get_running_loop().time()):
-                return
+        timer = self._loop.call_later(timeout, self._give_up)
+        try:
+            while stream.last == 0 and stream.end is None:
+                if not await self._wait():
+                    return
+        finally:
+            timer.cancel()
         if stream.last == 0 and stream.end is not None:
             if stream.end.error is not None:
                 raise stream.end.error
@@ -302,18 +343,21 @@ class MemoryReader:
     async def __anext__(self) -> Batch:
         if self.at_end:
             raise StopAsyncIteration
-        waited = False
-        while (batch := self._take()) is None:
-            waited = True
-            if not await self._wait(self._heartbeat):
-                return Batch(self.place + 1, ())
-        if not waited:
+        if (batch := self._take()) is not None:
             # A reader that is far behind must not starve the loop, nor miss that its client has left.
             await asyncio.sleep(0)
-        return batch
+            return batch
+        while True:
+            if not await self._news():
+                return Batch(self.place + 1, ())
+            if (batch := self._take()) is not None:
+                return batch
 
     async def aclose(self) -> None:
         """See `Reader.aclose`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._stream.leave(self)
 
     def wake(self) -> None:
@@ -322,35 +366,40 @@ class MemoryReader:
             self._waiter.set_result(True)
 
     def _take(self) -> Batch | None:
-        stream = self._stream
-        start = stop = self.place - stream.first
-        size = 0
-        while stop < len(stream.entries) and size < _BATCH_BYTES:
-            size += len(stream.entries[stop].data)
-            stop += 1
-        end = stream.end if stop == len(stream.entries) else None
-        if stop == start and end is None:
+        stream, place = self._stream, self.place
+        entries = stream.take(place)
+        self.place += len(entries)
+        end = stream.end if self.place == stream.last else None
+        if not entries and end is None:
             return None
-        batch = Batch(self.place + 1, stream.entries[start:stop], end)
-        self.place += stop - start
         self.at_end = end is not None
-        stream.trim()
-        return batch
+        return Batch(place + 1, entries, end)
 
-    async def _wait(self, timeout: float | None) -> bool:
-        """Whether something came within *timeout* seconds."""
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        timer = None if timeout is None else loop.call_later(timeout, _give_up, waiter)
+    async def _news(self) -> bool:
+        """Whether something came before the heartbeat is due."""
+        if self._heartbeat is None:
+            return await self._wait()
+        self._waiting_since = self._loop.time()
+        if self._timer is None:  # one for many waits: it looks at the time when it is over
+            self._timer = self._loop.call_later(self._heartbeat, self._beat)
+        return await self._wait()
+
+    async def _wait(self) -> bool:
+        self._waiter = self._loop.create_future()
         try:
-            something: bool = await waiter
-            return something
+            return await self._waiter
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
 
+    def _beat(self) -> None:
+        self._timer = None
+        if self._waiter is not None and self._heartbeat is not None:
+            due = self._waiting_since + self._heartbeat
+            if due <= self._loop.time():
+                self._give_up()
+            else:
+                self._timer = self._loop.call_at(due, self._beat)
 
-def _give_up(waiter: asyncio.Future[bool]) -> None:
-    if not waiter.done():
-        waiter.set_result(False)
+    def _give_up(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(False)

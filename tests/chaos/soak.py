@@ -50,6 +50,8 @@ class Soak:
     """Seconds since the beginning, and the app's resident memory in MB."""
     kept: list[tuple[float, float]] = field(default_factory=list)
     """The same, each time after the app's process has given back what it does not use."""
+    blocks: list[tuple[float, float]] = field(default_factory=list)
+    """And how many thousands of blocks its interpreter holds then: objects, most of them."""
 
 
 # The app's process --------------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ async def serve(upstreams: str) -> None:
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
         while await asyncio.to_thread(sys.stdin.readline):
-            sys.stdout.write(f"{_tidied()}\n")
+            sys.stdout.write(f"{_tidied()} {sys.getallocatedblocks() / 1000}\n")
             sys.stdout.flush()
 
 
@@ -162,7 +164,7 @@ def memory(pid: int) -> float:
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
-    """MB per hour, by least squares."""
+    """So much per hour, by least squares."""
     n = len(samples)
     mean_x, mean_y = sum(x for x, _ in samples) / n, sum(y for _, y in samples) / n
     square = sum((x - mean_x) ** 2 for x, _ in samples)
@@ -191,19 +193,27 @@ async def _sample(soak: Soak, seconds: float, write: Callable[[str], object]) ->
         if at >= tidied:
             tidied += min(TIDYING, seconds / 10)
             process.stdin.write(b"\n")
-            soak.kept.append((at, float(await process.stdout.readline())))
-            resident, kept = soak.samples[-1][1], soak.kept[-1][1]
-            write(f"{at:6.0f} s   {resident:7.1f} MB   {kept:7.1f} MB in use   {soak.streams.total()} streams\n")
+            kept, blocks = map(float, (await process.stdout.readline()).split())
+            soak.kept.append((at, kept))
+            soak.blocks.append((at, blocks))
+            write(
+                f"{at:6.0f} s   {soak.samples[-1][1]:7.1f} MB   {kept:7.1f} MB in use   {blocks:7.1f} thousand blocks"
+            )
+            write(f"   {soak.streams.total()} streams\n")
         await asyncio.sleep(EVERY)
 
 
 def _report(soak: Soak, seconds: float, write: Callable[[str], object]) -> bool:
     warm = seconds / 4
     write("\n")
-    for title, samples in (("resident", soak.samples), ("in use", soak.kept)):
+    for title, samples, unit in (
+        ("resident memory", soak.samples, "MB"),
+        ("memory in use", soak.kept, "MB"),
+        ("blocks", soak.blocks, "thousand"),
+    ):
         after = [sample for sample in samples if sample[0] >= warm]
-        write(f"memory {title}, after {warm:.0f} s of warm-up: {slope(after):+.2f} MB per hour, {len(after)} samples")
-        write(f", at most {max(mb for _, mb in samples):.1f} MB, first {after[0][1]:.1f}, last {after[-1][1]:.1f}\n")
+        write(f"{title}, after {warm:.0f} s of warm-up: {slope(after):+.2f} {unit} per hour, {len(after)} samples")
+        write(f", at most {max(value for _, value in samples):.1f}, first {after[0][1]:.1f}, last {after[-1][1]:.1f}\n")
     for title, counter in (("streams", soak.streams), ("failures of the broken ones", soak.failures)):
         write(f"\n{title}: {counter.total()}\n")
         for what, count in counter.most_common():
