@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -262,7 +262,7 @@ class _AppState:
                 upstream=self._override or self._upstreams(),
                 hooks=extension.hooks,
                 instance=extension.name,
-                scope=self._scope,
+                scope=self._app.app_context,
             )
         return self._relays[loop]
 
@@ -294,11 +294,6 @@ class _AppState:
         """The upstream of this app; if that is not made of several, it is asked again as the options say."""
         created = self._extension._create_upstream(self.config)
         return created if isinstance(created, Upstreams) else _several([Candidate(upstream=created)], self.config)
-
-    @asynccontextmanager
-    async def _scope(self) -> AsyncIterator[None]:
-        async with self._app.app_context():
-            yield
 
 
 def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:

@@ -31,8 +31,7 @@ class StreamLoggingMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        trace_id = trace_id_from(headers.get(b"traceparent", ""), headers.get(b"x-trace-id", ""))
+        trace_id = _trace_id(scope)
         exchange = _Exchange(send, trace_id)
         token = set_trace_id(trace_id)
         try:
@@ -41,6 +40,11 @@ class StreamLoggingMiddleware:
             if exchange.streams or below(scope, self._prefixes):
                 exchange.log(scope)
             reset_trace_id(token)
+
+
+def _trace_id(scope: Scope) -> str:
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    return trace_id_from(headers.get(b"traceparent", ""), headers.get(b"x-trace-id", ""))
 
 
 class _Exchange:
@@ -117,7 +121,9 @@ class BodyLimit:
             return
         received = 0
         # Quart refuses by a length that is too large before a byte is read, and then the client is cut off.
-        headers = [(name, value) for name, value in scope["headers"] if not self._is_too_large(name, value)]
+        if any(self._is_too_large(name, value) for name, value in scope["headers"]):
+            headers = [(name, value) for name, value in scope["headers"] if not self._is_too_large(name, value)]
+            scope = {**scope, "headers": headers}
 
         async def bounded_receive() -> Message:
             nonlocal received
@@ -127,7 +133,7 @@ class BodyLimit:
             received += len(message.get("body", b""))
             return message
 
-        await self._app({**scope, "headers": headers}, bounded_receive, send)
+        await self._app(scope, bounded_receive, send)
 
     def _is_too_large(self, name: bytes, value: bytes) -> bool:
         return name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > self._limit)

@@ -107,6 +107,9 @@ class StreamEnd:
         return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
 
 
+_LOG_FIELDS = [(f"stream_{each.name}", each.name) for each in fields(StreamRecord)]
+
+
 def log_stream(event: StreamEvent) -> None:
     """Writes one line when a stream has ended, its record's fields in `extra` as `stream_…`."""
     record = event.record
@@ -125,5 +128,5 @@ def log_stream(event: StreamEvent) -> None:
         record.bytes,
         first,
         record.duration,
-        extra={f"stream_{each.name}": getattr(record, each.name) for each in fields(record)},
+        extra={key: getattr(record, name) for key, name in _LOG_FIELDS},
     )

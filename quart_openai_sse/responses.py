@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from quart import Response, current_app, request
+from werkzeug.datastructures import LanguageAccept
+from werkzeug.http import parse_accept_header
 
 from quart_openai_sse import _json
 from quart_openai_sse.assembly import Assembly
@@ -198,11 +200,17 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
 
 def translator() -> Translate:
     """Translates what a person is told into the language that the current request's client prefers."""
-    catalogues: Catalogues = {"en": {}, **(current_app.extensions.get(CATALOGUES) or shipped())}
+    catalogues: Catalogues = current_app.extensions.get(CATALOGUES) or shipped()
+    header = request.headers.get("Accept-Language")
+    # Looked at when there is something to say: most streams end without a word of ours.
+    return lambda sentence: _sentences(catalogues, header).get(sentence, sentence)
+
+
+def _sentences(catalogues: Catalogues, header: str | None) -> Mapping[str, str]:
+    asked = parse_accept_header(header, LanguageAccept).values()
     # Werkzeug's best_match would prefer zh to en-GB, whatever was asked for first.
-    preferred = (name for asked in request.accept_languages.values() for name in (asked, asked.partition("-")[0]))
-    sentences = next((catalogues[name] for name in preferred if name in catalogues), {})
-    return lambda sentence: sentences.get(sentence, sentence)
+    preferred = (name for each in asked for name in (each, each.partition("-")[0]))
+    return next((catalogues.get(name, {}) for name in preferred if name == "en" or name in catalogues), {})
 
 
 def error_response(error: OpenAISSEError) -> Response:

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -138,30 +137,18 @@ class Upstreams:
         breaker.enter(time.monotonic())
         outcome = Outcome.NOTHING
         sink.begin(candidate.name)
+        patience = _Patience(sink, self._slow)
         try:
-            async with self._impatience(sink) as slow:
-                await candidate.upstream.run(request, sink, principal=principal)
-            outcome = Outcome.BAD if slow.is_set() else Outcome.GOOD
+            await candidate.upstream.run(request, sink, principal=principal)
+            outcome = Outcome.BAD if patience.lost else Outcome.GOOD
             return None
         except OpenAISSEError as error:
             if error.side == "upstream":
                 outcome = Outcome.BAD if transferable(error) else Outcome.GOOD
             return error
         finally:
+            patience.end()
             breaker.leave(outcome, time.monotonic())
-
-    @asynccontextmanager
-    async def _impatience(self, sink: Sink) -> AsyncIterator[asyncio.Event]:
-        """An event that is set if there is no output after *slow* seconds."""
-        slow = asyncio.Event()
-        if self._slow is None:
-            yield slow
-            return
-        timer = asyncio.get_running_loop().call_later(self._slow, lambda: None if sink.started else slow.set())
-        try:
-            yield slow
-        finally:
-            timer.cancel()
 
     def _order(self, model: str) -> list[Candidate]:
         """Whom to ask for *model*, one after the other. Those whose breaker is open only if there are no others."""
@@ -173,3 +160,19 @@ class Upstreams:
         # A weighted choice without replacement: who has the greatest power of a random number (Efraimidis, Spirakis).
         draw = {id(each): random.random() ** (1 / each.weight) for each in able}  # noqa: S311
         return sorted(able, key=lambda each: (each.priority, -draw[id(each)]))
+
+
+class _Patience:
+    """Is lost if there is no output after so many seconds; `None`: never."""
+
+    def __init__(self, sink: Sink, seconds: float | None) -> None:
+        self.lost = False
+        self._sink = sink
+        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self.lost = not self._sink.started

@@ -150,8 +150,8 @@ class _Stream:
         self.end: End | None = None
         self.readers: set[MemoryReader] = set()
         self.full = False
-        self.room = asyncio.Event()
-        self.room.set()
+        self.room: asyncio.Future[None] | None = None
+        """What the producer waits for."""
         self.stop_reason: str | None = None
         self.watch: _Watch | None = None
 
@@ -208,7 +208,7 @@ class _Stream:
         if self.end is None:
             self.end = end
             self.unwatch()
-            self.room.set()
+            self.make_room()
             self.wake()
             self.log._closed(self)
 
@@ -226,13 +226,13 @@ class _Stream:
         self.size += size
         if self.kept:
             self.log.size += size
-        full = not self.retain and self.size >= self.log.high_water
-        if full is not self.full:
-            self.full = full
-            if full:
-                self.room.clear()
-            else:
-                self.room.set()
+        self.full = not self.retain and self.size >= self.log.high_water
+        if not self.full:
+            self.make_room()
+
+    def make_room(self) -> None:
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
 
     # Who reads --------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,10 @@ class MemoryWriter:
 
     async def room(self) -> None:
         """See `Writer.room`."""
-        await self._stream.room.wait()
+        stream = self._stream
+        while stream.full and stream.end is None:
+            stream.room = asyncio.get_running_loop().create_future()
+            await stream.room
 
     async def close(self, end: End) -> None:
         """See `Writer.close`."""

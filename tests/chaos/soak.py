@@ -50,8 +50,10 @@ class Soak:
     """Seconds since the beginning, and the app's resident memory in MB."""
     kept: list[tuple[float, float]] = field(default_factory=list)
     """The same, each time after the app's process has given back what it does not use."""
+    malloced: list[tuple[float, float]] = field(default_factory=list)
+    """Of it, the MB that the C library has handed out: whatever is larger than 512 bytes, such as buffers."""
     blocks: list[tuple[float, float]] = field(default_factory=list)
-    """And how many thousands of blocks its interpreter holds then: objects, most of them."""
+    """And how many thousands of smaller blocks the interpreter holds: objects, most of them."""
 
 
 # The app's process --------------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ async def serve(upstreams: str) -> None:
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
         while await asyncio.to_thread(sys.stdin.readline):
-            sys.stdout.write(f"{_tidied()} {sys.getallocatedblocks() / 1000}\n")
+            sys.stdout.write(f"{_tidied()} {_malloced()} {sys.getallocatedblocks() / 1000}\n")
             sys.stdout.flush()
 
 
@@ -84,6 +86,23 @@ def _tidied() -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return memory(os.getpid())
+
+
+_MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+
+class _Mallinfo(ctypes.Structure):
+    """See mallinfo2(3)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO.split()]
+
+
+def _malloced() -> float:
+    """What the C library has handed out, in MB."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo
+    found = mallinfo2()
+    return (found.uordblks + found.hblkhd) / (1 << 20)
 
 
 @asynccontextmanager
@@ -193,13 +212,12 @@ async def _sample(soak: Soak, seconds: float, write: Callable[[str], object]) ->
         if at >= tidied:
             tidied += min(TIDYING, seconds / 10)
             process.stdin.write(b"\n")
-            kept, blocks = map(float, (await process.stdout.readline()).split())
-            soak.kept.append((at, kept))
-            soak.blocks.append((at, blocks))
-            write(
-                f"{at:6.0f} s   {soak.samples[-1][1]:7.1f} MB   {kept:7.1f} MB in use   {blocks:7.1f} thousand blocks"
-            )
-            write(f"   {soak.streams.total()} streams\n")
+            figures = [float(figure) for figure in (await process.stdout.readline()).split()]
+            for samples, figure in zip((soak.kept, soak.malloced, soak.blocks), figures, strict=True):
+                samples.append((at, figure))
+            write(f"{at:6.0f} s   {soak.samples[-1][1]:7.1f} MB   ")
+            write("{:7.1f} MB in use   {:6.1f} MB malloced   {:7.1f} thousand blocks   ".format(*figures))
+            write(f"{soak.streams.total()} streams\n")
         await asyncio.sleep(EVERY)
 
 
@@ -209,6 +227,7 @@ def _report(soak: Soak, seconds: float, write: Callable[[str], object]) -> bool:
     for title, samples, unit in (
         ("resident memory", soak.samples, "MB"),
         ("memory in use", soak.kept, "MB"),
+        ("malloced", soak.malloced, "MB"),
         ("blocks", soak.blocks, "thousand"),
     ):
         after = [sample for sample in samples if sample[0] >= warm]
