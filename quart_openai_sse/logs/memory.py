@@ -17,10 +17,11 @@ from quart_openai_sse.errors import (
     StreamStopped,
     StreamTooLong,
 )
+from quart_openai_sse.logs.compact import CompactEntries
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
 _BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
-_ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
+_ENTRY_OVERHEAD = 120  # bytes an entry costs at most beside its data
 _MAX_TOMBSTONES = 100_000
 
 
@@ -144,7 +145,7 @@ class _Stream:
         self.digest = digest
         self.retain = retain
         self.kept = True
-        self.entries: list[Entry] = []
+        self.entries: list[Entry] | CompactEntries = CompactEntries() if retain else []
         self.first = 0  # how many entries have been given up
         self.size = 0
         self.end: End | None = None
@@ -192,17 +193,12 @@ class _Stream:
 
     def take(self, place: int) -> list[Entry]:
         """The entries behind *place*, so many as go into a batch. What is not retained is given up so."""
-        if not self.retain:
-            entries, self.entries = self.entries, []
-            self.first += len(entries)
-            self._resize(-self.size)
-            return entries
-        start = stop = place
-        size = 0
-        while stop < len(self.entries) and size < _BATCH_BYTES:
-            size += len(self.entries[stop].data)
-            stop += 1
-        return self.entries[start:stop]
+        if isinstance(self.entries, CompactEntries):
+            return self.entries.batch(place, _BATCH_BYTES)
+        entries, self.entries = self.entries, []
+        self.first += len(entries)
+        self._resize(-self.size)
+        return entries
 
     def close(self, end: End) -> None:
         if self.end is None:

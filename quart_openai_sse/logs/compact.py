@@ -1,0 +1,100 @@
+"""Entries in little memory: of chunks that resemble each other, only what tells them apart is kept."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from itertools import takewhile
+from operator import eq
+
+from quart_openai_sse.entries import Entry
+
+_WORTH = 32  # bytes that two entries must share
+
+
+class CompactEntries:
+    """Entries that are added at the end and read in slices, each as it was.
+
+    The chunks of a stream repeat its id, its model and their own shape: they share a beginning and an end, which are
+    kept once for as long as the chunks go on like that.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._times = array("d")
+        self._ends = array("Q")
+        """Where each entry would end if all were written in one row."""
+        self._marks: dict[int, tuple[str, bool]] = {}
+        """The event and usage of the few entries that have any."""
+        self._last_mark = -1
+        self._frames = [(b"", b"")]
+        """What stands around the pieces, from each of these places on."""
+        self._places = [0]
+        self._latest = b""
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Adds *entries*."""
+        before, after = self._frames[-1]
+        end = self._ends[-1] if self._ends else 0
+        for entry in entries:
+            data = entry.data
+            size = len(data)
+            around = len(before) + len(after)
+            if not (around and size >= around and data.startswith(before) and data.endswith(after)):
+                before, after = self._change_frame(data)
+            if entry.event or entry.usage:
+                self._last_mark = len(self._pieces)
+                self._marks[self._last_mark] = (entry.event, entry.usage)
+            self._pieces.append(data[len(before) : size - len(after)])
+            self._times.append(entry.t)
+            end += size
+            self._ends.append(end)
+            self._latest = data
+
+    def batch(self, start: int, size: int) -> list[Entry]:
+        """The entries from place *start* on, until they have *size* bytes or there are no more."""
+        if start >= len(self._pieces):
+            return []
+        begins = self._ends[start - 1] if start else 0
+        stop = min(bisect_left(self._ends, begins + size) + 1, len(self._pieces))
+        if self._last_mark >= start:
+            return [self._entry(place) for place in range(start, stop)]
+        entries: list[Entry] = []
+        while start < stop:
+            frame, until = self._frame(start, stop)
+            before, after = frame
+            kept = zip(self._pieces[start:until], self._times[start:until], strict=True)
+            entries += [Entry(before + piece + after, "", t) for piece, t in kept]
+            start = until
+        return entries
+
+    def _entry(self, place: int) -> Entry:
+        (before, after), _ = self._frame(place, place)
+        event, usage = self._marks.get(place, ("", False))
+        return Entry(before + self._pieces[place] + after, event, self._times[place], usage)
+
+    def _frame(self, start: int, stop: int) -> tuple[tuple[bytes, bytes], int]:
+        """The frame of the entry at *start*, and up to where it is that of the following, not beyond *stop*."""
+        number = bisect_right(self._places, start) - 1
+        last = number + 1 == len(self._places)
+        return self._frames[number], stop if last else min(stop, self._places[number + 1])
+
+    def _change_frame(self, data: bytes) -> tuple[bytes, bytes]:
+        """The frame of *data*: what it shares with the entry before it, if that is worth it."""
+        latest = self._latest
+        before = _same(latest, data)
+        after = _same(latest[before:][::-1], data[before:][::-1])
+        frame = (data[:before], data[len(data) - after :]) if before + after >= _WORTH else (b"", b"")
+        if frame != self._frames[-1]:
+            self._frames.append(frame)
+            self._places.append(len(self._pieces))
+        return frame
+
+
+def _same(one: bytes, other: bytes) -> int:
+    """How many bytes are the same at the beginning of both."""
+    return sum(takewhile(bool, map(eq, one, other)))
