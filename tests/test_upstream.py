@@ -31,11 +31,18 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.trace import reset_trace_id, set_trace_id
+from quart_openai_sse.transport import create_transport
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 ME = Principal("ann")
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-CLIENTS: dict[str, Callable[[], Any] | None] = {"own": None, "httpx": httpx.AsyncClient, "httpx2": httpx2.AsyncClient}
+CLIENTS: dict[str, Callable[[], Any] | None] = {
+    "own": None,  # over the transport of `--transport`
+    "httpx": httpx.AsyncClient,
+    "httpx2": httpx2.AsyncClient,
+    "httpx over ours": lambda: httpx.AsyncClient(transport=create_transport(httpx)()),
+    "httpx2 over ours": lambda: httpx2.AsyncClient(transport=create_transport(httpx2)()),
+}
 
 
 class Collector:
@@ -443,7 +450,7 @@ async def test_cancelling_while_connecting_leaks_no_place_and_sends_nothing(clie
         await upstream.run(BODY, sink, principal=ME)
         assert sink.data == finish()
         await upstream.aclose()
-        assert not upstream._abandoned
+        assert not getattr(upstream._client, "_abandoned", None)
 
 
 def test_errors_are_whole_in_a_log_end() -> None:
