@@ -254,13 +254,16 @@ class Exchange:
             self._keep = False  # an answer to nothing: RFC 9112, 9.2
 
     def on_status(self, reason: bytes) -> None:
-        self.reason += reason
+        if not self.status:
+            self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # or it is a trailer
-            self.headers.append((name, value))
+        if not self.status:  # or it is a trailer, or another answer's
+            self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
+        if self.status:  # of another answer
+            return
         parser = self._parser
         status, version = parser.get_status_code(), parser.get_http_version()
         if version not in ("1.0", "1.1") or status < 100 or status == 101:
@@ -268,24 +271,22 @@ class Exchange:
         if status < 200:  # the answer follows: RFC 9110, 15.2
             self.headers, self.reason = [], b""
             return
-        self.status, self.version = status, f"HTTP/{version}".encode()
-        self._keep = parser.should_keep_alive()
-        self._find_the_end()
-
-    def _find_the_end(self) -> None:
-        """Where the body ends (RFC 9112, 6.3)."""
-        framing = {name.lower(): value for name, value in self.headers}
-        coding = framing.get(b"transfer-encoding")
-        if coding is not None and coding.lower() != b"chunked":
+        codings = [value.lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
             raise ValueError("A transfer coding that was not asked for.")
+        # Where the body ends: RFC 9112, 6.3.
         if self._is_head:
             self._ended = True
-        elif self.status not in (204, 304):
-            self._until_close = coding is None and b"content-length" not in framing
+        elif status not in (204, 304):
+            self._until_close = not codings and not any(name.lower() == b"content-length" for name, _ in self.headers)
+        self._keep = parser.should_keep_alive() and not (codings and version == "1.0")  # RFC 9112, 6.1
+        self.status, self.version = status, f"HTTP/{version}".encode()
 
     def on_body(self, data: bytes) -> None:
+        if not self.status:
+            raise ValueError("An informational answer with a body.")
         if self._ended:
-            self._keep = False  # HEAD's answer has none
+            self._keep = False  # the answer to HEAD has none
         else:
             self._pieces.append(data)
 
