@@ -181,9 +181,8 @@ class OpenAIUpstream:
     @cached_property
     def _client(self) -> Client:
         config = self._config
-        # Which hosts are reached through a proxy is for httpx to say.
-        proxied = config.trust_env and getproxies()
-        if self._given is None and config.own_transport and not proxied:
+        proxies = config.trust_env and getproxies().keys() - {"no"}  # which are for what, httpx knows
+        if self._given is None and config.own_transport and not proxies:
             return DirectClient(config)
         return ForeignClient(config, self._given)
 

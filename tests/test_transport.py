@@ -8,7 +8,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +87,25 @@ def keeps(data: bytes) -> Callable[[Peer], Awaitable[None]]:
 
 async def silent(peer: Peer) -> None:
     await peer.gone()
+
+
+@asynccontextmanager
+async def listening(handler: Callable[[Any, Any], Awaitable[None]], **options: Any) -> AsyncIterator[str]:
+    """Serves *handler*, which is given the streams of each connection; where it listens."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(asyncio.IncompleteReadError, OSError):
+            await handler(reader, writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, **options)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
 
 
 # Errors -------------------------------------------------------------------------------------------------------------
@@ -192,6 +211,38 @@ async def test_a_fault_is_told_as_what_it_is(
                 assert (await outcome(kind, transport, request, push=push))[:2] == (error, body)
 
 
+ENDLESS = {
+    "informational answers": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x" * 100),
+    "chunk extensions": (HEAD + b"1", b";x" * 100),
+    "trailers": (HEAD + b"0\r\n", b"X: y\r\n"),
+}
+
+
+@both_of_ours
+@pytest.mark.parametrize(("beginning", "more"), ENDLESS.values(), ids=ENDLESS)
+async def test_what_is_no_body_has_an_end(kind: Kind, beginning: bytes, more: bytes) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(beginning)
+        while True:
+            await peer.send(more * 100)
+
+    async with raw_upstream(answer) as server, kind() as transport:
+        assert (await outcome(kind, transport, kind.request(server.base_url))).error == "RemoteProtocolError"
+        assert transport._pool._all == set()
+
+
+@both_of_ours
+async def test_a_server_may_speak_first(kind: Kind) -> None:
+    """One that is overloaded answers before it has read anything."""
+
+    async def overloaded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\nno")
+
+    async with listening(overloaded) as address, kind() as transport:
+        assert (await outcome(kind, transport, kind.request(f"http://{address}/")))[:3] == ("", b"no", 503)
+
+
 @every_kind
 async def test_a_reset_in_the_middle_is_a_read_error_after_what_had_come(kind: Kind) -> None:
     for push in kind.ways():
@@ -231,17 +282,10 @@ async def test_nobody_there_and_a_black_hole_and_no_address_at_all(kind: Kind) -
 async def test_a_server_that_takes_no_request_is_a_write_timeout(kind: Kind) -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writers.append(writer)
 
-    writers: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with kind() as transport:
-        request = kind.request(url, method="POST", content=bytes(20 << 20), timeout=(5, 5, 0.1, 5))
+    async with listening(deaf) as address, kind() as transport:
+        request = kind.request(f"http://{address}/", method="POST", content=bytes(20 << 20), timeout=(5, 5, 0.1, 5))
         assert (await outcome(kind, transport, request)).error == "WriteTimeout"
-    server.close()
-    for writer in writers:
-        writer.close()
 
 
 @every_kind
@@ -309,16 +353,13 @@ async def test_a_request_may_be_streamed(kind: Kind) -> None:
     async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         received.set_result(await reader.readuntil(b"0\r\n\r\n"))
         writer.write(OK)
-        writer.close()
 
-    listening = await asyncio.start_server(server, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
-    async with kind() as transport:
-        assert (await outcome(kind, transport, kind.request(url, method="POST", content=content()))).body == b"ok"
+    async with listening(server) as address, kind() as transport:
+        request = kind.request(f"http://{address}/", method="POST", content=content())
+        assert (await outcome(kind, transport, request)).body == b"ok"
     head, _, body = (await received).partition(b"\r\n\r\n")
     assert head.startswith(b"POST / HTTP/1.1\r\n")
     assert body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
-    listening.close()
 
 
 @every_kind
@@ -326,22 +367,14 @@ async def test_an_answer_that_comes_before_the_request_was_sent_counts(kind: Kin
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
-        writers.append(writer)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
 
-    writers: list[asyncio.StreamWriter] = []
-    listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
     timeouts = (5, 5, 0.1 if kind.create is theirs else 20, 5)
-    async with kind() as transport:
-        found = await outcome(
-            kind, transport, kind.request(url, method="POST", content=bytes(20 << 20), timeout=timeouts)
-        )
+    async with listening(refuse) as address, kind() as transport:
+        request = kind.request(f"http://{address}/", method="POST", content=bytes(20 << 20), timeout=timeouts)
+        found = await outcome(kind, transport, request)
         # httpcore looks for an answer only when it has sent everything.
         assert found[:3] == (("WriteTimeout", None, 0) if kind.create is theirs else ("", b"no", 413))
-    listening.close()
-    for writer in writers:
-        writer.close()
 
 
 # Any cut of any response --------------------------------------------------------------------------------------------
@@ -900,29 +933,19 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @asynccontextmanager
-async def tls_server(certificate: Path, handle: Callable[[Any, Any], Awaitable[None]]) -> AsyncIterator[str]:
-    """A server behind TLS; *handle* is called with the streams of each connection, when its first request has come."""
+async def tls_server(certificate: Path, handler: Callable[[Any, Any], Awaitable[None]]) -> AsyncIterator[str]:
+    """Serves *handler* behind TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            await handle(reader, writer)
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            writer.close()
-
-    listening = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
-    yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
-    listening.close()
+    async with listening(handler, ssl=context) as address:
+        yield f"https://{address}/"
 
 
 async def answers_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(HEAD + chunked(b"x" * 100_000) + END)
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(CLOSING_HEAD + b"the end")
+    for answer in (HEAD + chunked(b"x" * 100_000) + END, CLOSING_HEAD + b"the end"):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+    writer.close()
 
 
 @every_kind
@@ -957,16 +980,14 @@ async def test_a_server_that_speaks_no_tls_or_hangs_up_is_a_connect_error(kind: 
             writer.write(answer)
             writer.close()
 
-        listening = await asyncio.start_server(plain, "127.0.0.1", 0)
-        async with kind() as transport:
-            request = kind.request(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/")
-            assert (await outcome(kind, transport, request)).error == "ConnectError"
-        listening.close()
+        async with listening(plain) as address, kind() as transport:
+            assert (await outcome(kind, transport, kind.request(f"https://{address}/"))).error == "ConnectError"
 
 
 @every_kind
 async def test_a_body_that_is_cut_behind_tls_is_not_whole(kind: Kind, certificates: Certificates) -> None:
     async def cuts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
         writer.write(HEAD + chunked(b"half"))
         await arrived.wait()
         writer.transport.abort()

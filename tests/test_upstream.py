@@ -159,6 +159,43 @@ async def test_a_connection_is_used_again_also_when_the_end_is_not_asked_for(cli
         await upstream.aclose()
 
 
+async def test_a_kept_connection_that_the_server_has_closed_costs_nothing_but_another(client: Any) -> None:
+    async def hangs_up_on_the_second(peer: Peer) -> None:
+        if len(server.requests) == 2:
+            raise Hangup
+        await peer.send(HEAD + chunked(finish()) + END)
+
+    if client is not None and "Push" in type(client._transport).__name__:
+        return  # that asks its user first
+    async with raw_upstream(hangs_up_on_the_second) as server:
+        upstream = upstream_at(server.base_url, client)
+        for _ in range(2):
+            sink = Collector()
+            await upstream.run(BODY, sink, principal=ME)
+            assert sink.data == finish()
+        assert (len(server.requests), server.connections) == (3, 2)
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("trust_env", [True, False])
+async def test_a_proxy_of_the_environment_is_used_where_that_is_trusted(
+    client: Any, monkeypatch: pytest.MonkeyPatch, trust_env: bool
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(finish()) + END)
+
+    if client is not None:
+        return  # whose environment is its owner's affair
+    async with raw_upstream(answer) as proxy, raw_upstream(answer) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
+        upstream = upstream_at(server.base_url, None, trust_env=trust_env)
+        await upstream.run(BODY, Collector(), principal=ME)
+        await upstream.aclose()
+        asked, address = (proxy, server.base_url) if trust_env else (server, "/v1")
+        assert [peer.head.split()[1].decode() for peer in asked.requests] == [f"{address}/chat/completions"]
+        assert len(proxy.requests) + len(server.requests) == 1
+
+
 # Deadlines ----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from quart_openai_sse.transport.exchange import Exchange
 from quart_openai_sse.transport.pool import Pool
 
 _TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_NO_FIELD = re.compile(rb"[\0\r\n]")  # what no line of a head may hold: RFC 9110, 5.5
+_NO_VALUE = re.compile(rb"[\0\r\n]")  # RFC 9110, 5.5
 _NO_TARGET = re.compile(rb"[\0-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
 
@@ -128,13 +128,13 @@ def _origin(url: Any, errors: Any) -> Origin:
 
 def _head(request: Any, errors: Any) -> bytes:
     """The request line and the headers (RFC 9112, 3 and 5)."""
-    method, target, headers = request.method.encode("ascii"), request.url.raw_path, request.headers.raw
-    names, values = zip(*headers, strict=True)
+    method, target, headers = request.method.encode(), request.url.raw_path, request.headers.raw
+    names = [name for name, _ in headers]
     # Each is looked at, or whoever controls a value could write a second request into the first.
-    if not _TOKENS.fullmatch(method + b"".join(names)) or not all(names):
-        raise errors.LocalProtocolError("Illegal method or header name.")
-    if _NO_FIELD.search(b" ".join(values)) or _NO_TARGET.search(target):
-        raise errors.LocalProtocolError("Illegal header value or target.")
+    if not all(names) or not _TOKENS.fullmatch(method + b"".join(names)):
+        raise errors.LocalProtocolError("An illegal method or header name.")
+    if _NO_TARGET.search(target) or _NO_VALUE.search(b" ".join([value for _, value in headers])):
+        raise errors.LocalProtocolError("An illegal target or header value.")
     lines = [b"%b %b HTTP/1.1" % (method, target), *(b"%b: %b" % header for header in headers), b"", b""]
     return b"\r\n".join(lines)
 

@@ -70,10 +70,12 @@ class Connection(asyncio.BufferedProtocol):
     async def connect(self, context: ssl.SSLContext | None, timeout: float | None) -> None:
         """Connects, or leaves the pool: raises `ConnectError` or `ConnectTimeout`."""
         loop, (_, host, port) = asyncio.get_running_loop(), self.origin
-        delay = None if _is_address(host) else _HAPPY_EYEBALLS
+        options: dict[str, Any] = {"ssl": context}
+        if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):  # uvloop does not know this one
+            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
         try:
             async with asyncio.timeout(timeout):
-                await loop.create_connection(lambda: self, host, port, ssl=context, happy_eyeballs_delay=delay)
+                await loop.create_connection(lambda: self, host, port, **options)
         except TimeoutError:
             self.abort()
             raise self.errors.ConnectTimeout("No connection in time.") from None
