@@ -7,8 +7,8 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,24 +258,38 @@ async def test_a_reset_in_the_middle_is_a_read_error_after_what_had_come(kind: K
             assert found[:2] == ("ReadError", b"half")
 
 
+@contextmanager
+def full(host: str, port: int = 0) -> Iterator[str]:
+    """A listener whose queue is full: a connection is neither made nor refused."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield f"http://{host}:{listener.getsockname()[1]}/"
+
+
 @every_kind
 async def test_nobody_there_and_a_black_hole_and_no_address_at_all(kind: Kind) -> None:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        async with kind() as transport:
-            assert (await outcome(kind, transport, kind.request(url))).error == "ConnectError"
-            bound.listen(0)
-            fillers = [socket.socket() for _ in range(4)]
-            for filler in fillers:
-                filler.setblocking(False)
-                filler.connect_ex(bound.getsockname())
-            timeouts = (0.1, 5, 5, 5)
-            assert (await outcome(kind, transport, kind.request(url, timeout=timeouts))).error == "ConnectTimeout"
-            for filler in fillers:
-                filler.close()
-            assert (await outcome(kind, transport, kind.request("ftp://127.0.0.1/"))).error == "UnsupportedProtocol"
-            assert (await outcome(kind, transport, kind.request("http://name.invalid/"))).error == "ConnectError"
+    async with kind() as transport:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            request = kind.request(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+            assert (await outcome(kind, transport, request)).error == "ConnectError"
+        with full("127.0.0.1") as url:
+            request = kind.request(url, timeout=(0.1, 5, 5, 5))
+            assert (await outcome(kind, transport, request)).error == "ConnectTimeout"
+        assert (await outcome(kind, transport, kind.request("ftp://127.0.0.1/"))).error == "UnsupportedProtocol"
+
+
+@both_of_ours
+async def test_a_name_that_is_none_is_a_connect_error(kind: Kind) -> None:
+    async with kind() as transport:
+        request = kind.request(f"http://{'a' * 64}.example/")  # a label has 63 characters at most
+        assert (await outcome(kind, transport, request)).error == "ConnectError"
 
 
 @every_kind
@@ -850,16 +864,18 @@ async def test_closing_the_transport_ends_what_is_in_use_and_what_waits(kind: Ki
         await server.closed.get()
 
 
+STREAMS = int(os.environ.get("TRANSPORT_STREAMS", "1000"))
+
+
 def left() -> dict[str, int]:
     """What there is in this process."""
     return {"tasks": len(asyncio.all_tasks()), "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
 @both_of_ours
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(max(60, STREAMS // 20))
 async def test_streams_that_are_cancelled_at_random_moments_leave_nothing(kind: Kind) -> None:
     """So many, some of which wait for a place: `TRANSPORT_STREAMS=10000` for more."""
-    streams = int(os.environ.get("TRANSPORT_STREAMS", "1000"))
     chance = random.Random(5)
 
     async def answer(peer: Peer) -> None:
@@ -884,7 +900,7 @@ async def test_streams_that_are_cancelled_at_random_moments_leave_nothing(kind: 
     at_once = asyncio.Semaphore(50)
     async with raw_upstream(answer) as server, kind(max_connections=20) as transport:
         before = left()
-        await asyncio.gather(*(cancelled(number) for number in range(streams)))
+        await asyncio.gather(*(cancelled(number) for number in range(STREAMS)))
         pool = transport._pool
         while server.open > pool._idle_count or len(pool._all) > pool._idle_count:
             await asyncio.sleep(0)
@@ -921,6 +937,53 @@ async def test_one_transport_after_another_event_loop_reads_its_own_bytes(kind: 
         requests = [kind.request(f"{server.base_url}/{number}") for number in range(8)]
         found = await asyncio.gather(*(outcome(kind, transport, each, push=True) for each in requests))
         assert [each.body for each in found] == bodies
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Lets every name have these addresses, IPv6 or IPv4."""
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        families = [socket.AF_INET6 if ":" in each else socket.AF_INET for each in addresses]
+        return [
+            (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port))
+            for family, each in zip(families, addresses, strict=True)
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+@both_of_ours
+@pytest.mark.parametrize("first", ["127.0.0.2", "::1", "127.0.0.9"], ids=["refuses", "another family", "is silent"])
+async def test_the_first_address_that_answers_is_taken(kind: Kind, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    async with raw_upstream(keeps(OK)) as server, kind() as transport:
+        url = server.base_url.replace("127.0.0.1", "several.example")
+        with full("127.0.0.9", int(server.base_url.split(":")[2].removesuffix("/v1"))):
+            resolving(monkeypatch, first, "127.0.0.3", "127.0.0.1", "127.0.0.4")
+            assert (await outcome(kind, transport, kind.request(url))).body == b"ok"
+        transport._pool.close()
+        resolving(monkeypatch, "127.0.0.2", "127.0.0.3")
+        assert (await outcome(kind, transport, kind.request(url))).error == "ConnectError"
+
+
+@both_of_ours
+async def test_whenever_connecting_is_cancelled_no_socket_is_left(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio's own happy eyeballs leave one that was just connected."""
+    async with raw_upstream(keeps(OK)) as server, kind() as transport:
+        resolving(monkeypatch, "127.0.0.1", "127.0.0.1")
+        url = server.base_url.replace("127.0.0.1", "several.example")
+        before = left()
+        for turns in range(60):
+            asking = asyncio.ensure_future(outcome(kind, transport, kind.request(url)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait({asking})
+            transport._pool.close()
+        while left() != before:
+            await asyncio.sleep(0.01)
 
 
 # TLS ----------------------------------------------------------------------------------------------------------------

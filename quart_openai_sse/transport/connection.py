@@ -8,10 +8,10 @@ import threading
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol, cast
 
+from quart_openai_sse.transport.addresses import open_socket
 from quart_openai_sse.transport.exchange import Exchange
 
 _READ = 64 << 10  # bytes at a time
-_HAPPY_EYEBALLS = 0.25  # seconds: RFC 8305, 5
 
 
 class _Buffer(threading.local):
@@ -70,12 +70,13 @@ class Connection(asyncio.BufferedProtocol):
     async def connect(self, context: ssl.SSLContext | None, timeout: float | None) -> None:
         """Connects, or leaves the pool: raises `ConnectError` or `ConnectTimeout`."""
         loop, (_, host, port) = asyncio.get_running_loop(), self.origin
-        options: dict[str, Any] = {"ssl": context}
-        if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):  # uvloop does not know this one
-            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
         try:
             async with asyncio.timeout(timeout):
-                await loop.create_connection(lambda: self, host, port, **options)
+                if _is_address(host):
+                    await loop.create_connection(lambda: self, host, port, ssl=context)
+                else:
+                    opened, name = await open_socket(host, port), None if context is None else host
+                    await loop.create_connection(lambda: self, sock=opened, ssl=context, server_hostname=name)
         except TimeoutError:
             self.abort()
             raise self.errors.ConnectTimeout("No connection in time.") from None
