@@ -112,6 +112,9 @@ class Config:
     """Seconds after which an idle connection to the upstream is closed."""
     trust_env: bool = False
     """Whether the upstream is reached through the proxies named in the environment (`HTTPS_PROXY` …)."""
+    own_transport: bool = True
+    """Whether requests upstream go over our own transport, which streams cheaply, or over httpx's.
+    Through a proxy it is httpx's in any case."""
 
     url_prefix: str = "/v1"
     """Where the default blueprint's routes are."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
-
-import anyio
-import httpx
+from urllib.request import getproxies
 
 from quart_openai_sse import _json
+from quart_openai_sse.clients import Client, DirectClient, Message, pushing
 from quart_openai_sse.completion import error_from
 from quart_openai_sse.config import Config
 from quart_openai_sse.deadlines import Deadlines
@@ -30,9 +29,9 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.foreign import ForeignClient
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
-from quart_openai_sse.tasks import run_shielding
 from quart_openai_sse.trace import current_trace_id
 
 Headers = Mapping[str, str]
@@ -103,10 +102,8 @@ class OpenAIUpstream:
     def __init__(self, config: Config, *, client: Any = None, name: str = "") -> None:
         self.name = name or urlsplit(config.base_url).netloc
         self._config = config
-        self._client = client
-        self._owned = client is None
+        self._given = client
         self._keys = deque(config.api_keys or [None])
-        self._abandoned: set[asyncio.Future[Any]] = set()
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
@@ -126,42 +123,46 @@ class OpenAIUpstream:
         await self._run(request, sink, principal)
 
     async def _run(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
-        await run_shielding(lambda: self._ask(request, sink, principal), hold=self._hold)
-
-    async def _ask(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
         config, model = self._config, request.get("model") or ""
         streaming = bool(request.get("stream"))
         deadlines = Deadlines(
             total=config.total_timeout,
             first_output=config.first_output_timeouts.get(model, config.first_output_timeout) if streaming else None,
             gap=config.gap_timeouts.get(model, config.gap_timeout) if streaming else None,
+            started=lambda: sink.started,
         )
-        async with deadlines, self._exchange("POST", "/chat/completions", principal, request) as response:
+        async with deadlines:
+            await self._client.run(lambda: self._ask(request, sink, principal, deadlines))
+
+    async def _ask(self, request: Mapping[str, Any], sink: Sink, principal: Principal, deadlines: Deadlines) -> None:
+        def feed(data: bytes) -> bool:
+            deadlines.heard = True
+            return sink.feed(data)
+
+        async with self._exchange("POST", "/chat/completions", principal, _json.encode(request)) as response:
             sink.head(response.status_code, response.headers)
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, await _bounded(response))
-            async with aclosing(response.aiter_raw()) as pieces:
-                async for data in pieces:
-                    go_on = sink.feed(data)
-                    deadlines.heard(started=sink.started)
-                    if not go_on:
-                        deadlines.pause()
-                        if not await sink.room():
-                            await _finish(pieces)
-                            return
-                        deadlines.heard(started=sink.started)
+            async with pushing(response) as push:
+                while not await push(feed):
+                    deadlines.paused = True
+                    if not await sink.room():
+                        await self._client.finish(push)
+                        return
+                    deadlines.paused = False
             sink.finish()
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
-        models = await run_shielding(lambda: self._list(principal), hold=self._hold)
+        async with Deadlines(total=30):
+            models = await self._client.run(lambda: self._list(principal))
         self._models = (time.monotonic() + 60, models)
         return models
 
     async def _list(self, principal: Principal) -> list[dict[str, Any]]:
-        async with Deadlines(total=30), self._exchange("GET", "/models", principal) as response:
+        async with self._exchange("GET", "/models", principal) as response:
             body = await _bounded(response, 4 << 20)
             if response.status_code != 200:
                 raise refusal(response.status_code, response.headers, body)
@@ -173,33 +174,28 @@ class OpenAIUpstream:
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""
-        if self._abandoned:
-            await asyncio.wait(self._abandoned)
-        if self._owned and self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        # The next one is made when it is needed: an upstream may be used again, on another event loop.
+        if (client := self.__dict__.pop("_client", None)) is not None:
+            await client.aclose()
+
+    @cached_property
+    def _client(self) -> Client:
+        config = self._config
+        proxies = config.trust_env and getproxies().keys() - {"no"}  # which are for what, httpx knows
+        if self._given is None and config.own_transport and not proxies:
+            return DirectClient(config)
+        return ForeignClient(config, self._given)
 
     @asynccontextmanager
-    async def _exchange(
-        self, method: str, path: str, principal: Principal, body: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Any]:
+    async def _exchange(self, method: str, path: str, principal: Principal, content: bytes = b"") -> AsyncIterator[Any]:
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
-        if self._client is None:
-            self._client = self._create_client()
+        message = Message(method, _url(self._config.base_url, path), self._headers(key), content)
         answered = False
         try:
-            request = self._client.build_request(
-                method,
-                _url(self._config.base_url, path),
-                content=None if body is None else _json.encode(body),
-                headers=self._headers(key),
-                # A tuple, because httpx and httpx2 have a Timeout each: connect, read, write, pool.
-                timeout=(self._config.connect_timeout, None, 30.0, self._config.connect_timeout),
-            )
-            response = await self._send(request)
+            response = await self._client.send(message)
             answered = True
             try:
                 yield response
@@ -214,55 +210,6 @@ class OpenAIUpstream:
                 raise
             # Without its cause: httpx's error about an illegal header value would bring our key along.
             raise failure from None
-
-    async def _send(self, request: Any) -> Any:
-        """Sends *request*, and leaves nothing behind when it is cancelled.
-
-        httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
-        (encode/httpcore#1093). So a request that has no connection yet is left to get one in the background, and given
-        up before anything is sent.
-        """
-        phase = _Phase(connecting=self._owned)
-        try:
-            return await self._send_once(request, phase)
-        except Exception:
-            if not phase.stale:
-                raise
-        # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
-        return await self._send_once(request, _Phase(connecting=self._owned))
-
-    async def _send_once(self, request: Any, phase: _Phase) -> Any:
-        request.extensions = {**request.extensions, "trace": phase.trace}
-
-        async def send() -> Any:
-            with phase.scope:
-                return await self._client.send(request, stream=True)
-
-        sending = asyncio.ensure_future(send())
-        try:
-            return await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            if phase.connecting:
-                phase.abandoned = True
-            else:
-                phase.scope.cancel()
-            self._hold(sending)
-            sending.add_done_callback(self._discard)
-            raise
-
-    def _discard(self, sending: asyncio.Task[Any]) -> None:
-        if not sending.cancelled() and sending.exception() is None and (response := sending.result()) is not None:
-            self._hold(response.aclose())
-
-    def _hold(self, awaitable: Awaitable[Any]) -> None:
-        task = asyncio.ensure_future(awaitable)
-        self._abandoned.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Future[Any]) -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody else asks
 
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config
@@ -285,26 +232,6 @@ class OpenAIUpstream:
             if _TRACE.fullmatch(trace_id):
                 headers["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
         return {**headers, **config.headers}
-
-    def _create_client(self) -> httpx.AsyncClient:
-        config = self._config
-        return httpx.AsyncClient(
-            http2=False,  # a cancelled HTTP/2 request sends no RST_STREAM: the model would go on
-            trust_env=config.trust_env,
-            limits=httpx.Limits(
-                max_connections=config.max_connections,
-                max_keepalive_connections=config.max_keepalive_connections,
-                keepalive_expiry=config.keepalive_expiry,
-            ),
-        )
-
-
-async def _finish(pieces: AsyncIterator[bytes]) -> None:
-    """Reads on to the body's end, if it comes at once, so that the connection can be used again."""
-    # The answer is complete, whatever the connection does now.
-    with suppress(Exception), anyio.move_on_after(0.1):
-        async for _ in pieces:
-            pass
 
 
 async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:
@@ -378,6 +305,7 @@ def _until(date: str) -> float | None:
     return min(max(0.0, when.timestamp() - time.time()), _YEAR)
 
 
+@lru_cache(maxsize=64)
 def _url(base: str, path: str) -> str:
     """*path* below *base*, whose query (Azure's `api-version`) is kept."""
     parts = urlsplit(base)
@@ -396,30 +324,3 @@ def _translated(error: Exception, *, answered: bool) -> OpenAISSEError | None:
     if "TransportError" in names:
         return UpstreamUnreachable(f"The upstream can't be reached ({type(error).__name__}).")
     return None
-
-
-class _Phase:
-    """Where a request stands, told by httpcore's trace extension."""
-
-    abandoned = False
-    _connected = _sent = _answered = False
-
-    def __init__(self, *, connecting: bool) -> None:
-        self.connecting = connecting
-        self.scope = anyio.CancelScope()
-
-    @property
-    def stale(self) -> bool:
-        """Whether it was sent on a connection that was used before, and nothing has come of it."""
-        return self._sent and not self._connected and not self._answered
-
-    async def trace(self, name: str, info: Mapping[str, Any]) -> None:
-        if name == "connection.connect_tcp.started":
-            self.connecting = self._connected = True
-        elif name.endswith(".send_request_headers.started"):
-            self.connecting = False
-            self._sent = True
-            if self.abandoned:
-                raise asyncio.CancelledError
-        elif name.endswith(".receive_response_headers.complete"):
-            self._answered = True

@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
+from quart_openai_sse.config import Config
 from quart_openai_sse.simulator import Simulator, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, serve_app
 from tests.browser import ARGUMENTS, NewPage, NewSite, Site, listened_page, serve_example
@@ -36,6 +37,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--transport", choices=["own", "httpx"], default="own", help="what carries requests upstream")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes `--transport` the default of the option, for all tests."""
+    own = config.getoption("--transport") == "own"
+    Config.own_transport = Config.__dataclass_fields__["own_transport"].default = own
+    Config.__init__.__kwdefaults__["own_transport"] = own
 
 
 @pytest.fixture(autouse=True)

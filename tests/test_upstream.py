@@ -31,11 +31,18 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.trace import reset_trace_id, set_trace_id
+from quart_openai_sse.transport import create_transport
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 ME = Principal("ann")
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-CLIENTS: dict[str, Callable[[], Any] | None] = {"own": None, "httpx": httpx.AsyncClient, "httpx2": httpx2.AsyncClient}
+CLIENTS: dict[str, Callable[[], Any] | None] = {
+    "own": None,  # over the transport of `--transport`
+    "httpx": httpx.AsyncClient,
+    "httpx2": httpx2.AsyncClient,
+    "httpx over ours": lambda: httpx.AsyncClient(transport=create_transport(httpx)()),
+    "httpx2 over ours": lambda: httpx2.AsyncClient(transport=create_transport(httpx2)()),
+}
 
 
 class Collector:
@@ -150,6 +157,43 @@ async def test_a_connection_is_used_again_also_when_the_end_is_not_asked_for(cli
             await upstream.run(BODY, Collector(wanted=1), principal=ME)
         assert server.connections == 1
         await upstream.aclose()
+
+
+async def test_a_kept_connection_that_the_server_has_closed_costs_nothing_but_another(client: Any) -> None:
+    async def hangs_up_on_the_second(peer: Peer) -> None:
+        if len(server.requests) == 2:
+            raise Hangup
+        await peer.send(HEAD + chunked(finish()) + END)
+
+    if client is not None and "Push" in type(client._transport).__name__:
+        return  # that asks its user first
+    async with raw_upstream(hangs_up_on_the_second) as server:
+        upstream = upstream_at(server.base_url, client)
+        for _ in range(2):
+            sink = Collector()
+            await upstream.run(BODY, sink, principal=ME)
+            assert sink.data == finish()
+        assert (len(server.requests), server.connections) == (3, 2)
+        await upstream.aclose()
+
+
+@pytest.mark.parametrize("trust_env", [True, False])
+async def test_a_proxy_of_the_environment_is_used_where_that_is_trusted(
+    client: Any, monkeypatch: pytest.MonkeyPatch, trust_env: bool
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(finish()) + END)
+
+    if client is not None:
+        return  # whose environment is its owner's affair
+    async with raw_upstream(answer) as proxy, raw_upstream(answer) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
+        upstream = upstream_at(server.base_url, None, trust_env=trust_env)
+        await upstream.run(BODY, Collector(), principal=ME)
+        await upstream.aclose()
+        asked, address = (proxy, server.base_url) if trust_env else (server, "/v1")
+        assert [peer.head.split()[1].decode() for peer in asked.requests] == [f"{address}/chat/completions"]
+        assert len(proxy.requests) + len(server.requests) == 1
 
 
 # Deadlines ----------------------------------------------------------------------------------------------------------
@@ -443,7 +487,7 @@ async def test_cancelling_while_connecting_leaks_no_place_and_sends_nothing(clie
         await upstream.run(BODY, sink, principal=ME)
         assert sink.data == finish()
         await upstream.aclose()
-        assert not upstream._abandoned
+        assert not getattr(upstream._client, "_abandoned", None)
 
 
 def test_errors_are_whole_in_a_log_end() -> None:

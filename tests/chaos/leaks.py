@@ -9,8 +9,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from quart_openai_sse.clients import DirectClient
+from quart_openai_sse.foreign import ForeignClient
+from quart_openai_sse.upstream import OpenAIUpstream
 from tests.chaos import load
 from tests.chaos.app import ChaosApp, chaos_app
 from tests.chaos.faults import Cell, cells
@@ -20,6 +23,25 @@ PATIENCE = 30.0
 """Seconds in which everything must be over, after the last stream; and in which each stream must be."""
 
 CELLS = list(cells())
+
+
+class Pooled(NamedTuple):
+    """What there is in an upstream's pool of connections, be it ours or httpcore's."""
+
+    connections: int
+    idle: int
+    requests: int
+
+    @classmethod
+    def of(cls, upstream: OpenAIUpstream) -> Pooled:
+        client = upstream._client
+        if isinstance(client, DirectClient):
+            ours = client.transport._pool
+            return cls(len(ours._all), ours._idle_count, len(ours._all) - ours._idle_count + len(ours._waiters))
+        assert isinstance(client, ForeignClient)
+        theirs = client.client._transport._pool
+        idle = sum(each.is_idle() for each in theirs.connections)
+        return cls(len(theirs.connections), idle, len(theirs._requests))
 
 
 def options() -> dict[str, Any]:
@@ -43,8 +65,7 @@ def counts(app: ChaosApp) -> dict[str, int]:
     """What there is in this process, and of the app's streams."""
     relay, log = app.relay, app.log
     assert relay is not None
-    clients = [each.upstream._client for each in relay.upstream.candidates]
-    pools = [client._transport._pool for client in clients if client is not None]
+    pools = [Pooled.of(each.upstream) for each in relay.upstream.candidates]
     return {
         "asyncio tasks": len(asyncio.all_tasks()),
         "file descriptors": len(os.listdir("/proc/self/fd")),
@@ -54,8 +75,8 @@ def counts(app: ChaosApp) -> dict[str, int]:
         "readers": len(relay._readers),
         "streams in the log": len(log._streams),
         "bytes in the log": log.size,
-        "connections in pools": sum(len(pool.connections) for pool in pools),
-        "requests in pools": sum(len(pool._requests) for pool in pools),
+        "connections in pools": sum(pool.connections for pool in pools),
+        "requests in pools": sum(pool.requests for pool in pools),
         "upstream connections": app.upstream.server.open,
         "requests upstream": app.upstream.busy,
     }

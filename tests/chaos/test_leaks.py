@@ -11,7 +11,7 @@ from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
 from quart_openai_sse.upstream import Headers, OpenAIUpstream
 from tests.chaos.app import until
-from tests.chaos.leaks import leaks
+from tests.chaos.leaks import Pooled, leaks
 from tests.chaos.upstream import chaos_upstream
 from tests.conftest import QUESTION
 from tests.raw import Peer, raw_upstream
@@ -77,6 +77,12 @@ async def run(upstream: OpenAIUpstream, *, after_start: int | None = None, after
     await asyncio.wait({sink.task})
 
 
+def all_idle(upstream: OpenAIUpstream) -> bool:
+    """Whether no connection is in use, and none is waited for."""
+    pooled = Pooled.of(upstream)
+    return pooled.idle == pooled.connections and pooled.requests == 0
+
+
 @pytest.mark.parametrize("moment", ["after_start", "after_end"])
 async def test_whenever_a_request_is_cancelled_its_connection_is_not_lost(moment: str) -> None:
     """httpcore loses one for good that is about to be made, or just being given back."""
@@ -84,9 +90,7 @@ async def test_whenever_a_request_is_cancelled_its_connection_is_not_lost(moment
         upstream = OpenAIUpstream(Config(base_url=chaos.server.base_url))
         for turns in range(TURNS):
             await run(upstream, **{moment: turns})
-        pool = upstream._client._transport._pool
-        assert await until(lambda: all(each.is_idle() for each in pool.connections), patience=10)
-        assert pool._requests == []
+        assert await until(lambda: all_idle(upstream), patience=10)
         await upstream.aclose()
 
 
@@ -105,7 +109,5 @@ async def test_whenever_a_list_of_models_is_given_up_its_connection_is_not_lost(
             await asyncio.wait({listing})
         upstream._models = None
         assert await upstream.models(principal=Principal("ann")) == [{"id": "a"}]
-        pool = upstream._client._transport._pool
-        assert await until(lambda: all(each.is_idle() for each in pool.connections), patience=10)
-        assert pool._requests == []
+        assert await until(lambda: all_idle(upstream), patience=10)
         await upstream.aclose()

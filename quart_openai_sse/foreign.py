@@ -1,0 +1,140 @@
+"""The way through a client with httpx's API, and what keeps httpcore from losing connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+
+from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Message, Push
+from quart_openai_sse.config import Config
+from quart_openai_sse.tasks import run_shielding
+
+T = TypeVar("T")
+
+
+class ForeignClient:
+    """The way through *client*; by default one with httpx's own transport, which knows of proxies."""
+
+    def __init__(self, config: Config, client: Any = None) -> None:
+        self.client = _create_client(config) if client is None else client
+        self._owned = client is None
+        self._connect_timeout = config.connect_timeout
+        self._abandoned: set[asyncio.Future[Any]] = set()
+
+    async def run(self, function: Callable[[], Awaitable[T]]) -> T:
+        """See `Client.run`."""
+        return await run_shielding(function, hold=self._hold)
+
+    async def send(self, message: Message) -> Any:
+        """See `Client.send`.
+
+        httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
+        (encode/httpcore#1093). So a request that has no connection yet is left to get one in the background, and given
+        up before anything is sent.
+        """
+        request = self.client.build_request(
+            message.method,
+            message.url,
+            content=message.content or None,
+            headers=message.headers,
+            # A tuple, because httpx and httpx2 have a Timeout each: connect, read, write, pool.
+            timeout=(self._connect_timeout, None, WRITE_TIMEOUT, self._connect_timeout),
+        )
+        phase = _Phase(connecting=self._owned)
+        try:
+            return await self._send_once(request, phase)
+        except Exception:
+            if not phase.stale:
+                raise
+        # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
+        return await self._send_once(request, _Phase(connecting=self._owned))
+
+    async def finish(self, push: Push) -> None:
+        """See `Client.finish`."""
+        # The answer is complete, whatever the connection does now.
+        with suppress(Exception), anyio.move_on_after(REST):
+            await push(lambda _: True)
+
+    async def aclose(self) -> None:
+        """See `Client.aclose`. A client that was given stays open."""
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
+        if self._owned:
+            await self.client.aclose()
+
+    async def _send_once(self, request: Any, phase: _Phase) -> Any:
+        request.extensions = {**request.extensions, "trace": phase.trace}
+
+        async def send() -> Any:
+            with phase.scope:
+                return await self.client.send(request, stream=True)
+
+        sending = asyncio.ensure_future(send())
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            if phase.connecting:
+                phase.abandoned = True
+            else:
+                phase.scope.cancel()
+            self._hold(sending)
+            sending.add_done_callback(self._discard)
+            raise
+
+    def _discard(self, sending: asyncio.Task[Any]) -> None:
+        if not sending.cancelled() and sending.exception() is None and (response := sending.result()) is not None:
+            self._hold(response.aclose())
+
+    def _hold(self, awaitable: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(awaitable)
+        self._abandoned.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Future[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody else asks
+
+
+def _create_client(config: Config) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        http2=False,  # a cancelled HTTP/2 request sends no RST_STREAM: the model would go on
+        trust_env=config.trust_env,
+        limits=httpx.Limits(
+            max_connections=config.max_connections,
+            max_keepalive_connections=config.max_keepalive_connections,
+            keepalive_expiry=config.keepalive_expiry,
+        ),
+    )
+
+
+class _Phase:
+    """Where a request stands, told by httpcore's trace extension."""
+
+    abandoned = False
+    _connected = _sent = _answered = False
+
+    def __init__(self, *, connecting: bool) -> None:
+        self.connecting = connecting
+        self.scope = anyio.CancelScope()
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was sent on a connection that was used before, and nothing has come of it."""
+        return self._sent and not self._connected and not self._answered
+
+    async def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        if name == "connection.connect_tcp.started":
+            self.connecting = self._connected = True
+        elif name.endswith(".send_request_headers.started"):
+            self.connecting = False
+            self._sent = True
+            if self.abandoned:
+                raise asyncio.CancelledError
+        elif name.endswith(".receive_response_headers.complete"):
+            self._answered = True

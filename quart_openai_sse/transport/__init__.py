@@ -1,0 +1,154 @@
+"""HTTP/1.1 for streams: a transport for httpx, and for httpx2, that can push a body as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator
+from functools import cache
+from typing import Any
+
+from quart_openai_sse.transport.connection import Origin
+from quart_openai_sse.transport.exchange import Exchange
+from quart_openai_sse.transport.pool import Pool
+
+_TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_NO_VALUE = re.compile(rb"[\0\r\n]")  # RFC 9110, 5.5
+_NO_TARGET = re.compile(rb"[\0-\x20\x7f]")
+_PORTS = {"http": 80, "https": 443}
+
+
+class PushedStream:
+    """The body of an answer: iterated, or pushed."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self._exchange.read():
+            yield data
+
+    async def aclose(self) -> None:
+        """Closes the connection, unless the body has ended."""
+        self._exchange.close()
+
+
+class PushTransport:
+    """Sends requests over connections that are kept. One instance serves one event loop.
+
+    A response's `extensions["push"]` is a coroutine function: *push(feed)* gives *feed* the bytes of the body, all that
+    one read brings in one call. It returns `False` when *feed* did, and `True` at the body's end; what has come and was
+    not fed waits for the next *push* or iteration. Cancelling it closes the connection.
+
+    With `extensions={"resend": True}` a request is sent once more if the server had closed a connection it had kept.
+    """
+
+    module: Any
+    """httpx or httpx2."""
+    stream: Any
+    """Its `PushedStream`."""
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext | bool = True,
+        trust_env: bool = True,
+        max_connections: int | None = 100,
+        max_keepalive_connections: int | None = 20,
+        keepalive_expiry: float | None = 5,
+    ) -> None:
+        self._verify, self._trust_env = verify, trust_env
+        self._ssl: ssl.SSLContext | None = None
+        self._pool = Pool(
+            errors=self.module,
+            connections=max_connections,
+            idle=max_keepalive_connections,
+            expiry=keepalive_expiry,
+        )
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """The response to *request*, as soon as its head has come."""
+        origin = _origin(request.url, self.module)
+        head = _head(request, self.module)
+        exchange = await self._exchange(origin, head, request)
+        if exchange.stale and request.extensions.get("resend"):
+            exchange = await self._exchange(origin, head, request)
+        exchange.check()
+        return self.module.Response(
+            exchange.status,
+            headers=exchange.headers,
+            stream=self.stream(exchange),
+            extensions={"http_version": exchange.version, "reason_phrase": exchange.reason, "push": exchange.push},
+        )
+
+    async def _exchange(self, origin: Origin, head: bytes, request: Any) -> Exchange:
+        timeouts = request.extensions.get("timeout", {})
+        connection = await self._pool.acquire(origin, timeouts.get("pool"))
+        exchange = connection.begin(request.method, timeouts)
+        try:
+            if not connection.connected:
+                await connection.connect(self._context(origin.scheme), timeouts.get("connect"))
+            await _send(exchange, head, request)
+            await exchange.answer()
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+    def _context(self, scheme: str) -> ssl.SSLContext | None:
+        if scheme == "http":
+            return None
+        if self._ssl is None:
+            self._ssl = self.module.create_ssl_context(verify=self._verify, trust_env=self._trust_env)
+            self._ssl.set_alpn_protocols(["http/1.1"])
+        return self._ssl
+
+    async def aclose(self) -> None:
+        """Closes all connections, also those that are in use."""
+        self._pool.close()
+        await asyncio.sleep(0)  # the event loop closes a socket in its next turn
+
+
+@cache
+def create_transport(module: Any) -> type[PushTransport]:
+    """The transport's class for *module*, which is httpx or httpx2: each has base classes and errors of its own.
+
+    It speaks HTTP/1.1 to an origin itself; it knows no proxies, no Unix sockets and no HTTP/2.
+    """
+    stream = type("PushedStream", (PushedStream, module.AsyncByteStream), {})
+    return type("PushTransport", (PushTransport, module.AsyncBaseTransport), {"module": module, "stream": stream})
+
+
+def _origin(url: Any, errors: Any) -> Origin:
+    if url.scheme not in _PORTS:
+        raise errors.UnsupportedProtocol(f"Request URL has an unsupported protocol {url.scheme + '://'!r}.")
+    return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+
+
+def _head(request: Any, errors: Any) -> bytes:
+    """The request line and the headers (RFC 9112, 3 and 5)."""
+    method, target, headers = request.method.encode(), request.url.raw_path, request.headers.raw
+    names = [name for name, _ in headers]
+    # Each is looked at, or whoever controls a value could write a second request into the first.
+    if not all(names) or not _TOKENS.fullmatch(method + b"".join(names)):
+        raise errors.LocalProtocolError("An illegal method or header name.")
+    if _NO_TARGET.search(target) or _NO_VALUE.search(b" ".join([value for _, value in headers])):
+        raise errors.LocalProtocolError("An illegal target or header value.")
+    lines = [b"%b %b HTTP/1.1" % (method, target), *(b"%b: %b" % header for header in headers), b"", b""]
+    return b"\r\n".join(lines)
+
+
+async def _send(exchange: Exchange, head: bytes, request: Any) -> None:
+    """Sends a request, or as much of it as the server waits for: it may answer before."""
+    chunked = "transfer-encoding" in request.headers
+    unsent = head
+    async for data in request.stream:
+        if data:
+            await exchange.send(unsent + (b"%x\r\n%b\r\n" % (len(data), data) if chunked else data))
+            unsent = b""
+        if exchange.answered:
+            return
+    if unsent or chunked:
+        await exchange.send(unsent + (b"0\r\n\r\n" if chunked else b""))
+    exchange.sent = True

@@ -1,0 +1,131 @@
+"""The connections of one transport: those in use, those that are kept, and whoever waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Any
+
+from quart_openai_sse.transport.connection import Connection, Origin
+
+
+class Pool:
+    """At most *connections*, of which at most *idle* are kept unused, for *expiry* seconds. `None`: no limit."""
+
+    def __init__(self, *, errors: Any, connections: int | None, idle: int | None, expiry: float | None) -> None:
+        self.errors = errors
+        self._most = math.inf if connections is None else connections
+        self._most_idle = math.inf if idle is None else idle
+        self._expiry = math.inf if expiry is None else expiry
+        self._all: set[Connection] = set()
+        self._idle: dict[Origin, dict[Connection, float]] = {}
+        """Since when each is idle; the one that was used last comes last."""
+        self._idle_count = 0
+        self._waiters: deque[tuple[Origin, asyncio.Future[Connection]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def acquire(self, origin: Origin, timeout: float | None) -> Connection:
+        """A connection to *origin*: one that was kept, or a new one that is not connected yet.
+
+        It is given back by `release`, or by its end. Raises `PoolTimeout`.
+        """
+        if kept := self._idle.get(origin):
+            connection, _ = kept.popitem()
+            self._forget(origin)
+            return connection
+        if len(self._all) >= self._most and self._idle:
+            next(iter(next(iter(self._idle.values())))).abort()  # another origin's, the oldest
+        if len(self._all) < self._most:
+            return self._create(origin)
+        return await self._wait(origin, timeout)
+
+    def release(self, connection: Connection) -> None:
+        """Takes back a connection that can serve another request."""
+        while self._waiters:
+            origin, waiter = self._waiters[0]
+            if waiter.done():
+                self._waiters.popleft()
+            elif origin == connection.origin:
+                self._waiters.popleft()
+                waiter.set_result(connection)
+                return
+            else:
+                connection.abort()  # whose place the waiter gets
+                return
+        if self._idle_count >= self._most_idle:
+            connection.abort()
+            return
+        self._keep(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Forgets a connection that has ended, once; its place is the next waiter's."""
+        if connection not in self._all:
+            return
+        self._all.remove(connection)
+        if self._idle.get(connection.origin, {}).pop(connection, None) is not None:
+            self._forget(connection.origin)
+        while self._waiters and len(self._all) < self._most:
+            origin, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(self._create(origin))
+
+    def close(self) -> None:
+        """Closes all connections. Whoever waits for one gets a `ConnectError`."""
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(self.errors.ConnectError("The transport was closed."))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self._all):
+            connection.close()
+
+    def _create(self, origin: Origin) -> Connection:
+        connection = Connection(self, origin)
+        self._all.add(connection)
+        return connection
+
+    async def _wait(self, origin: Origin, timeout: float | None) -> Connection:
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiters.append((origin, waiter))
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._give_back(waiter.result())  # it came in this very moment
+            if isinstance(error, TimeoutError):
+                raise self.errors.PoolTimeout("All connections are in use.") from None
+            raise
+        # It may have been closed since it was given.
+        return await self.acquire(origin, timeout) if connection.closed else connection
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.connected and not connection.closed:
+            self.release(connection)
+        else:
+            self.discard(connection)
+
+    def _keep(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._idle.setdefault(connection.origin, {})[connection] = now
+        self._idle_count += 1
+        if self._timer is None and self._expiry < math.inf:
+            self._timer = loop.call_at(now + self._expiry, self._expire)
+
+    def _forget(self, origin: Origin) -> None:
+        self._idle_count -= 1
+        if not self._idle[origin]:
+            del self._idle[origin]
+
+    def _expire(self) -> None:
+        """Closes what has been idle for too long: one timer looks after all."""
+        loop = asyncio.get_running_loop()
+        limit = loop.time() - self._expiry
+        for kept in list(self._idle.values()):
+            for connection in [each for each, since in kept.items() if since <= limit]:
+                connection.abort()
+        oldest = min((since for kept in self._idle.values() for since in kept.values()), default=None)
+        self._timer = None if oldest is None else loop.call_at(oldest + self._expiry, self._expire)
