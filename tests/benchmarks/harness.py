@@ -103,7 +103,7 @@ class Running:
         """What the load is asked."""
         task = {**TASK, "address": self.address, **members, **self.server.task}
         if self.server.bare:
-            gap = 1 / task["rate"] if task.get("rate") else 0.0005 if task.get("lockstep") else 0
+            gap = 1 / task["rate"] if task.get("rate") else 0.0005 if task.get("ahead") == 1 else 0
             told = {"events": task["events"], "seconds": task["seconds"] if not task.get("repeat") else 60, "gap": gap}
             task["members"] = "".join(f',"{name}":{value}' for name, value in told.items())
         return task

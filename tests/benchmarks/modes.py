@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 MODES = {
     "lockstep": "event n+1 leaves the API when event n has arrived at the client: no two can share a read or a write",
-    "bulk": "as fast as it goes: one stream, and 20 at the same time",
+    "bulk": "as fast as it goes, at most 1,000 events ahead of the client: one stream, and 20 at the same time",
     "short": "streams of 16 events back to back, on 8 connections that are kept",
     "paced": "100, 500 and 1,000 streams of 20 events a second each",
     "vanish": "500 clients leave at once: the time to the next stream's first event",
@@ -54,7 +54,7 @@ def _lockstep(seconds: float) -> Iterator[Mode]:
         "lockstep",
         "lockstep",
         "Lockstep: one event per read and write",
-        {"streams": 1, "events": MANY, "seconds": seconds, "lockstep": True},
+        {"streams": 1, "events": MANY, "seconds": seconds, "ahead": 1},
         (COST, COUNTED, *LATENCY),
     )
 
@@ -65,7 +65,7 @@ def _bulk(seconds: float) -> Iterator[Mode]:
             f"bulk-{streams}",
             "bulk",
             f"Bulk: as fast as it goes, {streams} at a time",
-            {"streams": streams, "events": MANY, "seconds": seconds},
+            {"streams": streams, "events": MANY, "seconds": seconds, "ahead": 1000},
             (COST, COUNTED, Figure("rate", "events/s", 0, "high")),
         )
 
@@ -111,7 +111,7 @@ def _vanish(_: float) -> Iterator[Mode]:
 _KINDS = {"lockstep": _lockstep, "bulk": _bulk, "short": _short, "paced": _paced, "vanish": _vanish}
 
 WARM_UP = (
-    {"streams": 1, "events": 500, "seconds": 2.0, "lockstep": True},
+    {"streams": 1, "events": 500, "seconds": 2.0, "ahead": 1},
     {"streams": 4, "events": 16, "seconds": 0.5, "repeat": True},
 )
 """What each server does first; nothing of it is measured."""

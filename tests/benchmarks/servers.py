@@ -93,7 +93,14 @@ SERVERS = (
     ),
     *(
         _python(
-            f"bare-{server}", f"Quart on {server} that asks nobody", "bare", server, "quart", group="floor", bare=True
+            f"bare-{server}",
+            f"Quart on {server} that asks nobody",
+            "bare",
+            server,
+            "quart",
+            group="floor",
+            bare=True,
+            kinds=frozenset({"lockstep", "bulk", "short", "paced"}),
         )
         for server in ("uvicorn", "granian", "hypercorn")
     ),

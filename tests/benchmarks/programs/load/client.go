@@ -46,8 +46,8 @@ func newStream(t *task) *stream {
 		until:  time.Now().Add(seconds(t.Seconds)),
 		gone:   make(chan struct{}),
 	}
-	if t.Lockstep {
-		made.lock = make(chan struct{}, 1)
+	if t.Ahead > 0 {
+		made.ahead, made.lock = t.Ahead, make(chan struct{}, 16)
 	}
 	if t.Rate > 0 {
 		made.gap = time.Duration(float64(time.Second) / t.Rate)

@@ -20,7 +20,8 @@ type stream struct {
 	events int           // how many at most
 	until  time.Time     // no event leaves after it
 	gap    time.Duration // between two events; 0: as fast as it goes
-	lock   chan struct{} // a token for each event that may leave, or nil: it need not wait
+	ahead  int           // how many may have left and not arrived; 0: any number
+	lock   chan struct{} // a token for each batch that has arrived, or nil
 
 	asked atomic.Bool   // the request has come
 	sent  atomic.Int64  // events that have left
@@ -98,14 +99,14 @@ func (s *stream) write(connection io.Writer, left <-chan struct{}, usage bool) e
 		return err
 	}
 	scratch := make([]byte, 0, 512)
-	for sequence := 1; sequence <= s.events; sequence++ {
-		if err := s.wait(sequence, left); err != nil {
+	for place := 1; place <= s.events; place++ {
+		if err := s.wait(place, left); err != nil {
 			return err
 		}
 		if !time.Now().Before(s.until) {
 			break
 		}
-		scratch = s.event(scratch[:0], sequence)
+		scratch = s.event(scratch[:0], place)
 		buffer = framed(buffer[:0], scratch)
 		s.sent.Add(1) // before it can arrive
 		if _, err := connection.Write(buffer); err != nil {
@@ -121,16 +122,19 @@ func (s *stream) write(connection io.Writer, left <-chan struct{}, usage bool) e
 	return err
 }
 
-// wait returns when the next event may leave.
-func (s *stream) wait(sequence int, left <-chan struct{}) error {
-	if s.lock == nil && s.gap == 0 || sequence == 1 {
-		return nil
-	}
+// wait returns when the event of this place may leave.
+func (s *stream) wait(place int, left <-chan struct{}) error {
 	var pause <-chan time.Time
-	if s.gap > 0 {
+	switch {
+	case place == 1:
+		return nil
+	case s.lock != nil && place > s.ahead && (place-1)%s.batch() == 0:
+	case s.gap > 0:
 		timer := time.NewTimer(s.gap)
 		defer timer.Stop()
 		pause = timer.C
+	default:
+		return nil
 	}
 	select {
 	case <-s.lock:
@@ -141,11 +145,16 @@ func (s *stream) wait(sequence int, left <-chan struct{}) error {
 	return nil
 }
 
+// batch is how many events share a token.
+func (s *stream) batch() int {
+	return max(s.ahead/10, 1)
+}
+
 // event is the chunk of a piece of content, which says its place in the stream and when it left: `@place@time@`.
-func (s *stream) event(data []byte, sequence int) []byte {
+func (s *stream) event(data []byte, place int) []byte {
 	data = s.opening(data)
 	data = append(data, `[{"index":0,"delta":{"content":"@`...)
-	data = strconv.AppendInt(data, int64(sequence), 10)
+	data = strconv.AppendInt(data, int64(place), 10)
 	data = append(data, '@')
 	data = strconv.AppendInt(data, now(), 10)
 	return append(data, "@\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n"...)

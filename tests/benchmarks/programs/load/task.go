@@ -19,7 +19,7 @@ type task struct {
 	Events   int     `json:"events"`   // of one stream, at most
 	Seconds  float64 `json:"seconds"`  // of one stream, at most; of all, where they are repeated
 	Rate     float64 `json:"rate"`     // events a second; 0: as fast as it goes
-	Lockstep bool    `json:"lockstep"` // an event leaves when the one before it has arrived
+	Ahead    int     `json:"ahead"`    // events that may have left and not arrived; 0: any number
 	Repeat   bool    `json:"repeat"`   // one stream after the other, over the same connections
 	Ramp     float64 `json:"ramp"`     // seconds in which the streams begin, one after the other; not timed
 	Retained bool    `json:"retained"` // asked for with an Idempotency-Key
@@ -96,16 +96,16 @@ func (c *client) once(begin time.Time) (*reading, error) {
 		r.after = int64(begin.Sub(began) + seconds(c.task.Ramp))
 	}
 	if made.lock != nil {
-		r.seen = made.step(c.task.Readers)
+		r.seen = made.step(max(c.task.Readers, 1))
 	}
 	return r, c.post(r)
 }
 
-// step gives the function that lets the next event leave, when all readers have called it.
+// step gives the function that is called for each event that a reader has got, and lets others leave.
 func (s *stream) step(readers int) func() {
 	var arrived atomic.Int64
 	return func() {
-		if readers > 1 && arrived.Add(1)%int64(readers) != 0 {
+		if arrived.Add(1)%int64(readers*s.batch()) != 0 {
 			return
 		}
 		select {
@@ -203,4 +203,11 @@ func percentile(values []int64, share float64) float64 {
 	}
 	sort.Slice(values, func(i, j int) bool { return values[i] < values[j] })
 	return float64(values[int(share*float64(len(values)-1))]) / 1e3
+}
+
+func max(a, b int) int {
+	if a > b {
+		return a
+	}
+	return b
 }
