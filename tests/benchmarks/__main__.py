@@ -82,12 +82,13 @@ async def _measure(options: argparse.Namespace) -> int:
         async with start_load(options.cache, Path(work), tls=options.tls) as load:
             await run.rounds(load)
     about = _about(options, counting=run.counting)
-    sys.stdout.write("\n" + tables(run.samples, wanted, run.missing, about))
+    groups = {each.name: each.group for each in servers}
+    sys.stdout.write("\n" + tables(run.samples, wanted, groups, run.missing, about))
     if options.json:
         kept = {"about": about, "began": began, "seconds": time.time() - began, "missing": run.missing}
         options.json.write_text(json.dumps({**kept, "samples": [*map(asdict, run.samples)]}, indent=1) + "\n", "utf-8")
     if options.plot:
-        options.plot.write_text(plot(run.samples, wanted, {each.name: each.group for each in servers}), "utf-8")
+        options.plot.write_text(plot(run.samples, wanted, groups), "utf-8")
     return 1 if any(each.problems for each in run.samples) or not run.samples else 0
 
 

@@ -9,44 +9,63 @@ from tests.benchmarks.measure import Sample, Spread, ratios, spreads
 from tests.benchmarks.modes import Figure, Mode
 
 AGAINST = ("gin", "nginx")
+WHOLE = "ours-uvicorn"
+"""What each feature is taken from, or added to."""
 
 
-def tables(samples: Sequence[Sample], modes: Iterable[Mode], missing: Mapping[str, str], about: Sequence[str]) -> str:
-    """A table for each of *modes*, and why some servers are *missing*."""
+def tables(
+    samples: Sequence[Sample],
+    modes: Iterable[Mode],
+    groups: Mapping[str, str],
+    missing: Mapping[str, str],
+    about: Sequence[str],
+) -> str:
+    """A table for each of *modes*, another for what features cost, and why some servers are *missing*.
+
+    *groups* are those of the servers, by name.
+    """
+    features = [each for each in samples if groups[each.server] == "features"]
+    others = [each for each in samples if groups[each.server] != "features"]
     parts = ["\n".join(about)]
-    parts += [table(samples, mode) for mode in modes if any(each.mode == mode.name for each in samples)]
+    for mode in modes:
+        parts += table(others, mode, mode.title, AGAINST)
+        whole = [each for each in others if each.server == WHOLE] + features
+        parts += table(whole, mode, f"{mode.title}; what features cost", (WHOLE,)) if features else []
     if missing:
-        width = max(map(len, missing))
-        parts.append("Not measured\n" + "\n".join(f"  {name:{width}}  {why}" for name, why in missing.items()))
-    wrong = [
-        f"  round {each.round} {each.server} {each.mode}: {problem}" for each in samples for problem in each.problems
-    ]
-    if wrong:
-        parts.append("LOST OR GARBLED\n" + "\n".join(wrong))
+        parts.append("Not measured\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items()))
+    if lost := [
+        f"  round {each.round}, {each.server}, {each.mode}: {why}" for each in samples for why in each.problems
+    ]:
+        parts.append("LOST OR GARBLED\n" + "\n".join(lost))
     return "\n\n".join(parts) + "\n"
 
 
-def table(samples: Sequence[Sample], mode: Mode) -> str:
-    """One mode: a line for each server, its figures, and the ratios of the first one."""
+def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[str]) -> list[str]:
+    """One mode: a line for each server with its figures, and the ratios of the first one. Nothing if there is none."""
     names = list(dict.fromkeys(sample.server for sample in samples if sample.mode == mode.name))
-    figures = [figure for figure in mode.figures if spreads(samples, mode.name, figure.name)]
+    if not names:
+        return []
     main = compared(samples, mode)
-    columns = [(f"{figure.unit}", _cells(samples, mode, figure)) for figure in figures]
-    for base in AGAINST:
-        against = ratios(samples, mode.name, main.name, against=base)
-        columns.append((f"{main.unit}: ratio to {base}", {name: ratio(spread) for name, spread in against.items()}))
-    rows = [["", *(title for title, _ in columns)]]
+    columns = [(figure.unit, _cells(samples, mode, figure)) for figure in mode.figures]
+    for base in against:
+        found = ratios(samples, mode.name, main.name, against=base)
+        columns.append((f"of {base}", {name: ratio(spread) for name, spread in found.items()}))
+    columns = [(unit, cells) for unit, cells in columns if cells]
+    rows = [["", *(unit for unit, _ in columns)]]
     rows += [[name, *(cells.get(name, "-") for _, cells in columns)] for name in names]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+    late = spreads(samples, mode.name, "unfinished")
+    notes = [f"  {name}: not all streams ended in time; the figures are of what came" for name in late]
+    compare = [f"  ratios are of {main.unit}"] if any(unit.startswith("of ") for unit, _ in columns) else []
+    return ["\n".join([title, *_aligned(rows), *compare, *notes])]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join(["", row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
         for row in rows
     ]
-    late = [
-        name for name in names if spreads([each for each in samples if each.server == name], mode.name, "unfinished")
-    ]
-    notes = [f"Not all streams ended in time: {', '.join(late)}"] if late else []
-    return "\n".join([mode.title, *(f"  {line}" for line in lines), *(f"  {note}" for note in notes)])
 
 
 def compared(samples: Iterable[Sample], mode: Mode) -> Figure:
