@@ -165,7 +165,7 @@ def _modes(options: argparse.Namespace) -> list[Mode]:
     kinds = options.mode or (["lockstep"] if options.quick else list(MODES))
     if unknown := set(kinds) - set(MODES):
         raise Failed(f"there is no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}")
-    return modes(kinds, seconds=1.0 if options.quick else 2.0)
+    return modes(kinds, seconds=options.seconds or (1.0 if options.quick else 2.0))
 
 
 def _about(options: argparse.Namespace, *, counting: bool) -> list[str]:
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, metavar="N", help="how often each server runs (default: 5)")
     add("--only", type=_list, metavar="NAME[,NAME]", help="only these servers or groups of servers; see --list")
     add("--mode", type=_list, metavar="MODE[,MODE]", help="only these modes")
+    add("--seconds", type=float, metavar="S", help="of lockstep, bulk and short (default: 2, with --quick 1)")
     add("--tls", action="store_true", help="ask the API over TLS, with a certificate made for the run")
     add("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     add("--plot", type=Path, metavar="FILE", help="draw bars there, as SVG")

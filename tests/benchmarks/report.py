@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from xml.sax.saxutils import escape
 
 from tests.benchmarks.measure import Sample, Spread, ratios, spreads
@@ -24,13 +24,11 @@ def tables(
 
     *groups* are those of the servers, by name.
     """
-    features = [each for each in samples if groups[each.server] == "features"]
-    others = [each for each in samples if groups[each.server] != "features"]
+    others, features = divided(samples, groups)
     parts = ["\n".join(about)]
     for mode in modes:
         parts += table(others, mode, mode.title, AGAINST)
-        whole = [each for each in others if each.server == WHOLE] + features
-        parts += table(whole, mode, f"{mode.title}; what features cost", (WHOLE,)) if features else []
+        parts += table(features, mode, f"{mode.title}; what features cost", (WHOLE,))
     if missing:
         parts.append("Not measured\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items()))
     if lost := [
@@ -38,6 +36,13 @@ def tables(
     ]:
         parts.append("LOST OR GARBLED\n" + "\n".join(lost))
     return "\n\n".join(parts) + "\n"
+
+
+def divided(samples: Sequence[Sample], groups: Mapping[str, str]) -> tuple[list[Sample], list[Sample]]:
+    """The servers, and what features cost beside everything that is on by default: nothing if there is none."""
+    others = [each for each in samples if groups[each.server] != "features"]
+    features = [each for each in samples if groups[each.server] == "features"]
+    return others, [each for each in others if each.server == WHOLE] + features if features else []
 
 
 def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[str]) -> list[str]:
@@ -89,50 +94,77 @@ def _cells(samples: Sequence[Sample], mode: Mode, figure: Figure) -> dict[str, s
 
 # The plot ---------------------------------------------------------------------------------------------------------
 
-WIDTH, LEFT, RIGHT, BAR, GAP = 900, 210, 130, 18, 8
-COLOURS = {"ours": "#1f6feb", "reference": "#57606a", "peers": "#bf8700", "floor": "#8c959f", "features": "#54aeff"}
+WIDTH, LEFT, RIGHT, BAR, GAP = 900, 215, 150, 18, 8
+COLOURS = {
+    "ours": ("#1f6feb", "this extension"),
+    "features": ("#54aeff", "with a feature more or less"),
+    "reference": ("#57606a", "not Python"),
+    "peers": ("#bf8700", "other ways in Python"),
+    "floor": ("#afb8c1", "Python, no upstream"),
+}
+_STYLE = "text{font:13px system-ui,sans-serif;fill:#1f2328}.title{font-weight:600;font-size:15px}.minor{fill:#57606a}"
 
 
 def plot(samples: Sequence[Sample], modes: Iterable[Mode], groups: Mapping[str, str]) -> str:
-    """An SVG with a panel for each of *modes*: bars of the compared figure, whiskers from its lowest to its highest."""
-    panels, top = [], 16.0
+    """An SVG with a legend, and a panel for each of *modes* and for what features cost: bars of the compared figure.
+
+    Whiskers go from its lowest to its highest; the best server stands first.
+    """
+    others, features = divided(samples, groups)
+    parts, top = [_legend({groups[each.server] for each in samples})], 52.0
     for mode in modes:
-        figure = compared(samples, mode)
-        found = spreads(samples, mode.name, figure.name)
-        if found:
-            panels.append(_panel(mode, figure, found, groups, top))
-            top += 64 + len(found) * (BAR + GAP)
-    style = "text{font:13px system-ui,sans-serif;fill:#1f2328}.t{font-weight:600;font-size:15px}.u{fill:#57606a}"
+        for title, part, base in (
+            (mode.title, others, AGAINST[0]),
+            (f"{mode.title}; what features cost", features, WHOLE),
+        ):
+            panel = _panel(part, mode, title, base, groups)
+            if panel:
+                parts.append(f'<g transform="translate(0 {top:.0f})">{"".join(panel)}</g>')
+                top += 56 + (len(panel) - 1) * (BAR + GAP)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:.0f}" width="{WIDTH}" height="{top:.0f}">'
-        f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(panels)}</svg>\n'
+        f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
 
 
-def _panel(mode: Mode, figure: Figure, found: Mapping[str, Spread], groups: Mapping[str, str], top: float) -> str:
-    best = "more is better" if figure.better == "high" else "less is better"
-    parts = [
-        f'<text class="t" x="16" y="{top + 14:.0f}">{escape(mode.title)}</text>'
-        f'<text class="u" x="16" y="{top + 32:.0f}">{escape(figure.unit)}, {best}</text>'
-    ]
-    most = max(spread.high for spread in found.values()) or 1.0
-    scale = (WIDTH - LEFT - RIGHT) / most
-    base = found.get("gin")
-    for at, (name, spread) in enumerate(sorted(found.items(), key=lambda item: item[1].median)):
-        y = top + 44 + at * (BAR + GAP)
-        parts.append(_bar(name, spread, figure, y, scale, COLOURS[groups.get(name, "peers")]))
-        times = f" · {spread.median / base.median:.2f} of Gin" if base and base.median and name != "gin" else ""
-        x = LEFT + spread.high * scale + 6
-        said = f'{spread.median:,.{figure.digits}f}<tspan class="u">{times}</tspan>'
-        parts.append(f'<text x="{x:.1f}" y="{y + 13:.1f}">{said}</text>')
+def _legend(groups: Collection[str]) -> str:
+    parts, x = [], 16
+    for group, (colour, meaning) in COLOURS.items():
+        if group in groups:
+            parts.append(f'<rect x="{x}" y="16" width="12" height="12" fill="{colour}"/>')
+            parts.append(f'<text class="minor" x="{x + 18}" y="27">{meaning}</text>')
+            x += 42 + 7 * len(meaning)
     return "".join(parts)
 
 
-def _bar(name: str, spread: Spread, figure: Figure, y: float, scale: float, colour: str) -> str:
+def _panel(samples: Sequence[Sample], mode: Mode, title: str, base: str, groups: Mapping[str, str]) -> list[str]:
+    """The heading and the bars; nothing if there are none."""
+    figure = compared(samples, mode)
+    found = spreads(samples, mode.name, figure.name)
+    if not found:
+        return []
+    against = ratios(samples, mode.name, figure.name, against=base)
+    best = "more is better" if figure.better == "high" else "less is better"
+    panel = [
+        f'<text class="title" x="16" y="14">{escape(title)}</text>'
+        f'<text class="minor" x="16" y="32">{escape(figure.unit)}, {best}</text>'
+    ]
+    scale = (WIDTH - LEFT - RIGHT) / max(spread.high for spread in found.values())
+    ordered = sorted(found.items(), key=lambda item: item[1].median, reverse=figure.better == "high")
+    for name, spread in ordered:
+        said = f"{spread.median:,.{figure.digits}f}"
+        if name in against and name != base:
+            said += f'<tspan class="minor"> · {against[name].median:.2f} &#215; {base}</tspan>'
+        y = 42 + (len(panel) - 1) * (BAR + GAP)
+        panel.append(_bar(name, spread, said, y, scale, COLOURS[groups[name]][0]))
+    return panel
+
+
+def _bar(name: str, spread: Spread, said: str, y: float, scale: float, colour: str) -> str:
     middle, low, high = y + BAR / 2, LEFT + spread.low * scale, LEFT + spread.high * scale
     whisker = f"M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8"
     return (
         f'<text x="{LEFT - 8}" y="{y + 13:.1f}" text-anchor="end">{escape(name)}</text>'
         f'<rect x="{LEFT}" y="{y:.1f}" width="{spread.median * scale:.1f}" height="{BAR}" fill="{colour}"/>'
-        f'<path d="{whisker}" stroke="#1f2328"/>'
+        f'<path d="{whisker}" stroke="#1f2328"/><text x="{high + 6:.1f}" y="{y + 13:.1f}">{said}</text>'
     )
