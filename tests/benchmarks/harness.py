@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,6 +30,7 @@ from tests.matrix.servers import free_port
 PATIENCE = 120.0  # seconds for a start
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
+TOKEN = "sk-" + secrets.token_hex(32)
 TASK = {"path": CHAT, "end": "[DONE]", "readers": 1, "patience": 20.0}
 
 
@@ -76,7 +79,7 @@ async def start_load(cache: Path, work: Path, *, tls: bool) -> AsyncIterator[Loa
             *map(str, command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "GOGC": "400"},
+            env={**os.environ, "GOGC": "400", "TOKEN": TOKEN},
             start_new_session=True,  # a Ctrl-C is for us: it is ended below
         )
     try:
@@ -142,10 +145,16 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
                 raise Failed(f"it does not relay: {'; '.join(outcome['problems']) or 'nothing came'}")
         yield running
     except Failed as failed:
-        raise Failed(f"{failed}\n{log.read_text(errors='replace')[-1500:]}".strip()) from None
+        raise Failed("\n      ".join([str(failed), *_last_lines(log)])) from None
     finally:
         await end(process, patience=3)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_lines(log: Path) -> list[str]:
+    """The end of what a server said, without its colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", "replace"))
+    return [line for line in plain.splitlines() if line.strip()][-12:]
 
 
 async def _listening(process: asyncio.subprocess.Process, port: int) -> None:
@@ -167,6 +176,7 @@ def _surroundings(load: Load) -> dict[str, Any]:
         "user": "user root;\n" if os.geteuid() == 0 else "",
         "upstream": f"127.0.0.1:{load.port}",
         "base_url": load.base_url,
+        "token": TOKEN,
         "scheme": "https" if load.tls else "http",
         "certificate": load.certificate,
     }
@@ -178,6 +188,7 @@ def _environ(load: Load, port: int) -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "PORT": str(port),
+        "TOKEN": TOKEN,
         "OPENAI_BASE_URL": load.base_url,
         "OPENAI_API_KEY": "sk-any",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it would ask the Internet when it starts

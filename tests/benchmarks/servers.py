@@ -85,7 +85,7 @@ SERVERS = (
     _python("fastapi-sdk", "FastAPI on uvicorn, OpenAI's SDK", "fastapi_sdk", "uvicorn", "fastapi", "openai"),
     Server(
         "litellm",
-        "LiteLLM's proxy, without authentication",
+        "LiteLLM's proxy, with its master key",
         "peers",
         ("{program}", "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", "{port}", "--telemetry", "False"),
         program="pip:litellm",

@@ -18,7 +18,7 @@ app = Quart(__name__)
 app.config.from_prefixed_env()
 ai = QuartOpenAISSE(
     app,
-    auth=allow_anonymous() if "no-auth" in switches else bearer_tokens({"s3cret": "alice"}),
+    auth=allow_anonymous() if "no-auth" in switches else bearer_tokens({os.environ["TOKEN"]: "alice"}),
     log_responses="no-response-log" not in switches,
     max_streams=10_000,
     max_streams_per_principal=10_000,

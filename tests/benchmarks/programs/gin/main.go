@@ -55,7 +55,7 @@ var (
 func main() {
 	gin.SetMode(gin.ReleaseMode)
 	router := gin.New()
-	router.Use(gin.Logger(), gin.Recovery(), auth(map[string]string{"s3cret": "alice"}))
+	router.Use(gin.Logger(), gin.Recovery(), auth(map[string]string{os.Getenv("TOKEN"): "alice"}))
 	router.POST("/v1/chat/completions", chat)
 	router.Run("127.0.0.1:" + os.Getenv("PORT"))
 }

@@ -8,15 +8,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"sync/atomic"
 	"time"
 )
 
 var (
-	errLeft     = errors.New("left")
 	boundary    = []byte("\n\n")
 	models      atomic.Int64
+	token       = os.Getenv("TOKEN")
 	errPatience = errors.New("the end did not come in time")
 )
 
@@ -63,7 +64,7 @@ func (c *client) post(r *reading) error {
 		model = c.task.Model // which asks the API for what the message names
 	}
 	body := `{"model":"` + model + `","messages":[{"role":"user","content":"` + r.stream.model + `"}],"stream":true` + c.task.Members + `}`
-	head := "POST " + c.task.Path + " HTTP/1.1\r\nHost: " + c.task.Address + "\r\nAuthorization: Bearer s3cret\r\n" +
+	head := "POST " + c.task.Path + " HTTP/1.1\r\nHost: " + c.task.Address + "\r\nAuthorization: Bearer " + token + "\r\n" +
 		"Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
 	if c.task.Retained {
 		head += "Idempotency-Key: " + r.stream.model + "\r\n"
@@ -73,7 +74,7 @@ func (c *client) post(r *reading) error {
 
 // get reads what another client has asked for.
 func (c *client) get(path string, r *reading) error {
-	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.task.Address+"\r\nAuthorization: Bearer s3cret\r\n\r\n", r, false)
+	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.task.Address+"\r\nAuthorization: Bearer " + token + "\r\n\r\n", r, false)
 }
 
 func (c *client) exchange(request string, r *reading, shared bool) error {
