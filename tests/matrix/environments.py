@@ -37,10 +37,10 @@ async def server_environment(cache: Path, environment: Environment, python: str)
     key = _key(f"server {environment}", pins, (ROOT / "pyproject.toml").read_text("utf-8"), str(ROOT))
     folder = cache / f"server-{environment.python}-quart-{environment.quart}-{key}"
     if not (folder / "ready").exists():
-        await _create(folder, python)
+        await create(folder, python)
         (folder / "pins.txt").write_text(pins, "utf-8")
         wanted = ("-e", f"{ROOT}[httpx2]", *SERVER_PACKAGES)
-        await _run(folder / "bin" / "pip", "install", "-c", folder / "pins.txt", *wanted)
+        await run(folder / "bin" / "pip", "install", "-c", folder / "pins.txt", *wanted)
         (folder / "ready").touch()
     return folder
 
@@ -70,8 +70,8 @@ async def _client_environment(cache: Path, client: Client, python: str) -> Path:
     key = _key(version_of(python), requirements.read_text("utf-8"))
     folder = cache / f"{requirements.stem}-{key}"
     if not (folder / "ready").exists():
-        await _create(folder, python)
-        await _run(folder / "bin" / "pip", "install", "--require-hashes", "-r", requirements)
+        await create(folder, python)
+        await run(folder / "bin" / "pip", "install", "--require-hashes", "-r", requirements)
         (folder / "ready").touch()
     return folder
 
@@ -84,17 +84,19 @@ async def _node_modules(cache: Path) -> Path:
     for path in [*manifests, *CLIENTS.glob("*.mjs")]:
         shutil.copy(path, folder)
     if not (folder / "ready").exists():
-        await _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
+        await run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
         (folder / "ready").touch()
     return folder
 
 
-async def _create(folder: Path, python: str) -> None:
+async def create(folder: Path, python: str) -> None:
+    """An empty virtual environment in *folder*, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
-    await _run(python, "-m", "venv", folder)
+    await run(python, "-m", "venv", folder)
 
 
-async def _run(*command: object, cwd: Path | None = None) -> None:
+async def run(*command: object, cwd: Path | None = None) -> None:
+    """Runs *command*; raises `Failed` with what it said."""
     # Pins for one environment are wrong for another.
     environ = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
     environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"

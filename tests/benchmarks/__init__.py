@@ -1,0 +1,1 @@
+"""What a relayed event costs, beside its peers: `python -m tests.benchmarks`."""

@@ -1,0 +1,50 @@
+"""The extension with everything that is on by default, and with switches for what each feature costs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from quart import Quart
+
+from quart_openai_sse import QuartOpenAISSE, allow_anonymous, bearer_tokens
+
+switches = set(os.environ.get("BENCHMARK_SWITCHES", "").split())
+logging.basicConfig(level=logging.WARNING if "no-log-lines" in switches else logging.INFO)
+
+app = Quart(__name__)
+app.config.from_prefixed_env()
+ai = QuartOpenAISSE(
+    app,
+    auth=allow_anonymous() if "no-auth" in switches else bearer_tokens({os.environ["TOKEN"]: "alice"}),
+    log_responses="no-response-log" not in switches,
+    max_streams=10_000,
+    max_streams_per_principal=10_000,
+    max_connections=10_000,
+    max_keepalive_connections=1000,
+    retries=0,
+)
+
+if "on-end" in switches:
+
+    @ai.on_end
+    async def on_end(end: Any) -> None:
+        assert end.message is not None or end.outcome != "completed"
+
+
+if "transform" in switches:
+
+    @ai.transform
+    async def transform(chunks: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
+        async for chunk in chunks:
+            yield chunk
+
+
+if "app-model" in switches:
+
+    @ai.model("app")
+    async def app_model(chat: Any) -> AsyncIterator[Any]:
+        async for chunk in chat.call(chat.messages[-1]["content"], chat.messages):
+            yield chunk
