@@ -141,7 +141,10 @@ class Completion:
 
 
 def _says_something(delta: dict[str, Any]) -> bool:
-    return any(value for member, value in delta.items() if member != "role")
+    for member, value in delta.items():  # noqa: SIM110 (any() takes three times as long, for each chunk)
+        if value and member != "role":
+            return True
+    return False
 
 
 # What is read of a chunk --------------------------------------------------------------------------------------------

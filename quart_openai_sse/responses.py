@@ -146,17 +146,18 @@ async def _body(
     ids: bool,
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
-    clock, keepalive = asyncio.get_running_loop().time, relay.config.keepalive or math.inf
-    said = clock()
+    keepalive = relay.config.keepalive or math.inf
+    said = 0.0  # by the stream's own time
     try:
         if retry:
             yield retry
         async for batch in reader:
             data = _encoded(spoken, batch, ids)
-            if not data and clock() - said >= keepalive:  # entries came, but none that this format shows
+            now = batch.entries[-1].t if batch.entries else said
+            if not data and now - said >= keepalive:  # entries came, but none that this format shows
                 data = HEARTBEAT
             if data:
-                said = clock()
+                said = now
                 yield data
     except Exception:
         # Quart swallows what a body raises, and the stream would look complete.

@@ -114,16 +114,23 @@ class SSEDecoder:
     def feed_data(self, data: bytes) -> list[bytes]:
         """The data alone of the events that *data* completes."""
         # What a model's API sends is whole events of one line each: nothing is left over, before or after.
-        if not (self._size or self._tail or self._after_cr or self._broken) and data.endswith(b"\n\n"):
-            blocks = data[:-2].split(b"\n\n")
-            limit = self._limit
-            for block in blocks:
-                if not block.startswith(b"data: ") or b"\n" in block or b"\r" in block or len(block) > limit:
-                    break
-            else:
-                self._first_line = False
-                return [block[6:] for block in blocks]
+        within = self._size or self._tail or self._after_cr or self._broken
+        if not within and data.endswith(b"\n\n") and b"\r" not in data and (events := self._split(data)):
+            self._first_line = False
+            return events
         return [event.data for event in self.feed_raw(data)]
+
+    def _split(self, data: bytes) -> list[bytes]:
+        """The data of events of one line each, or nothing if there are others."""
+        size = len(data) - 2
+        if data.find(b"\n") == size <= self._limit and data.startswith(b"data: "):
+            return [data[6:size]]
+        events = []
+        for block in data[:size].split(b"\n\n"):
+            if not block.startswith(b"data: ") or b"\n" in block or len(block) > self._limit:
+                return []
+            events.append(block[6:])
+        return events
 
     def feed_raw(self, data: bytes) -> list[RawEvent]:
         """The events that *data* completes, undecoded."""

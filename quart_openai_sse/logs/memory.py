@@ -347,7 +347,7 @@ class MemoryReader:
             await asyncio.sleep(0)
             return batch
         while True:
-            if not await self._news():
+            if not await self._wait(self._heartbeat):
                 return Batch(self.place + 1, ())
             if (batch := self._take()) is not None:
                 return batch
@@ -366,24 +366,20 @@ class MemoryReader:
 
     def _take(self) -> Batch | None:
         stream, place = self._stream, self.place
+        if stream.end is None and place == stream.last:
+            return None
         entries = stream.take(place)
         self.place += len(entries)
         end = stream.end if self.place == stream.last else None
-        if not entries and end is None:
-            return None
         self.at_end = end is not None
         return Batch(place + 1, entries, end)
 
-    async def _news(self) -> bool:
-        """Whether something came before the heartbeat is due."""
-        if self._heartbeat is None:
-            return await self._wait()
-        self._waiting_since = self._loop.time()
-        if self._timer is None:  # one for many waits: it looks at the time when it is over
-            self._timer = self._loop.call_later(self._heartbeat, self._beat)
-        return await self._wait()
-
-    async def _wait(self) -> bool:
+    async def _wait(self, heartbeat: float | None = None) -> bool:
+        """Whether something came, before time was up or the heartbeat is due."""
+        if heartbeat is not None:
+            self._waiting_since = self._loop.time()
+            if self._timer is None:  # one for many waits: it looks at the time when it is over
+                self._timer = self._loop.call_later(heartbeat, self._beat)
         self._waiter = self._loop.create_future()
         try:
             return await self._waiter
