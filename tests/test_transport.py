@@ -958,16 +958,20 @@ async def test_one_transport_after_another_event_loop_reads_its_own_bytes(kind: 
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Lets every name have these addresses, IPv6 or IPv4."""
+    """Lets `several.example` have these addresses, IPv6 or IPv4."""
+    loop = asyncio.get_running_loop()
+    resolve = type(loop).getaddrinfo
 
-    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+    async def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        if host != "several.example":
+            return await resolve(loop, host, port, **options)
         families = [socket.AF_INET6 if ":" in each else socket.AF_INET for each in addresses]
         return [
             (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port))
             for family, each in zip(families, addresses, strict=True)
         ]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
 
 
 @both_of_ours
