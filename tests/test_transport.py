@@ -483,6 +483,7 @@ thorough = settings(
 @given(cut(responses()), methods)
 @example([HEAD, chunked(b"a") + END], "GET")
 @example([CLOSING_HEAD, b"a"], "GET")
+@example([b"HTTP/1.1 204 No Content\r\n\r\n" + OK], "GET")
 def test_any_cut_of_any_response_is_the_same_through_both_transports(pieces: list[bytes], method: str) -> None:
     httpxs, iterated, pushed = asyncio.run(all_ways(pieces, method))
     assert iterated == httpxs
@@ -733,7 +734,10 @@ REUSE: dict[str, tuple[str, bytes, bool]] = {
     ),
     "Connection: close": ("GET", OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), False),
     "bytes after the end": ("GET", OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", False),
+    "an answer without a body after the end": ("GET", OK + b"HTTP/1.1 204 No Content\r\n\r\n", False),
+    "half an answer after the end": ("GET", OK + b"HTTP/1.1 20", False),
     "garbage after the end": ("GET", OK + b"?", False),
+    "garbage after a HEAD": ("HEAD", HEAD + b"?\r\n", False),
     "bytes after the last chunk": ("GET", HEAD + END + b"x", False),
     "a body for HEAD": ("HEAD", OK, False),
     "a body for 204": ("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok", False),
