@@ -129,6 +129,8 @@ FAULTS: dict[str, tuple[Callable[[Peer], Awaitable[None]], str, bytes | None]] =
     "silent in the head": (keeps(b"HTTP/1.1 200 OK\r\nConte"), "ReadTimeout", None),
     "half a head": (sends(b"HTTP/1.1 200 OK\r\nConte"), "RemoteProtocolError", None),
     "no HTTP": (sends(b"220 smtp.example ESMTP\r\n"), "RemoteProtocolError", None),
+    "another protocol": (sends(OK.replace(b"HTTP/1.1", b"RTSP/1.0")), "RemoteProtocolError", None),
+    "an empty line before": (sends(b"\r\n" + OK), "RemoteProtocolError", None),
     "a head without end": (sends(LONG.rstrip()), "RemoteProtocolError", None),
     "an endless head that is too long": (sends(LONG), "RemoteProtocolError", None),
     "two lengths": (
@@ -244,12 +246,13 @@ async def test_a_server_may_speak_first(kind: Kind) -> None:
 
 
 @every_kind
-async def test_a_reset_in_the_middle_is_a_read_error_after_what_had_come(kind: Kind) -> None:
+@pytest.mark.parametrize("wire", [HEAD + chunked(b"half"), CLOSING_HEAD + b"half"], ids=["chunks", "until the end"])
+async def test_a_reset_in_the_middle_is_a_read_error_after_what_had_come(kind: Kind, wire: bytes) -> None:
     for push in kind.ways():
         arrived = asyncio.Event()
 
         async def answer(peer: Peer, arrived: asyncio.Event = arrived) -> None:
-            await peer.send(HEAD + chunked(b"half"))
+            await peer.send(wire)
             await arrived.wait()
             await peer.reset()
 
@@ -480,6 +483,7 @@ thorough = settings(
 @given(cut(responses()), methods)
 @example([HEAD, chunked(b"a") + END], "GET")
 @example([CLOSING_HEAD, b"a"], "GET")
+@example([b"HTTP/1.1 204 No Content\r\n\r\n" + OK], "GET")
 def test_any_cut_of_any_response_is_the_same_through_both_transports(pieces: list[bytes], method: str) -> None:
     httpxs, iterated, pushed = asyncio.run(all_ways(pieces, method))
     assert iterated == httpxs
@@ -547,9 +551,6 @@ DIFFERENCES: dict[str, tuple[bytes, Outcome, Outcome]] = {
         REFUSED,
         Outcome("RemoteProtocolError", b"ab", 200),
     ),
-    # llhttp knows them, and they are framed alike
-    "another protocol": (b"RTSP/1.0 200 OK\r\n" + LENGTH, TAKEN, REFUSED),
-    "an empty line before": (b"\r\nHTTP/1.1 200 OK\r\n" + LENGTH, TAKEN, REFUSED),
 }
 
 
@@ -666,6 +667,21 @@ async def test_a_feed_may_cancel_its_own_task(kind: Kind) -> None:
 
 
 @both_of_ours
+@pytest.mark.parametrize("way", ["pushed", "iterated"])
+async def test_cancelling_closes_the_connection_without_a_further_word(kind: Kind, way: str) -> None:
+    async with raw_upstream(half_and_silent) as server, kind() as transport:
+        response = await transport.handle_async_request(kind.request(server.base_url))
+        pieces = response.stream.__aiter__()
+        assert await anext(pieces) == b"half"
+        reading = asyncio.ensure_future(response.extensions["push"](bool) if way == "pushed" else anext(pieces))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await server.closed.get()
+        assert reading.cancelled()
+        assert transport._pool._all == set()
+
+
+@both_of_ours
 @pytest.mark.parametrize("pushed", [True, False], ids=["pushed", "never asked for"])
 async def test_a_server_that_sends_more_than_is_wanted_has_to_wait(kind: Kind, pushed: bool) -> None:
     pieces, sent, stuck = 200, 0, asyncio.Event()
@@ -718,7 +734,10 @@ REUSE: dict[str, tuple[str, bytes, bool]] = {
     ),
     "Connection: close": ("GET", OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), False),
     "bytes after the end": ("GET", OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", False),
+    "an answer without a body after the end": ("GET", OK + b"HTTP/1.1 204 No Content\r\n\r\n", False),
+    "half an answer after the end": ("GET", OK + b"HTTP/1.1 20", False),
     "garbage after the end": ("GET", OK + b"?", False),
+    "garbage after a HEAD": ("HEAD", HEAD + b"?\r\n", False),
     "bytes after the last chunk": ("GET", HEAD + END + b"x", False),
     "a body for HEAD": ("HEAD", OK, False),
     "a body for 204": ("GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok", False),
@@ -943,16 +962,20 @@ async def test_one_transport_after_another_event_loop_reads_its_own_bytes(kind: 
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Lets every name have these addresses, IPv6 or IPv4."""
+    """Lets `several.example` have these addresses, IPv6 or IPv4."""
+    loop = asyncio.get_running_loop()
+    resolve = type(loop).getaddrinfo
 
-    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+    async def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        if host != "several.example":
+            return await resolve(loop, host, port, **options)
         families = [socket.AF_INET6 if ":" in each else socket.AF_INET for each in addresses]
         return [
             (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port))
             for family, each in zip(families, addresses, strict=True)
         ]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
 
 
 @both_of_ours
@@ -1045,6 +1068,27 @@ async def test_a_server_that_speaks_no_tls_or_hangs_up_is_a_connect_error(kind: 
 
         async with listening(plain) as address, kind() as transport:
             assert (await outcome(kind, transport, kind.request(f"https://{address}/"))).error == "ConnectError"
+
+
+@both_of_ours
+async def test_whenever_a_request_behind_tls_is_cancelled_its_connection_is_closed(
+    kind: Kind, certificates: Certificates
+) -> None:
+    async with (
+        tls_server(certificates.here, answers_twice) as url,
+        kind(verify=ssl.create_default_context(cafile=certificates.authority), max_connections=3) as transport,
+    ):
+        before = left()
+        for turns in range(60):
+            asking = asyncio.ensure_future(outcome(kind, transport, kind.request(url), push=True))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait({asking})
+        transport._pool.close()
+        while left() != before:
+            await asyncio.sleep(0.01)
+        assert (await outcome(kind, transport, kind.request(url))).body == b"x" * 100_000
 
 
 @every_kind

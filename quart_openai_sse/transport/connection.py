@@ -68,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport is not None
 
     async def connect(self, context: ssl.SSLContext | None, timeout: float | None) -> None:
-        """Connects, or leaves the pool: raises `ConnectError` or `ConnectTimeout`."""
+        """Connects. Raises `ConnectError` and `ConnectTimeout`."""
         loop, (_, host, port) = asyncio.get_running_loop(), self.origin
         try:
             async with asyncio.timeout(timeout):
@@ -78,14 +78,9 @@ class Connection(asyncio.BufferedProtocol):
                     opened, name = await open_socket(host, port), None if context is None else host
                     await loop.create_connection(lambda: self, sock=opened, ssl=context, server_hostname=name)
         except TimeoutError:
-            self.abort()
             raise self.errors.ConnectTimeout("No connection in time.") from None
         except (OSError, UnicodeError) as error:  # among them ssl.SSLError; and a host that is no name
-            self.abort()
             raise self.errors.ConnectError(str(error)) from error
-        except BaseException:
-            self.abort()
-            raise
 
     def begin(self, method: str, timeouts: Any) -> Exchange:
         """The next exchange, whose bytes are its own affair from now on."""

@@ -12,6 +12,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 Feed = Callable[[bytes], bool]
 
 _MOST_OVERHEAD = 100 << 10  # bytes in a row that bring nothing of the body: heads, trailers, chunk extensions
+_H = ord("H")
 
 
 class Carrier(Protocol):
@@ -162,10 +163,10 @@ class Exchange:
 
     def received(self, data: memoryview) -> None:
         """Bytes have come. They are the connection's, and others after this."""
-        self._touched = True
         if self._timer is not None:
             self._quiet_since = self._loop.time()
         self._parse(data)
+        self._touched = True
         if self._pieces:
             self._overhead = 0
         else:
@@ -236,6 +237,8 @@ class Exchange:
 
     def _parse(self, data: memoryview) -> None:
         try:
+            if not self._touched and data[0] != _H:  # llhttp takes empty lines and other protocols
+                raise HttpParserError("The server does not speak HTTP.")
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._break("The server switches protocols.")
