@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.benchmarks import measure
-from tests.benchmarks.measure import Sample, Spread, instructions_of, ratios, session_of, spreads
+from tests.benchmarks.measure import Sample, Spread, above, instructions_of, ratios, session_of, spreads
 from tests.benchmarks.modes import MODES, figures_of, modes
 from tests.benchmarks.prepare import GO_PACKAGES
 from tests.benchmarks.report import compared, divided, plot, tables
@@ -55,6 +55,18 @@ class TestSpreads:
 
     def test_other_modes_and_figures_are_left_out(self) -> None:
         assert spreads(ROUNDS, "short", "cpu") == spreads(ROUNDS, "lockstep", "rss") == {}
+
+
+def test_what_is_above_another_server_is_taken_within_a_round() -> None:
+    samples = [
+        sample("bare", 1, rss=20),
+        sample("ours", 1, rss=50),
+        sample("bare", 2, rss=30),
+        sample("ours", 2, rss=31),
+    ]
+    found = above([*samples, sample("ours", 3, rss=9)], "rss", {"ours": "bare"})
+    assert spreads(found, "lockstep", "rss_above_bare") == {"ours": Spread(15.5, 1, 30)}
+    assert spreads(found, "lockstep", "rss") == spreads([*samples, sample("ours", 3, rss=9)], "lockstep", "rss")
 
 
 class TestAccounting:

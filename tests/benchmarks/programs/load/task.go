@@ -12,7 +12,7 @@ import (
 type task struct {
 	Address  string  `json:"address"`
 	Path     string  `json:"path"`
-	Model    string  `json:"model"`    // that is asked of the relay; "": the stream's own
+	Model    string  `json:"model"`
 	Members  string  `json:"members"`  // further members of the request's body: `,"name":value`
 	End      string  `json:"end"`      // what the last event of a stream holds
 	Streams  int     `json:"streams"`  // at the same time
@@ -85,7 +85,7 @@ func (t *task) clients(all *result, begin time.Time) {
 // once is one stream, from the request to the end.
 func (c *client) once(begin time.Time) (*reading, error) {
 	made := newStream(c.task)
-	defer streams.Delete(made.model)
+	defer streams.Delete(made.name)
 	if !c.task.Repeat {
 		made.until = begin.Add(seconds(c.task.Seconds))
 	} else {
@@ -168,7 +168,7 @@ func (t *task) vanish(all *result) {
 	running.Wait()
 	all.Released = released(open, left, seconds(t.Patience))
 	for _, each := range open {
-		streams.Delete(each.model)
+		streams.Delete(each.name)
 	}
 }
 
