@@ -34,6 +34,10 @@ TOKEN = "sk-" + secrets.token_hex(32)
 TASK = {"path": CHAT, "model": "gpt-4o-mini", "end": "[DONE]", "readers": 1, "patience": 20.0}
 
 
+class Garbled(Failed):
+    """A server answers, but not with what it was sent."""
+
+
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
     """What is started within it runs on *core* only."""
@@ -116,7 +120,7 @@ class Running:
 
 @asynccontextmanager
 async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator[Running]:
-    """*server*, warm, on its core. Raises `Failed` if it can't be had, or does not answer."""
+    """*server*, warm, on its core. Raises `Failed` if it can't be had or does not answer, and `Garbled`."""
     if not server.command:
         yield Running(server, urlsplit(load.base_url).netloc.replace("localhost", "127.0.0.1"), None)
         return
@@ -144,11 +148,11 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
         for task in WARM_UP:
             outcome = await load.run(running.task(**task))
             if outcome["problems"] or not outcome["streams"]:
-                raise Failed(f"it does not relay: {'; '.join(outcome['problems']) or 'nothing came'}")
+                raise Garbled("; ".join(outcome["problems"]) or "nothing came")
         running.idle = measure.resident_kilobytes(running.pids())
         yield running
     except Failed as failed:
-        raise Failed("\n      ".join([str(failed), *_last_lines(log)])) from None
+        raise type(failed)("\n      ".join([str(failed), *_last_lines(log)])) from None
     finally:
         await end(process, patience=3)
         shutil.rmtree(folder, ignore_errors=True)
