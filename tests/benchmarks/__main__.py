@@ -26,7 +26,7 @@ from tests.benchmarks.harness import (
     start_server,
 )
 from tests.benchmarks.measure import Sample, above
-from tests.benchmarks.modes import MODES, Mode, modes
+from tests.benchmarks.modes import MODES, Mode, modes, runs
 from tests.benchmarks.report import plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, Server, chosen
 from tests.matrix.environments import Failed
@@ -48,7 +48,7 @@ made once and kept in --cache; LiteLLM alone is 750 MB. Close what else runs on 
 
 Examples:
   python -m tests.benchmarks --quick                                     under a minute
-  python -m tests.benchmarks --json figures.json --plot figures.svg      everything; the better part of an hour
+  python -m tests.benchmarks --json figures.json --plot figures.svg      everything; more than an hour
   python -m tests.benchmarks --only ours,gin --mode lockstep,paced
   python -m tests.benchmarks --only ours-uvicorn,features --mode lockstep   what each feature costs
 
@@ -129,10 +129,9 @@ class Run:
         if server.name in self.missing:
             return
         try:
-            async with start_server(server, load, self._options.cache) as running:
-                # Memory first: what other modes leave behind would be taken for that of streams.
-                for mode in sorted(self._modes, key=lambda each: each.kind != "paced"):
-                    if mode.kind in server.kinds:
+            for together in runs([mode for mode in self._modes if mode.kind in server.kinds]):
+                async with start_server(server, load, self._options.cache) as running:
+                    for mode in together:
                         self._progress.say(f"round {number} of {self._options.rounds}: {server.name} {mode.name}")
                         self.samples.append(await sample(running, load, mode, number, counting=self.counting))
         except Garbled as garbled:

@@ -148,7 +148,7 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
         for task in WARM_UP:
             outcome = await load.run(running.task(**task))
             if outcome["problems"] or not outcome["streams"]:
-                raise Garbled("; ".join(outcome["problems"]) or "nothing came")
+                raise Garbled("; ".join(outcome["problems"]) or outcome["refusal"] or "nothing came")
         running.idle = measure.resident_kilobytes(running.pids())
         yield running
     except Failed as failed:
@@ -223,11 +223,12 @@ async def sample(running: Running, load: Load, mode: Mode, round: int, *, counti
     used |= {"rss": max(memory) - running.idle} if pids else {}
     used |= {"instructions": float(instructions[0])} if instructions else {}
     problems = list(outcome["problems"])
-    if outcome["unfinished"] and mode.strict:
-        problems.append(f"{outcome['unfinished']} of {mode.task['streams']} streams did not end")
+    missing = outcome["unfinished"] + outcome["refused"]
+    if missing and mode.strict:
+        problems.append(f"{missing} streams did not end or were refused {outcome['refusal']}".strip())
     figures = figures_of(mode, outcome, used)
-    if outcome["unfinished"]:
-        figures["unfinished"] = outcome["unfinished"]
+    if missing:
+        figures["unfinished"] = missing
     return Sample(running.server.name, mode.name, round, figures, problems)
 
 

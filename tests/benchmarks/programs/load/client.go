@@ -28,6 +28,11 @@ type client struct {
 	reader     *bufio.Reader
 }
 
+// A refusal is an answer with another status than 200.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
 // A reading is what came of one stream.
 type reading struct {
 	stream *stream
@@ -101,7 +106,7 @@ func (c *client) exchange(request string, r *reading, shared bool) error {
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(response.Body, 300))
 		c.close()
-		return fmt.Errorf("status %d: %s", response.StatusCode, said)
+		return refusal(fmt.Sprintf("status %d: %s", response.StatusCode, said))
 	}
 	var second chan error
 	if shared {

@@ -36,6 +36,8 @@ type outcome struct {
 	P99        float64  `json:"p99"`
 	First      float64  `json:"first"`      // microseconds to the first event, in the median; after all have left: of the next stream
 	Unfinished int      `json:"unfinished"` // streams whose end did not come in time
+	Refused    int      `json:"refused"`    // streams that were answered with another status than 200
+	Refusal    string   `json:"refusal"`    // what one of them said
 	Released   float64  `json:"released"`   // milliseconds until the last request upstream was given up after all had left; -1: never
 	Problems   []string `json:"problems"`   // what was lost or garbled
 }
@@ -123,11 +125,15 @@ func (all *result) add(r *reading, err error) error {
 	if r.got > 0 {
 		all.firsts = append(all.firsts, int64(r.first))
 	}
+	var refused refusal
 	switch {
 	case err == nil:
 		all.Streams++
 	case errors.Is(err, errPatience):
 		all.Unfinished++
+	case errors.As(err, &refused):
+		all.Refused++
+		all.Refusal = err.Error()
 	case len(all.Problems) < 3:
 		all.Problems = append(all.Problems, err.Error())
 	}
