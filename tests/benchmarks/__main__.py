@@ -15,9 +15,18 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.benchmarks.harness import LOAD_CORE, SERVER_CORE, counts_instructions, sample, start_load, start_server
-from tests.benchmarks.measure import Sample
-from tests.benchmarks.modes import MODES, Mode, modes
+from tests.benchmarks.harness import (
+    LOAD_CORE,
+    SERVER_CORE,
+    Garbled,
+    Load,
+    counts_instructions,
+    sample,
+    start_load,
+    start_server,
+)
+from tests.benchmarks.measure import Sample, above
+from tests.benchmarks.modes import MODES, Mode, modes, runs
 from tests.benchmarks.report import plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, Server, chosen
 from tests.matrix.environments import Failed
@@ -39,7 +48,7 @@ made once and kept in --cache; LiteLLM alone is 750 MB. Close what else runs on 
 
 Examples:
   python -m tests.benchmarks --quick                                     under a minute
-  python -m tests.benchmarks --json figures.json --plot figures.svg      everything; the better part of an hour
+  python -m tests.benchmarks --json figures.json --plot figures.svg      everything; more than an hour
   python -m tests.benchmarks --only ours,gin --mode lockstep,paced
   python -m tests.benchmarks --only ours-uvicorn,features --mode lockstep   what each feature costs
 
@@ -60,6 +69,9 @@ def main() -> int:
         return asyncio.run(_run(options))
     except Failed as error:
         sys.stderr.write(f"It can't be run: {error}\n")
+        return 2
+    except TimeoutError:
+        sys.stderr.write("It can't be run: the load does not answer\n")
         return 2
     except asyncio.CancelledError:
         return 130
@@ -102,7 +114,7 @@ class Run:
         self._servers, self._modes, self._options = servers, wanted, options
         self._progress = Progress(len(servers) * options.rounds)
 
-    async def rounds(self, load: object) -> None:
+    async def rounds(self, load: Load) -> None:
         """Every server once in each round, beginning with another one each time."""
         self.counting = await counts_instructions()
         for number in range(self._options.rounds):
@@ -110,17 +122,20 @@ class Run:
             for server in self._servers[first:] + self._servers[:first]:
                 await self._server(server, load, number + 1)
         self._progress.close()
+        self.samples = above(self.samples, "rss", {each.name: each.beside for each in self._servers})
 
-    async def _server(self, server: Server, load: object, number: int) -> None:
+    async def _server(self, server: Server, load: Load, number: int) -> None:
         self._progress.step(f"round {number} of {self._options.rounds}: {server.name}")
         if server.name in self.missing:
             return
         try:
-            async with start_server(server, load, self._options.cache) as running:
-                for mode in self._modes:
-                    if mode.kind in server.kinds:
+            for together in runs([mode for mode in self._modes if mode.kind in server.kinds]):
+                async with start_server(server, load, self._options.cache) as running:
+                    for mode in together:
                         self._progress.say(f"round {number} of {self._options.rounds}: {server.name} {mode.name}")
                         self.samples.append(await sample(running, load, mode, number, counting=self.counting))
+        except Garbled as garbled:
+            self.samples.append(Sample(server.name, "warm-up", number, {}, [str(garbled)]))
         except Failed as failed:
             self.missing[server.name] = str(failed)
 

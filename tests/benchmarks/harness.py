@@ -31,7 +31,11 @@ PATIENCE = 120.0  # seconds for a start
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
 TOKEN = "sk-" + secrets.token_hex(32)
-TASK = {"path": CHAT, "end": "[DONE]", "readers": 1, "patience": 20.0}
+TASK = {"path": CHAT, "model": "gpt-4o-mini", "end": "[DONE]", "readers": 1, "patience": 20.0}
+
+
+class Garbled(Failed):
+    """A server answers, but not with what it was sent."""
 
 
 @contextmanager
@@ -97,6 +101,8 @@ class Running:
     address: str
     leader: int | None
     """The process that leads its session; `None`: there is none."""
+    idle: float = 0.0
+    """Its resident kilobytes when it is warm and has nothing to do."""
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -114,7 +120,7 @@ class Running:
 
 @asynccontextmanager
 async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator[Running]:
-    """*server*, warm, on its core. Raises `Failed` if it can't be had, or does not answer."""
+    """*server*, warm, on its core. Raises `Failed` if it can't be had or does not answer, and `Garbled`."""
     if not server.command:
         yield Running(server, urlsplit(load.base_url).netloc.replace("localhost", "127.0.0.1"), None)
         return
@@ -142,10 +148,11 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
         for task in WARM_UP:
             outcome = await load.run(running.task(**task))
             if outcome["problems"] or not outcome["streams"]:
-                raise Failed(f"it does not relay: {'; '.join(outcome['problems']) or 'nothing came'}")
+                raise Garbled("; ".join(outcome["problems"]) or outcome["refusal"] or "nothing came")
+        running.idle = measure.resident_kilobytes(running.pids())
         yield running
     except Failed as failed:
-        raise Failed("\n      ".join([str(failed), *_last_lines(log)])) from None
+        raise type(failed)("\n      ".join([str(failed), *_last_lines(log)])) from None
     finally:
         await end(process, patience=3)
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,26 +220,27 @@ async def sample(running: Running, load: Load, mode: Mode, round: int, *, counti
         before = measure.cpu_seconds(pids)
         outcome = await load.run(running.task(**mode.task))
         used = {"cpu": measure.cpu_seconds(pids) - before} if pids else {}
-    used |= {"rss": memory[-1] - memory[0]} if pids else {}
+    used |= {"rss": max(memory) - running.idle} if pids else {}
     used |= {"instructions": float(instructions[0])} if instructions else {}
     problems = list(outcome["problems"])
-    if outcome["unfinished"] and mode.strict:
-        problems.append(f"{outcome['unfinished']} of {mode.task['streams']} streams did not end")
+    missing = outcome["unfinished"] + outcome["refused"]
+    if missing and mode.strict:
+        problems.append(f"{missing} streams did not end or were refused {outcome['refusal']}".strip())
     figures = figures_of(mode, outcome, used)
-    if outcome["unfinished"]:
-        figures["unfinished"] = outcome["unfinished"]
+    if missing:
+        figures["unfinished"] = missing
     return Sample(running.server.name, mode.name, round, figures, problems)
 
 
 @asynccontextmanager
 async def _memory(running: Running) -> AsyncIterator[list[float]]:
-    """The resident kilobytes before, and in the end the most there were."""
+    """The resident kilobytes, before and every half second."""
     seen = [measure.resident_kilobytes(running.pids())]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(0.5)
-            seen.append(max(seen[-1], measure.resident_kilobytes(running.pids())))
+            seen.append(measure.resident_kilobytes(running.pids()))
 
     watching = asyncio.ensure_future(watch())
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -61,6 +61,22 @@ def ratios(samples: Iterable[Sample], mode: str, figure: str, *, against: str) -
             for server, value in values.items():
                 found[server].append(value / base)
     return {server: Spread.of(values) for server, values in found.items()}
+
+
+def above(samples: Iterable[Sample], figure: str, beside: Mapping[str, str]) -> list[Sample]:
+    """*samples*, with a figure `<figure>_above_bare` more: above that of another server in the same round.
+
+    *beside* is the other one, by server.
+    """
+    samples = list(samples)
+    known = {(each.server, each.mode, each.round): each.figures[figure] for each in samples if figure in each.figures}
+    found = []
+    for each in samples:
+        base = known.get((beside.get(each.server, ""), each.mode, each.round))
+        if base is not None and figure in each.figures:
+            each = replace(each, figures={**each.figures, f"{figure}_above_bare": each.figures[figure] - base})
+        found.append(each)
+    return found
 
 
 def session(leader: int) -> list[int]:

@@ -24,9 +24,9 @@ def tables(
 
     *groups* are those of the servers, by name.
     """
-    others, features = divided(samples, groups)
     parts = ["\n".join(about)]
     for mode in modes:
+        others, features = divided(samples, mode, groups)
         parts += table(others, mode, mode.title, AGAINST)
         parts += table(features, mode, f"{mode.title}; what features cost", (WHOLE,))
     if missing:
@@ -38,10 +38,11 @@ def tables(
     return "\n\n".join(parts) + "\n"
 
 
-def divided(samples: Sequence[Sample], groups: Mapping[str, str]) -> tuple[list[Sample], list[Sample]]:
-    """The servers, and what features cost beside everything that is on by default: nothing if there is none."""
-    others = [each for each in samples if groups[each.server] != "features"]
-    features = [each for each in samples if groups[each.server] == "features"]
+def divided(samples: Sequence[Sample], mode: Mode, groups: Mapping[str, str]) -> tuple[list[Sample], list[Sample]]:
+    """Of one mode: the servers, and what features cost beside all that is on by default; nothing if there is none."""
+    own = [each for each in samples if each.mode == mode.name]
+    others = [each for each in own if groups[each.server] != "features"]
+    features = [each for each in own if groups[each.server] == "features"]
     return others, [each for each in others if each.server == WHOLE] + features if features else []
 
 
@@ -59,7 +60,9 @@ def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[s
     rows = [["", *(unit for unit, _ in columns)]]
     rows += [[name, *(cells.get(name, "-") for _, cells in columns)] for name in names]
     late = spreads(samples, mode.name, "unfinished")
-    notes = [f"  {name}: not all streams ended in time; the figures are of what came" for name in late]
+    notes = [
+        f"  {name}: not all streams ended in time, or some were refused; figures are of what came" for name in late
+    ]
     compare = [f"  ratios are of {main.unit}"] if any(unit.startswith("of ") for unit, _ in columns) else []
     return ["\n".join([title, *_aligned(rows), *compare, *notes])]
 
@@ -94,7 +97,7 @@ def _cells(samples: Sequence[Sample], mode: Mode, figure: Figure) -> dict[str, s
 
 # The plot ---------------------------------------------------------------------------------------------------------
 
-WIDTH, LEFT, RIGHT, BAR, GAP = 900, 215, 150, 18, 8
+WIDTH, LEFT, RIGHT, BAR, GAP = 900, 215, 190, 18, 8
 COLOURS = {
     "ours": ("#1f6feb", "this extension"),
     "features": ("#54aeff", "with a feature more or less"),
@@ -110,9 +113,9 @@ def plot(samples: Sequence[Sample], modes: Iterable[Mode], groups: Mapping[str, 
 
     Whiskers go from its lowest to its highest; the best server stands first.
     """
-    others, features = divided(samples, groups)
     parts, top = [_legend({groups[each.server] for each in samples})], 52.0
     for mode in modes:
+        others, features = divided(samples, mode, groups)
         for title, part, base in (
             (mode.title, others, AGAINST[0]),
             (f"{mode.title}; what features cost", features, WHOLE),

@@ -29,6 +29,8 @@ class Server:
     kinds: frozenset[str] = frozenset({"lockstep", "bulk", "short", "paced", "vanish"})
     task: dict[str, object] = field(default_factory=dict)
     """What differs in what the load is asked."""
+    beside: str = ""
+    """The bare server whose memory is taken from its own."""
     bare: bool = False
     """Whether it makes its events itself."""
 
@@ -53,6 +55,7 @@ def _ours(server: str, feature: str = "", about: str = "", **options: object) ->
         (*command, f"{PEERS}.ours:app"),
         (*PACKAGES, "msgspec", *packages),
         environ=(("BENCHMARK_SWITCHES", feature),),
+        beside=f"bare-{server}",
         **({"kinds": frozenset({"lockstep", "short"})} if feature else {}) | options,  # type: ignore[arg-type]
     )
 
@@ -102,7 +105,7 @@ SERVERS = (
             bare=True,
             kinds=frozenset({"lockstep", "bulk", "short", "paced"}),
         )
-        for server in ("uvicorn", "granian", "hypercorn")
+        for server in _ON
     ),
     _ours("uvicorn", "no-auth", "… without authentication"),
     _ours("uvicorn", "no-response-log", "… without the middleware that logs responses"),

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.benchmarks import measure
-from tests.benchmarks.measure import Sample, Spread, instructions_of, ratios, session_of, spreads
-from tests.benchmarks.modes import MODES, figures_of, modes
+from tests.benchmarks.measure import Sample, Spread, above, instructions_of, ratios, session_of, spreads
+from tests.benchmarks.modes import MODES, figures_of, modes, runs
 from tests.benchmarks.prepare import GO_PACKAGES
 from tests.benchmarks.report import compared, divided, plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, chosen
@@ -55,6 +55,18 @@ class TestSpreads:
 
     def test_other_modes_and_figures_are_left_out(self) -> None:
         assert spreads(ROUNDS, "short", "cpu") == spreads(ROUNDS, "lockstep", "rss") == {}
+
+
+def test_what_is_above_another_server_is_taken_within_a_round() -> None:
+    samples = [
+        sample("bare", 1, rss=20),
+        sample("ours", 1, rss=50),
+        sample("bare", 2, rss=30),
+        sample("ours", 2, rss=31),
+    ]
+    found = above([*samples, sample("ours", 3, rss=9)], "rss", {"ours": "bare"})
+    assert spreads(found, "lockstep", "rss_above_bare") == {"ours": Spread(15.5, 1, 30)}
+    assert spreads(found, "lockstep", "rss") == spreads([*samples, sample("ours", 3, rss=9)], "lockstep", "rss")
 
 
 class TestAccounting:
@@ -102,7 +114,8 @@ class TestAccounting:
 class TestFigures:
     """What is computed of an outcome."""
 
-    OUTCOME = {"events": 1000, "streams": 50, "seconds": 2.0, "p50": 7.0, "p99": 9.0, "first": 11.0, "released": 3.0}
+    TIMES = {"seconds": 2.0, "p50": 7.0, "p99": 9.0, "first": 11.0, "released": 3.0}
+    OUTCOME = {"events": 1000, "streams": 50, "unfinished": 0, "refused": 0, **TIMES}
 
     def test_cost_is_for_an_event(self) -> None:
         found = figures_of(LOCKSTEP, self.OUTCOME, {"cpu": 0.5, "instructions": 60e6})
@@ -116,11 +129,24 @@ class TestFigures:
     def test_memory_is_for_a_stream_that_is_open(self) -> None:
         first, *_ = modes(["paced"], seconds=1)
         assert figures_of(first, self.OUTCOME, {"cpu": 0.5, "rss": 3000})["rss"] == 30
+        assert "rss" not in figures_of(first, {**self.OUTCOME, "unfinished": 1}, {"cpu": 0.5, "rss": 3000})
+        assert "rss" not in figures_of(first, {**self.OUTCOME, "refused": 1}, {"cpu": 0.5, "rss": 3000})
 
     def test_streams_that_were_never_given_up_upstream_have_no_time(self) -> None:
         (vanish,) = modes(["vanish"], seconds=1)
         assert figures_of(vanish, self.OUTCOME, {}) == {"first": 11, "released": 3}
         assert figures_of(vanish, {**self.OUTCOME, "released": -1}, {}) == {"first": 11}
+
+    def test_many_streams_have_a_server_of_their_own(self) -> None:
+        names = [[mode.name for mode in each] for each in runs(modes(list(MODES), seconds=1))]
+        assert names == [
+            ["lockstep", "bulk-1", "bulk-20", "short"],
+            ["paced-100"],
+            ["paced-500"],
+            ["paced-1000"],
+            ["vanish"],
+        ]
+        assert runs([]) == []
 
     def test_every_mode_has_a_figure_that_is_compared(self) -> None:
         for mode in modes(list(MODES), seconds=1):
@@ -150,10 +176,10 @@ class TestReport:
 
     def test_features_stand_beside_what_they_are_taken_from(self) -> None:
         feature = sample("ours-uvicorn+no-auth", 1, cpu=15)
-        others, features = divided([*ROUNDS, feature], GROUPS)
+        others, features = divided([*ROUNDS, feature], LOCKSTEP, GROUPS)
         assert others == ROUNDS
         assert {each.server for each in features} == {"ours-uvicorn", "ours-uvicorn+no-auth"}
-        assert divided(ROUNDS, GROUPS)[1] == []
+        assert divided(ROUNDS, LOCKSTEP, GROUPS)[1] == []
 
     def test_the_plot_has_a_bar_for_each_server_with_the_best_first(self) -> None:
         drawn = ElementTree.fromstring(plot(ROUNDS, [LOCKSTEP], GROUPS))

@@ -12,7 +12,7 @@ from quart import Quart, Response, request
 app = Quart(__name__)
 EVENT = (
     'data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk","created":1741570283,'
-    '"model":"bench","service_tier":"default","system_fingerprint":"fp_06737a9306",'
+    '"model":"gpt-4o-mini-2024-07-18","service_tier":"default","system_fingerprint":"fp_06737a9306",'
     '"choices":[{"index":0,"delta":{"content":"@%d@%d@"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 

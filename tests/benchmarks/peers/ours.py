@@ -46,5 +46,5 @@ if "app-model" in switches:
 
     @ai.model("app")
     async def app_model(chat: Any) -> AsyncIterator[Any]:
-        async for chunk in chat.call(chat.messages[-1]["content"], chat.messages):
+        async for chunk in chat.call("gpt-4o-mini", chat.messages):
             yield chunk

@@ -16,7 +16,7 @@ import (
 
 var (
 	boundary    = []byte("\n\n")
-	models      atomic.Int64
+	names       atomic.Int64
 	token       = os.Getenv("TOKEN")
 	errPatience = errors.New("the end did not come in time")
 )
@@ -27,6 +27,11 @@ type client struct {
 	connection net.Conn
 	reader     *bufio.Reader
 }
+
+// A refusal is an answer with another status than 200.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
 
 // A reading is what came of one stream.
 type reading struct {
@@ -42,7 +47,7 @@ type reading struct {
 
 func newStream(t *task) *stream {
 	made := &stream{
-		model:  fmt.Sprintf("bench-%07d", models.Add(1)),
+		name:   fmt.Sprintf("stream %d", names.Add(1)),
 		events: t.Events,
 		until:  time.Now().Add(seconds(t.Seconds)),
 		gone:   make(chan struct{}),
@@ -53,28 +58,25 @@ func newStream(t *task) *stream {
 	if t.Rate > 0 {
 		made.gap = time.Duration(float64(time.Second) / t.Rate)
 	}
-	streams.Store(made.model, made)
+	streams.Store(made.name, made)
 	return made
 }
 
 // post asks for a stream and reads it to its end.
 func (c *client) post(r *reading) error {
-	model := r.stream.model
-	if c.task.Model != "" {
-		model = c.task.Model // which asks the API for what the message names
-	}
-	body := `{"model":"` + model + `","messages":[{"role":"user","content":"` + r.stream.model + `"}],"stream":true` + c.task.Members + `}`
+	body := `{"model":"` + c.task.Model + `","messages":[{"role":"user","content":"` + r.stream.name + `"}],"stream":true` +
+		c.task.Members + `}`
 	head := "POST " + c.task.Path + " HTTP/1.1\r\nHost: " + c.task.Address + "\r\nAuthorization: Bearer " + token + "\r\n" +
 		"Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
 	if c.task.Retained {
-		head += "Idempotency-Key: " + r.stream.model + "\r\n"
+		head += "Idempotency-Key: " + r.stream.name + "\r\n"
 	}
 	return c.exchange(head+"\r\n"+body, r, c.task.Readers > 1)
 }
 
 // get reads what another client has asked for.
 func (c *client) get(path string, r *reading) error {
-	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.task.Address+"\r\nAuthorization: Bearer " + token + "\r\n\r\n", r, false)
+	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.task.Address+"\r\nAuthorization: Bearer "+token+"\r\n\r\n", r, false)
 }
 
 func (c *client) exchange(request string, r *reading, shared bool) error {
@@ -89,7 +91,7 @@ func (c *client) exchange(request string, r *reading, shared bool) error {
 	c.connection.SetDeadline(r.stream.until.Add(seconds(c.task.Patience)))
 	if _, err := io.WriteString(c.connection, request); err != nil {
 		c.close()
-		return err
+		return inTime(err)
 	}
 	response, err := http.ReadResponse(c.reader, nil)
 	if err != nil {
@@ -104,7 +106,7 @@ func (c *client) exchange(request string, r *reading, shared bool) error {
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(response.Body, 300))
 		c.close()
-		return fmt.Errorf("status %d: %s", response.StatusCode, said)
+		return refusal(fmt.Sprintf("status %d: %s", response.StatusCode, said))
 	}
 	var second chan error
 	if shared {

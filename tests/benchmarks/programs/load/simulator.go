@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// A stream is one answer of the API, known by the model that its client asks for. Its client has the same value: that
-// is how the two ends speak to each other past the relay.
+// A stream is one answer of the API, known by the message it answers. Its client has the same value: that is how the
+// two ends speak to each other past the relay.
 type stream struct {
-	model  string
+	name   string
 	events int           // how many at most
 	until  time.Time     // no event leaves after it
 	gap    time.Duration // between two events; 0: as fast as it goes
@@ -29,7 +29,7 @@ type stream struct {
 }
 
 var (
-	streams sync.Map // of *stream, by model
+	streams sync.Map // of *stream, by name
 	began   = time.Now()
 )
 
@@ -49,16 +49,21 @@ func answer(connection net.Conn) {
 			return
 		}
 		var body struct {
-			Model         string `json:"model"`
+			Messages []struct {
+				Content string `json:"content"`
+			} `json:"messages"`
 			StreamOptions struct {
 				IncludeUsage bool `json:"include_usage"`
 			} `json:"stream_options"`
 		}
 		err = json.NewDecoder(request.Body).Decode(&body)
 		io.Copy(io.Discard, request.Body)
-		found, known := streams.Load(body.Model)
-		if err != nil || !known {
-			const refused = `{"error":{"message":"no such model","type":"invalid_request_error"}}`
+		var found any
+		if len(body.Messages) > 0 {
+			found, _ = streams.Load(body.Messages[len(body.Messages)-1].Content)
+		}
+		if err != nil || found == nil {
+			const refused = `{"error":{"message":"nobody waits for it","type":"invalid_request_error"}}`
 			fmt.Fprintf(connection, "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n"+
 				"Content-Length: %d\r\n\r\n%s", len(refused), refused)
 			continue
@@ -94,7 +99,7 @@ func (s *stream) answer(connection net.Conn, reader *bufio.Reader, usage bool) e
 
 func (s *stream) write(connection io.Writer, left <-chan struct{}, usage bool) error {
 	buffer := make([]byte, 0, 1024)
-	role := s.chunk(nil, `[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]`)
+	role := chunk(nil, `[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]`)
 	if _, err := connection.Write(framed([]byte(head), role)); err != nil {
 		return err
 	}
@@ -106,14 +111,14 @@ func (s *stream) write(connection io.Writer, left <-chan struct{}, usage bool) e
 		if !time.Now().Before(s.until) {
 			break
 		}
-		scratch = s.event(scratch[:0], place)
+		scratch = event(scratch[:0], place)
 		buffer = framed(buffer[:0], scratch)
 		s.sent.Add(1) // before it can arrive
 		if _, err := connection.Write(buffer); err != nil {
 			return err
 		}
 	}
-	buffer = framed(buffer[:0], s.chunk(nil, `[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`))
+	buffer = framed(buffer[:0], chunk(nil, `[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`))
 	if usage {
 		buffer = framed(buffer, s.usage())
 	}
@@ -151,8 +156,8 @@ func (s *stream) batch() int {
 }
 
 // event is the chunk of a piece of content, which says its place in the stream and when it left: `@place@time@`.
-func (s *stream) event(data []byte, place int) []byte {
-	data = s.opening(data)
+func event(data []byte, place int) []byte {
+	data = opening(data)
 	data = append(data, `[{"index":0,"delta":{"content":"@`...)
 	data = strconv.AppendInt(data, int64(place), 10)
 	data = append(data, '@')
@@ -160,21 +165,20 @@ func (s *stream) event(data []byte, place int) []byte {
 	return append(data, "@\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n"...)
 }
 
-func (s *stream) chunk(data []byte, choices string) []byte {
-	return append(append(s.opening(data), choices...), "}\n\n"...)
+func chunk(data []byte, choices string) []byte {
+	return append(append(opening(data), choices...), "}\n\n"...)
 }
 
 func (s *stream) usage() []byte {
 	const counted = `[],"usage":{"prompt_tokens":9,"completion_tokens":%d,"total_tokens":%d}`
 	sent := s.sent.Load()
-	return s.chunk(nil, fmt.Sprintf(counted, sent, sent+9))
+	return chunk(nil, fmt.Sprintf(counted, sent, sent+9))
 }
 
-func (s *stream) opening(data []byte) []byte {
+func opening(data []byte) []byte {
 	data = append(data, `data: {"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk",`...)
-	data = append(data, `"created":1741570283,"model":"`...)
-	data = append(data, s.model...)
-	return append(data, `","service_tier":"default","system_fingerprint":"fp_06737a9306","choices":`...)
+	data = append(data, `"created":1741570283,"model":"gpt-4o-mini-2024-07-18",`...)
+	return append(data, `"service_tier":"default","system_fingerprint":"fp_06737a9306","choices":`...)
 }
 
 // framed appends data as a chunk of the chunked coding.

@@ -12,7 +12,7 @@ import (
 type task struct {
 	Address  string  `json:"address"`
 	Path     string  `json:"path"`
-	Model    string  `json:"model"`    // that is asked of the relay; "": the stream's own
+	Model    string  `json:"model"`
 	Members  string  `json:"members"`  // further members of the request's body: `,"name":value`
 	End      string  `json:"end"`      // what the last event of a stream holds
 	Streams  int     `json:"streams"`  // at the same time
@@ -36,6 +36,8 @@ type outcome struct {
 	P99        float64  `json:"p99"`
 	First      float64  `json:"first"`      // microseconds to the first event, in the median; after all have left: of the next stream
 	Unfinished int      `json:"unfinished"` // streams whose end did not come in time
+	Refused    int      `json:"refused"`    // streams that were answered with another status than 200
+	Refusal    string   `json:"refusal"`    // what one of them said
 	Released   float64  `json:"released"`   // milliseconds until the last request upstream was given up after all had left; -1: never
 	Problems   []string `json:"problems"`   // what was lost or garbled
 }
@@ -85,7 +87,7 @@ func (t *task) clients(all *result, begin time.Time) {
 // once is one stream, from the request to the end.
 func (c *client) once(begin time.Time) (*reading, error) {
 	made := newStream(c.task)
-	defer streams.Delete(made.model)
+	defer streams.Delete(made.name)
 	if !c.task.Repeat {
 		made.until = begin.Add(seconds(c.task.Seconds))
 	} else {
@@ -123,11 +125,15 @@ func (all *result) add(r *reading, err error) error {
 	if r.got > 0 {
 		all.firsts = append(all.firsts, int64(r.first))
 	}
+	var refused refusal
 	switch {
 	case err == nil:
 		all.Streams++
 	case errors.Is(err, errPatience):
 		all.Unfinished++
+	case errors.As(err, &refused):
+		all.Refused++
+		all.Refusal = err.Error()
 	case len(all.Problems) < 3:
 		all.Problems = append(all.Problems, err.Error())
 	}
@@ -168,7 +174,7 @@ func (t *task) vanish(all *result) {
 	running.Wait()
 	all.Released = released(open, left, seconds(t.Patience))
 	for _, each := range open {
-		streams.Delete(each.model)
+		streams.Delete(each.name)
 	}
 }
 
