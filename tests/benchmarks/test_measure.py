@@ -223,7 +223,8 @@ def test_a_tiny_run_measures_and_leaves_nothing_running(tmp_path: Path) -> None:
     files = [f"--json={tmp_path / 'figures.json'}", f"--plot={tmp_path / 'figures.svg'}", f"--cache={tmp_path}"]
     only = ["--only=gin,ours-hypercorn", "--mode=lockstep", "--rounds=1", "--seconds=0.2"]
     command = [sys.executable, "-m", "tests.benchmarks", *only, *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of gin" in done.stdout
     kept = json.loads((tmp_path / "figures.json").read_text("utf-8"))
@@ -233,15 +234,15 @@ def test_a_tiny_run_measures_and_leaves_nothing_running(tmp_path: Path) -> None:
     }
     assert kept["missing"] == {}
     ElementTree.parse(tmp_path / "figures.svg")
-    assert not [pid for pid in _processes() if str(tmp_path) in pid]
+    assert [said for said in _processes() if str(tmp_path) in said] == []
 
 
 def _processes() -> list[str]:
-    """The command lines of all processes."""
+    """The working directory and the command line of each process."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            found.append(path.read_text("utf-8", "replace"))
-        except OSError:  # it has ended meanwhile
+            found.append(f"{(folder / 'cwd').readlink()} {(folder / 'cmdline').read_text('utf-8', 'replace')}")
+        except OSError:  # it has ended meanwhile, or is somebody else's
             continue
     return found
