@@ -392,6 +392,7 @@ async def test_an_answer_that_comes_before_the_request_was_sent_counts(kind: Kin
         found = await outcome(kind, transport, request)
         # httpcore looks for an answer only when it has sent everything.
         assert found[:3] == (("WriteTimeout", None, 0) if kind.create is theirs else ("", b"no", 413))
+        assert kind.create is theirs or transport._pool._all == set()  # the rest of the request is due on it
 
 
 # Any cut of any response --------------------------------------------------------------------------------------------

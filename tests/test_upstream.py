@@ -147,14 +147,23 @@ async def test_azure_takes_its_key_in_a_header_of_its_own(client: Any) -> None:
 
 
 async def test_a_connection_is_used_again_also_when_the_end_is_not_asked_for(client: Any) -> None:
+    fed = asyncio.Event()
+
+    class Telling(Collector):
+        def feed(self, data: bytes) -> bool:
+            fed.set()
+            return super().feed(data)
+
     async def answer(peer: Peer) -> None:
         await peer.send(HEAD + chunked(finish()))
+        await fed.wait()
+        fed.clear()
         await peer.send(END)
 
     async with raw_upstream(answer) as server:
         upstream = upstream_at(server.base_url, client)
         for _ in range(5):
-            await upstream.run(BODY, Collector(wanted=1), principal=ME)
+            await upstream.run(BODY, Telling(wanted=1), principal=ME)
         assert server.connections == 1
         await upstream.aclose()
 
@@ -249,7 +258,7 @@ async def test_an_answer_in_one_piece_may_take_its_time_but_not_for_ever(client:
 async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
     class Slow(Collector):
         async def room(self) -> bool:
-            await asyncio.sleep(0.6)  # twice the gap that is allowed
+            await asyncio.sleep(1)  # ten times the gap that is allowed
             return True
 
     async def answer(peer: Peer) -> None:
@@ -257,7 +266,7 @@ async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
         await peer.send(chunked(finish()) + END)
 
     async with raw_upstream(answer) as server:
-        upstream = upstream_at(server.base_url, client, gap_timeout=0.3)
+        upstream = upstream_at(server.base_url, client, gap_timeout=0.1)
         sink = Slow(wanted=1)
         await upstream.run(BODY, sink, principal=ME)
         assert sink.data == chunk("hi") + finish()
