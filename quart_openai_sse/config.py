@@ -81,7 +81,8 @@ class Config:
     first_output_timeout: Seconds = 60
     """Seconds from the request to the first real output; empty deltas do not count."""
     gap_timeout: Seconds = 30
-    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes."""
+    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes. It is noticed half
+    a second later at most."""
     total_timeout: Seconds = 600
     """Seconds for one whole answer of the upstream."""
     first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
