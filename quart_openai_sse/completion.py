@@ -84,24 +84,18 @@ class Completion:
     def restart(self) -> None:
         """Forgets everything: another attempt follows."""
         self.state = State.PREAMBLE
+        self.has_output = False
+        """Whether there was any real output: a non-empty delta member but `role`, or a `finish_reason`."""
+        self.done = False
+        """Whether the stream is complete."""
         self.finish_reasons: dict[int, str] = {}
         self.usage: dict[str, Any] | None = None
         self._open: set[int] = set()
 
     @property
-    def has_output(self) -> bool:
-        """Whether there was any real output: a non-empty delta member but `role`, or a `finish_reason`."""
-        return self.state is not State.PREAMBLE
-
-    @property
     def finished(self) -> bool:
         """Whether every choice that began has its `finish_reason`."""
         return self.state in (State.FINISHED, State.DONE)
-
-    @property
-    def done(self) -> bool:
-        """Whether the stream is complete."""
-        return self.state is State.DONE
 
     def feed(self, data: bytes) -> Signal:
         """Takes the data of one event, and says what it means.
@@ -121,7 +115,10 @@ class Completion:
         state = TRANSITIONS[self.state].get(signal) if signal else None
         if signal is None or state is None:
             raise UpstreamTruncated("The upstream's stream ended before its finish_reason.")
-        self.state = state
+        if state is not self.state:
+            self.state = state
+            self.has_output = state is not State.PREAMBLE
+            self.done = state is State.DONE
         return signal
 
     def _absorb(self, chunk: _Chunk) -> Signal:

@@ -61,21 +61,23 @@ class _Exchange:
         self.streams = False
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.body":
+            body = message.get("body", b"")
+            if body and self._first_byte is None:
+                self._first_byte = time.monotonic() - self._began
+            self._bytes += len(body)
+            await self._send(message)
+            self._complete = not message.get("more_body")
+            return
+        if kind == "http.response.start":
             self._status = message["status"]
             self.streams = any(
                 name.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
             message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
-        elif message["type"] == "http.response.body":
-            body = message.get("body", b"")
-            if body and self._first_byte is None:
-                self._first_byte = time.monotonic() - self._began
-            self._bytes += len(body)
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body"):
-            self._complete = True
 
     def log(self, scope: Scope) -> None:
         fields = {

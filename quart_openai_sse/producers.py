@@ -77,12 +77,13 @@ class Intake:
         self._on_first = on_first
         self._charge = charge
         self._closed = False
-        self._began = time.monotonic()
+        self.began = time.monotonic()
+        """When the stream began, by `time.monotonic`."""
         self._last = 0.0
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     def close(self) -> None:
         """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
@@ -142,13 +143,13 @@ class ChunkSink:
         attempts: Attempts | None = None,
         take: Callable[[list[Entry]], bool],
         room: Callable[[], Awaitable[None]],
-        elapsed: Callable[[], float] = time.monotonic,
+        began: float = 0.0,
         max_event: int,
     ) -> None:
         self._completion = completion
         self._take = take
         self._room = room
-        self._elapsed = elapsed
+        self._began = began
         self._attempts = attempts
         self._max_event = max_event
         self._restart()
@@ -234,7 +235,7 @@ class ChunkSink:
 
     def _entries(self, events: list[bytes]) -> list[Entry]:
         entries: list[Entry] = []
-        t = self._elapsed()
+        t = time.monotonic() - self._began
         for data in events:
             try:
                 signal = self._completion.feed(data)
@@ -286,7 +287,7 @@ class StreamProducer:
             attempts=self._attempts,
             take=intake.append,
             room=intake.room,
-            elapsed=intake.elapsed,
+            began=intake.began,
             max_event=self._max_event,
         )
         await self._upstream.run(self._body, sink, principal=self._principal)

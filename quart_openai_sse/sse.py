@@ -59,9 +59,10 @@ def encode(sse: ServerSentEvent) -> bytes:
 
 def encode_data(data: bytes) -> bytes:
     """The `data` lines of an event and the blank line that dispatches it."""
-    if b"\r" in data:
+    # Not `in`, which first tries to take its left side for a number, and costs ten times as much.
+    if data.find(b"\r") >= 0:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if b"\n" in data:
+    if data.find(b"\n") >= 0:
         data = data.replace(b"\n", b"\ndata: ")
     return b"data: " + data + b"\n\n"
 
@@ -101,6 +102,7 @@ class SSEDecoder:
         self._after_cr = False
         self._first_line = True
         self._broken = False
+        self._between = True  # nothing is left over of an event, nor of a line end
 
     @property
     def last_event_id(self) -> str:
@@ -114,20 +116,21 @@ class SSEDecoder:
     def feed_data(self, data: bytes) -> list[bytes]:
         """The data alone of the events that *data* completes."""
         # What a model's API sends is whole events of one line each: nothing is left over, before or after.
-        within = self._size or self._tail or self._after_cr or self._broken
-        if not within and data.endswith(b"\n\n") and b"\r" not in data and (events := self._split(data)):
-            self._first_line = False
-            return events
+        if self._between and data.endswith(b"\n\n") and data.find(b"\r") < 0:
+            size = len(data) - 2
+            if data.find(b"\n") == size <= self._limit and data.startswith(b"data: "):
+                self._first_line = False
+                return [data[6:size]]
+            if events := self._split(data[:size]):
+                self._first_line = False
+                return events
         return [event.data for event in self.feed_raw(data)]
 
     def _split(self, data: bytes) -> list[bytes]:
         """The data of events of one line each, or nothing if there are others."""
-        size = len(data) - 2
-        if data.find(b"\n") == size <= self._limit and data.startswith(b"data: "):
-            return [data[6:size]]
         events = []
-        for block in data[:size].split(b"\n\n"):
-            if not block.startswith(b"data: ") or b"\n" in block or len(block) > self._limit:
+        for block in data.split(b"\n\n"):
+            if not block.startswith(b"data: ") or block.find(b"\n") >= 0 or len(block) > self._limit:
                 return []
             events.append(block[6:])
         return events
@@ -135,6 +138,7 @@ class SSEDecoder:
     def feed_raw(self, data: bytes) -> list[RawEvent]:
         """The events that *data* completes, undecoded."""
         events: list[RawEvent] = []
+        self._between = False
         if self._broken:
             raise EventTooLarge(self._limit)
         for line in self._lines(data):
@@ -149,6 +153,7 @@ class SSEDecoder:
                 self._dispatch(events)
         if self._size + self._tail_size > self._limit:
             self._fail(events)
+        self._between = not (self._size or self._tail or self._after_cr)
         return events
 
     def _lines(self, data: bytes) -> list[bytes]:

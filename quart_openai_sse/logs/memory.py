@@ -69,7 +69,7 @@ class MemoryLog:
         self._sweep()
         stream = self._find(key)
         place = stream.place(after)
-        if not stream.retain and (stream.readers or stream.first):
+        if not stream.retain and (stream.readers or stream.last > len(stream.entries)):
             # A second reader, however slow, would hold back the first.
             raise StreamExpired("This stream is not kept: only who started it reads it.")
         return MemoryReader(stream, place, at_end=after == END_ID, heartbeat=heartbeat)
@@ -146,7 +146,7 @@ class _Stream:
         self.retain = retain
         self.kept = True
         self.entries: list[Entry] | CompactEntries = CompactEntries() if retain else []
-        self.first = 0  # how many entries have been given up
+        self.last = 0  # how many entries have come
         self.size = 0
         self.end: End | None = None
         self.readers: set[MemoryReader] = set()
@@ -155,10 +155,6 @@ class _Stream:
         """What the producer waits for."""
         self.stop_reason: str | None = None
         self.watch: _Watch | None = None
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.entries)
 
     @property
     def came_to_nothing(self) -> bool:
@@ -187,7 +183,11 @@ class _Stream:
             if log.size + size > log.max_log_bytes:
                 raise StreamTooLong("The stream log is full.")
         self.entries.extend(entries)
-        self._resize(size)
+        self.last += len(entries)
+        self.size += size
+        if self.kept:
+            log.size += size
+        self.full = self.size >= log.high_water and not self.retain
         self.wake()
         return not self.full
 
@@ -196,8 +196,11 @@ class _Stream:
         if isinstance(self.entries, CompactEntries):
             return self.entries.batch(place, _BATCH_BYTES)
         entries, self.entries = self.entries, []
-        self.first += len(entries)
-        self._resize(-self.size)
+        if self.kept:
+            self.log.size -= self.size
+        self.size = 0
+        self.full = False
+        self.make_room()
         return entries
 
     def close(self, end: End) -> None:
@@ -217,14 +220,6 @@ class _Stream:
     def wake(self) -> None:
         for reader in self.readers:
             reader.wake()
-
-    def _resize(self, size: int) -> None:
-        self.size += size
-        if self.kept:
-            self.log.size += size
-        self.full = not self.retain and self.size >= self.log.high_water
-        if not self.full:
-            self.make_room()
 
     def make_room(self) -> None:
         if self.room is not None and not self.room.done():
