@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quart_openai_sse import _json
-from quart_openai_sse.completion import Chunk, choice_index
+from quart_openai_sse.completion import Chunk, find_index
 
 
 class Assembly:
@@ -69,7 +69,7 @@ class Assembly:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
     def _add_choice(self, choice: Mapping[str, Any]) -> None:
-        index = choice_index(choice)
+        index = find_index(choice) or 0
         kept = self._choices.setdefault(index, {"message": _Members(), "logprobs": _Members()})
         # An answer in one piece has a message instead of a delta.
         said = choice["delta"] if "delta" in choice else choice.get("message")
@@ -104,7 +104,7 @@ class _Calls(list[_Members]):
 
     def find(self, delta: Mapping[str, Any]) -> _Members:
         """The call that *delta* belongs to. Ollama leaves `index` out or repeats it: then a new `id` is a new call."""
-        index, call_id = _index(delta), _id(delta)
+        index, call_id = find_index(delta), _id(delta)
         call = self._latest.get(index)
         if call_id and call is not None and call.get("id"):
             call = self._known.get((index, call_id))
@@ -175,11 +175,6 @@ def _call(members: dict[str, Any]) -> dict[str, Any]:
     members = {"type": "function", **members}
     members.pop("index", None)
     return members
-
-
-def _index(value: Mapping[str, Any]) -> int | None:
-    index = value.get("index")
-    return index if type(index) is int else None  # True is an int to Python, and not to JSON
 
 
 def _id(value: Mapping[str, Any]) -> str:

@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
-from quart_openai_sse import _json
 from quart_openai_sse.assembly import Assembly
-from quart_openai_sse.completion import Completion
+from quart_openai_sse.completion import Completion, decode_chunk
 from quart_openai_sse.entries import Entry
-from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
+from quart_openai_sse.errors import StreamTooLong
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Attempts, ChunkSink
 from quart_openai_sse.upstream import Upstream
@@ -129,10 +128,7 @@ class Call:
 
     def _chunk(self, entry: Entry) -> dict[str, Any]:
         self._message.add(entry.data)
-        try:
-            chunk: dict[str, Any] = _json.decode(entry.data)
-        except ValueError:
-            raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
+        chunk = decode_chunk(entry.data)
         return chunk if chunk.get("id") else {**chunk, "id": self._id}
 
     def _take(self, entries: list[Entry]) -> bool:

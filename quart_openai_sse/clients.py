@@ -25,7 +25,7 @@ _PushTransport = create_transport(httpx)
 _url = lru_cache(maxsize=64)(httpx.URL)  # they take long to parse, and are few
 
 
-class Message(NamedTuple):
+class Outgoing(NamedTuple):
     """A request to be sent."""
 
     method: str
@@ -41,7 +41,7 @@ class Client(Protocol):
         """What *function* returns, within which requests are sent and their responses closed."""
         ...
 
-    async def send(self, message: Message) -> Any:
+    async def send(self, outgoing: Outgoing) -> Any:
         """The response, as httpx has them, when its head has come."""
         ...
 
@@ -66,16 +66,17 @@ class DirectClient:
         )
         connect = config.connect_timeout
         timeouts = {"connect": connect, "read": None, "write": WRITE_TIMEOUT, "pool": connect}
-        # A kept connection may turn out to be closed (RFC 9112, 9.3.1).
+        # A kept connection may turn out to be closed. A request that got no byte in answer is sent again then, as
+        # browsers do it: RFC 9110, 9.2.2, would have us know that the server has not acted on it, which nobody can.
         self._extensions = {"timeout": timeouts, "resend": True}
 
     async def run(self, function: Callable[[], Awaitable[T]]) -> T:
         """See `Client.run`."""
         return await function()
 
-    async def send(self, message: Message) -> Any:
+    async def send(self, outgoing: Outgoing) -> Any:
         """See `Client.send`. Goes past `httpx.AsyncClient`, whose cookies, redirects and hooks are of no use here."""
-        method, address, headers, content = message
+        method, address, headers, content = outgoing
         url = _url(address)
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         if "host" not in map(str.lower, headers):

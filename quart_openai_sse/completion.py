@@ -191,19 +191,28 @@ def _decode_odd(data: bytes) -> _Chunk | None:
     return _Chunk([_choice(each) for each in listed], usage if isinstance(usage, dict) else None)
 
 
+def decode_chunk(data: bytes) -> dict[str, Any]:
+    """The whole of a chunk that was fed. Raises `UpstreamGarbled` for numbers that nothing here can hold."""
+    try:
+        chunk: dict[str, Any] = _json.decode(data)
+    except ValueError:
+        raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
+    return chunk
+
+
 def _choice(choice: dict[str, Any]) -> _Choice:
     delta, finish_reason = choice.get("delta"), choice.get("finish_reason")
     return _Choice(
-        choice_index(choice),
+        find_index(choice) or 0,
         delta if isinstance(delta, dict) else None,
         finish_reason if isinstance(finish_reason, str) else None,
     )
 
 
-def choice_index(choice: Mapping[str, Any]) -> int:
-    """The place of a choice: 0 where it says nothing of the kind."""
-    index = choice.get("index")
-    return index if type(index) is int else 0  # True is an int to Python, and not to JSON
+def find_index(value: Mapping[str, Any]) -> int | None:
+    """The place of a choice, or of a tool call, where it says so."""
+    index = value.get("index")
+    return index if type(index) is int else None  # True is an int to Python, and not to JSON
 
 
 # What is wrong with it ----------------------------------------------------------------------------------------------

@@ -216,6 +216,8 @@ class Config:
         for name, values in self._sent().items():
             if not all(value.isascii() and value.isprintable() for value in values):
                 raise ConfigurationError(f"{prefix}{name.upper()} holds characters that no header can carry.")
+        if not _FRAMING.isdisjoint(map(str.lower, self.headers)):
+            raise ConfigurationError(f"{prefix}HEADERS must not hold any of {', '.join(sorted(_FRAMING))}.")
         if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
             raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and not end with it.')
 
@@ -233,6 +235,7 @@ class Config:
 
 _SENT = ("api_key", "api_keys", "api_key_header", "organization", "project", "headers")
 _NOTHING_SENT = Config()
+_FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None] | None:

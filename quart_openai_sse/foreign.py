@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Message, Push
+from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Outgoing, Push
 from quart_openai_sse.config import Config
 from quart_openai_sse.tasks import run_shielding
 
@@ -30,7 +30,7 @@ class ForeignClient:
         """See `Client.run`."""
         return await run_shielding(function, hold=self._hold)
 
-    async def send(self, message: Message) -> Any:
+    async def send(self, outgoing: Outgoing) -> Any:
         """See `Client.send`.
 
         httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
@@ -38,10 +38,10 @@ class ForeignClient:
         up before anything is sent.
         """
         request = self.client.build_request(
-            message.method,
-            message.url,
-            content=message.content or None,
-            headers=message.headers,
+            outgoing.method,
+            outgoing.url,
+            content=outgoing.content or None,
+            headers=outgoing.headers,
             # A tuple, because httpx and httpx2 have a Timeout each: connect, read, write, pool.
             timeout=(self._connect_timeout, None, WRITE_TIMEOUT, self._connect_timeout),
         )

@@ -60,7 +60,7 @@ class Hooks:
 
     def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
         """Tells the observers; nothing waits for them."""
-        event = StreamEvent(kind, record if kind == "ended" else replace(record))  # a stream ends once, and for good
+        event = StreamEvent(kind, replace(record))
         for observer in self.observers:
             try:
                 watching = observer(event)

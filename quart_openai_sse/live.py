@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ class Live:
         self.principal = principal
         self.retain = retain
         self.created = int(time.time())
+        self.context = copy_context()
+        """Where its observers are told: of this request, and with the app's context once it runs."""
         self.record = StreamRecord(id=handle.id, principal=str(principal), trace_id=current_trace_id())
         self.body: Mapping[str, Any] = {}
         self.writer: Writer

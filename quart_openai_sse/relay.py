@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -208,7 +209,8 @@ class Relay:
             live.writer,
             live.record,
             assemble=self.config.max_bytes if self.hooks.on_end else 0,
-            on_first=lambda: self._observe("first_chunk", live.record),
+            # What the upstream sends is read in the context of whoever opened the connection.
+            on_first=lambda: live.context.run(self._observe, "first_chunk", live.record),
             charge=self._charge(live),
         )
         self._live[live.handle.key] = live
@@ -261,6 +263,7 @@ class Relay:
 
     async def _produce(self, live: Live) -> End:
         """Runs the producer until it is over, or somebody or something interrupts it."""
+        live.context = copy_context()
         producing = asyncio.ensure_future(live.producer.run(live.intake))
         live.writer.watch(
             stopped=lambda reason: live.interrupt("stopped", reason),

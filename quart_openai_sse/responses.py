@@ -17,6 +17,7 @@ from werkzeug.http import parse_accept_header
 
 from quart_openai_sse import _json
 from quart_openai_sse.assembly import Assembly
+from quart_openai_sse.completion import decode_chunk
 from quart_openai_sse.entries import END_ID, Batch, End
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
@@ -98,7 +99,8 @@ class Stream:
 async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
     async for batch in reader:
         for number, entry in enumerate(batch.entries, batch.first_id):
-            yield StreamItem(entry.event or "chunk", _json.decode(entry.data), str(number))
+            data = _json.decode(entry.data) if entry.event else decode_chunk(entry.data)
+            yield StreamItem(entry.event or "chunk", data, str(number))
         if (end := batch.end) is not None:
             yield StreamItem(end.outcome, end_data(end), END_ID)
 

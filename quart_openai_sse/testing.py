@@ -527,6 +527,17 @@ class StreamLogContract:
         with _raises(StreamExpired):
             await log.read("a")
 
+    async def test_what_is_not_retained_is_read_from_its_beginning_only(self, log: StreamLog) -> None:
+        """Also where its first reader has left without taking anything."""
+        writer = await _create(log, "a", retain=False)
+        await (await log.read("a")).aclose()
+        writer.append([_entry("one"), _entry("two")])
+        with _raises(StreamExpired):
+            await log.read("a", after="1")
+        reader = await log.read("a")
+        await writer.close(_COMPLETED)
+        assert await _drain(reader) == ([(1, "one"), (2, "two")], _COMPLETED)
+
 
 _COMPLETED = End("completed", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
 

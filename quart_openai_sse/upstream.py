@@ -1,4 +1,4 @@
-"""The door to whatever speaks OpenAI's API: `Upstream`, and the one that ships, on a client with httpx's API."""
+"""The door to whatever speaks OpenAI's API: `Upstream`, and the one that ships."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
 from quart_openai_sse import _json
-from quart_openai_sse.clients import Client, DirectClient, Message, pushing
+from quart_openai_sse.clients import Client, DirectClient, Outgoing, pushing
 from quart_openai_sse.completion import error_from
 from quart_openai_sse.config import Config
 from quart_openai_sse.deadlines import Deadlines
@@ -149,7 +149,7 @@ class OpenAIUpstream:
                     if not await sink.room():
                         await self._client.finish(push)
                         return
-                    deadlines.paused = False
+                    deadlines.paused, deadlines.heard = False, True
             sink.finish()
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
@@ -192,10 +192,10 @@ class OpenAIUpstream:
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
-        message = Message(method, _url(self._config.base_url, path), self._headers(key), content)
+        outgoing = Outgoing(method, _url(self._config.base_url, path), self._headers(key), content)
         answered = False
         try:
-            response = await self._client.send(message)
+            response = await self._client.send(outgoing)
             answered = True
             try:
                 yield response

@@ -235,6 +235,12 @@ def test_what_no_header_can_carry_is_refused(options: dict[str, Any], key: str) 
         load(**options)
 
 
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection"])
+def test_how_a_request_is_framed_is_not_for_headers_to_say(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="OPENAI_SSE_HEADERS must not hold any of"):
+        load(headers={name: "3"})
+
+
 @pytest.mark.parametrize("prefix", ["v1", "/", "/v1/", "v1/"])
 def test_a_url_prefix_begins_with_a_slash_and_does_not_end_with_one(prefix: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^OPENAI_SSE_URL_PREFIX must begin"):

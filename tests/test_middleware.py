@@ -138,3 +138,30 @@ async def test_the_middleware_can_be_switched_off(
     response = await client.post("/v1/chat/completions", json=BODY)
     assert "x-trace-id" not in response.headers
     assert not lines(caplog)
+
+
+async def test_observers_are_told_in_the_context_of_the_stream_over_a_kept_connection_too(
+    create_app: CreateApp, serve: Serve, simulator: Simulator
+) -> None:
+    """What arrives on it is read in the context of the request that opened it."""
+    app, ai = create_app(base_url=simulator.base_url)
+    told = []
+    ended = asyncio.Event()
+
+    @ai.observe
+    def note(event):
+        told.append((event.kind, event.record.trace_id, current_trace_id()))
+        if event.kind == "ended":
+            ended.set()
+
+    # A stream must have waited for its first chunk, or it is given what has come by itself.
+    body = {"model": "sim-length-3-rate-100-delay-0.05", "messages": QUESTION, "stream": True}
+    client = await serve(app)
+    for name in ("one", "two"):
+        await client.post("/v1/chat/completions", json=body, headers={"x-trace-id": f"trace-{name}"})
+        await ended.wait()
+        ended.clear()
+    assert [(kind, trace) for kind, trace, _ in told] == [
+        (kind, trace) for trace in ("trace-one", "trace-two") for kind in ("started", "first_chunk", "ended")
+    ]
+    assert all(now == of_the_stream for _, of_the_stream, now in told)

@@ -168,14 +168,13 @@ async def test_a_connection_is_used_again_also_when_the_end_is_not_asked_for(cli
         await upstream.aclose()
 
 
+@pytest.mark.parametrize("client", ["own", "httpx", "httpx2"], indirect=True)  # our transport asks its user first
 async def test_a_kept_connection_that_the_server_has_closed_costs_nothing_but_another(client: Any) -> None:
     async def hangs_up_on_the_second(peer: Peer) -> None:
         if len(server.requests) == 2:
             raise Hangup
         await peer.send(HEAD + chunked(finish()) + END)
 
-    if client is not None and "Push" in type(client._transport).__name__:
-        return  # that asks its user first
     async with raw_upstream(hangs_up_on_the_second) as server:
         upstream = upstream_at(server.base_url, client)
         for _ in range(2):
@@ -187,17 +186,16 @@ async def test_a_kept_connection_that_the_server_has_closed_costs_nothing_but_an
 
 
 @pytest.mark.parametrize("trust_env", [True, False])
+@pytest.mark.parametrize("client", ["own"], indirect=True)  # any other's environment is its owner's affair
 async def test_a_proxy_of_the_environment_is_used_where_that_is_trusted(
     client: Any, monkeypatch: pytest.MonkeyPatch, trust_env: bool
 ) -> None:
     async def answer(peer: Peer) -> None:
         await peer.send(HEAD + chunked(finish()) + END)
 
-    if client is not None:
-        return  # whose environment is its owner's affair
     async with raw_upstream(answer) as proxy, raw_upstream(answer) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.base_url.removesuffix("/v1"))
-        upstream = upstream_at(server.base_url, None, trust_env=trust_env)
+        upstream = upstream_at(server.base_url, client, trust_env=trust_env)
         await upstream.run(BODY, Collector(), principal=ME)
         await upstream.aclose()
         asked, address = (proxy, server.base_url) if trust_env else (server, "/v1")
@@ -253,6 +251,29 @@ async def test_an_answer_in_one_piece_may_take_its_time_but_not_for_ever(client:
     options = {"first_output_timeout": 0.01, "gap_timeout": 0.01, "total_timeout": 0.1}
     error, _ = await failure(stall, client, {**BODY, "stream": False}, **options)
     assert isinstance(error, TotalTimeout)
+
+
+@pytest.mark.parametrize("client", ["own"], indirect=True)
+async def test_a_gap_begins_anew_when_a_slow_reader_is_back(client: Any) -> None:
+    class Slow(Collector):
+        """Has no room for its first bytes, for longer than a gap may be."""
+
+        async def room(self) -> bool:
+            await asyncio.sleep(0.9)
+            self.wanted, self.back = None, asyncio.get_running_loop().time()
+            return True
+
+    async def half(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(chunk("hi")))
+        await stall(peer)
+
+    sink = Slow(wanted=1)
+    async with raw_upstream(half) as server:
+        upstream = upstream_at(server.base_url, client, gap_timeout=0.6)
+        with pytest.raises(GapTimeout):
+            await upstream.run(BODY, sink, principal=ME)
+        assert asyncio.get_running_loop().time() - sink.back >= 0.6
+        await upstream.aclose()
 
 
 async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
@@ -476,16 +497,15 @@ async def test_cancelling_closes_the_connection_in_every_window(client: Any) -> 
             await upstream.aclose()
 
 
+@pytest.mark.parametrize("client", ["own"], indirect=True)  # any other's pool is as large as its owner made it
 async def test_cancelling_while_connecting_leaks_no_place_and_sends_nothing(client: Any) -> None:
     """httpcore keeps the place of a request that is cancelled while it connects, for ever (encode/httpcore#1093)."""
 
     async def answer(peer: Peer) -> None:
         await peer.send(HEAD + chunked(finish()) + END)
 
-    if client is not None:
-        return  # its pool is as large as its owner made it
     async with raw_upstream(answer) as server:
-        upstream = upstream_at(server.base_url, None, max_connections=2, connect_timeout=20)
+        upstream = upstream_at(server.base_url, client, max_connections=2, connect_timeout=20)
         for waits in range(60):
             running = asyncio.ensure_future(upstream.run(BODY, Collector(), principal=ME))
             for _ in range(waits % 12):

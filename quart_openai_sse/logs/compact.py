@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from itertools import takewhile
-from operator import eq
 
 from quart_openai_sse.entries import Entry
 
 _WORTH = 32  # bytes that two entries must share
+_MOST = 4096  # bytes that are compared at either end
+_MOST_FRAMES = 256  # of one stream
 
 
 class CompactEntries:
@@ -27,7 +27,7 @@ class CompactEntries:
         """Where each entry would end if all were written in one row."""
         self._marks: dict[int, tuple[str, bool]] = {}
         """The event and usage of the few entries that have any."""
-        self._last_mark = -1
+        self._marked: list[int] = []
         self._frames = [(b"", b"")]
         """What stands around the pieces, from each of these places on."""
         self._places = [0]
@@ -47,8 +47,8 @@ class CompactEntries:
             if not (around and size >= around and data.startswith(before) and data.endswith(after)):
                 before, after = self._change_frame(data)
             if entry.event or entry.usage:
-                self._last_mark = len(self._pieces)
-                self._marks[self._last_mark] = (entry.event, entry.usage)
+                self._marked.append(len(self._pieces))
+                self._marks[len(self._pieces)] = (entry.event, entry.usage)
             self._pieces.append(data[len(before) : size - len(after)])
             self._times.append(entry.t)
             end += size
@@ -61,7 +61,7 @@ class CompactEntries:
             return []
         begins = self._ends[start - 1] if start else 0
         stop = min(bisect_left(self._ends, begins + size) + 1, len(self._pieces))
-        if self._last_mark >= start:
+        if bisect_left(self._marked, start) < bisect_left(self._marked, stop):
             return [self._entry(place) for place in range(start, stop)]
         entries: list[Entry] = []
         while start < stop:
@@ -87,8 +87,9 @@ class CompactEntries:
         """The frame of *data*: what it shares with the entry before it, if that is worth it."""
         latest = self._latest
         before = _same(latest, data)
-        after = _same(latest[before:][::-1], data[before:][::-1])
-        frame = (data[:before], data[len(data) - after :]) if before + after >= _WORTH else (b"", b"")
+        after = _same(latest[before:][: -_MOST - 1 : -1], data[before:][: -_MOST - 1 : -1])
+        worth = before + after >= _WORTH and len(self._frames) < _MOST_FRAMES
+        frame = (data[:before], data[len(data) - after :]) if worth else (b"", b"")
         if frame != self._frames[-1]:
             self._frames.append(frame)
             self._places.append(len(self._pieces))
@@ -96,5 +97,12 @@ class CompactEntries:
 
 
 def _same(one: bytes, other: bytes) -> int:
-    """How many bytes are the same at the beginning of both."""
-    return sum(takewhile(bool, map(eq, one, other)))
+    """How many bytes are the same at the beginning of both, as far as that is looked at."""
+    low, high = 0, min(len(one), len(other), _MOST)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -21,7 +21,8 @@ from quart_openai_sse.logs.compact import CompactEntries
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
 _BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
-_ENTRY_OVERHEAD = 120  # bytes an entry costs at most beside its data
+_ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
+_EVENT_OVERHEAD = 120  # and what the name of an app event adds to it
 _MAX_TOMBSTONES = 100_000
 
 
@@ -69,7 +70,7 @@ class MemoryLog:
         self._sweep()
         stream = self._find(key)
         place = stream.place(after)
-        if not stream.retain and (stream.readers or stream.last > len(stream.entries)):
+        if not stream.retain and (stream.readers or place or stream.last > len(stream.entries)):
             # A second reader, however slow, would hold back the first.
             raise StreamExpired("This stream is not kept: only who started it reads it.")
         return MemoryReader(stream, place, at_end=after == END_ID, heartbeat=heartbeat)
@@ -174,7 +175,7 @@ class _Stream:
             return False
         size = _ENTRY_OVERHEAD * len(entries)
         for entry in entries:
-            size += len(entry.data)
+            size += len(entry.data) + (_EVENT_OVERHEAD if entry.event else 0)
         log = self.log
         if self.size + size > log.max_bytes or (self.retain and self.last + len(entries) > log.max_entries):
             raise StreamTooLong("The stream outgrew its limit of bytes or entries.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from typing import Any
 
 from quart_openai_sse.transport.connection import Connection, Origin
@@ -22,7 +21,7 @@ class Pool:
         self._idle: dict[Origin, dict[Connection, float]] = {}
         """Since when each is idle; the one that was used last comes last."""
         self._idle_count = 0
-        self._waiters: deque[tuple[Origin, asyncio.Future[Connection]]] = deque()
+        self._waiters: dict[asyncio.Future[Connection], Origin] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def acquire(self, origin: Origin, timeout: float | None) -> Connection:
@@ -35,7 +34,7 @@ class Pool:
             self._forget(origin)
             return connection
         if len(self._all) >= self._most and self._idle:
-            next(iter(next(iter(self._idle.values())))).abort()  # another origin's, the oldest
+            next(iter(next(iter(self._idle.values())))).abort()  # one of another origin
         if len(self._all) < self._most:
             return self._create(origin)
         return await self._wait(origin, timeout)
@@ -43,11 +42,11 @@ class Pool:
     def release(self, connection: Connection) -> None:
         """Takes back a connection that can serve another request."""
         while self._waiters:
-            origin, waiter = self._waiters[0]
+            waiter, origin = next(iter(self._waiters.items()))
             if waiter.done():
-                self._waiters.popleft()
+                del self._waiters[waiter]
             elif origin == connection.origin:
-                self._waiters.popleft()
+                del self._waiters[waiter]
                 waiter.set_result(connection)
                 return
             else:
@@ -66,13 +65,14 @@ class Pool:
         if self._idle.get(connection.origin, {}).pop(connection, None) is not None:
             self._forget(connection.origin)
         while self._waiters and len(self._all) < self._most:
-            origin, waiter = self._waiters.popleft()
+            waiter = next(iter(self._waiters))
+            origin = self._waiters.pop(waiter)
             if not waiter.done():
                 waiter.set_result(self._create(origin))
 
     def close(self) -> None:
         """Closes all connections. Whoever waits for one gets a `ConnectError`."""
-        for _, waiter in self._waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(self.errors.ConnectError("The transport was closed."))
         if self._timer is not None:
@@ -88,11 +88,12 @@ class Pool:
 
     async def _wait(self, origin: Origin, timeout: float | None) -> Connection:
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._waiters.append((origin, waiter))
+        self._waiters[waiter] = origin
         try:
             async with asyncio.timeout(timeout):
                 connection = await waiter
         except BaseException as error:
+            self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._give_back(waiter.result())  # it came in this very moment
             if isinstance(error, TimeoutError):
