@@ -81,7 +81,8 @@ class Site:
 async def serve_example(*, tokens_per_second: float = 0, **settings: Any) -> AsyncIterator[Site]:
     """Serves it; *settings* are keys of its configuration."""
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        # SQLite's thread may still write its journal there, for a request that was cut off.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         simulator = await stack.enter_async_context(
             serve_simulator(first_token_delay=0, tokens_per_second=tokens_per_second)
         )
