@@ -37,6 +37,7 @@ def decoder(data: bytes) -> None:
     limit = how[0] + 1 if how[:1] > b"\x80" else 1 << 20
     whole = _decoded([wire], limit)
     assert _decoded(_cut(wire, how), limit) == whole
+    assert _data_alone(_cut(wire, how), limit) == [event.data for event in whole[0]]
     for event in whole[0]:
         assert SSEDecoder().feed_raw(encode_data(event.data)) == [RawEvent(event.data, b"", b"")]
 
@@ -162,6 +163,17 @@ def _decoded(pieces: list[bytes], limit: int) -> tuple[list[RawEvent], str, int 
             events += error.events
             too_large = True
     return events, sse.last_event_id, sse.retry, too_large
+
+
+def _data_alone(pieces: list[bytes], limit: int) -> list[bytes]:
+    sse = SSEDecoder(max_event_bytes=limit)
+    found: list[bytes] = []
+    for piece in pieces:
+        try:
+            found += sse.feed_data(piece)
+        except EventTooLarge as error:
+            found += [event.data for event in error.events]
+    return found
 
 
 _app = Quart("fuzz")
