@@ -34,15 +34,18 @@ class Assembly:
 
     def add(self, data: bytes) -> None:
         """Adds the chunk that *data* is in JSON. What no number or text can hold is too much to keep."""
-        self._room -= len(data)
-        if self._room > 0:
-            try:
-                self.add_chunk(_json.decode(data))
-            except ValueError:
-                self._room = 0
+        if self._room <= 0:
+            return
+        try:
+            self.add_chunk(_json.decode(data), size=len(data))
+        except ValueError:
+            self._room = 0
 
-    def add_chunk(self, chunk: Chunk) -> None:
-        """Adds a chunk."""
+    def add_chunk(self, chunk: Chunk, *, size: int = 0) -> None:
+        """Adds a chunk. *size*, its bytes, counts against the limit."""
+        self._room -= size
+        if self._room <= 0:
+            return
         for member, value in chunk.items():
             if member not in _NOT_HEAD and value not in (None, "", 0):
                 self._head.setdefault(member, value)

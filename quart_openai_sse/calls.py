@@ -127,8 +127,8 @@ class Call:
             task.exception()  # if the app's model has left the call, nobody else asks
 
     def _chunk(self, entry: Entry) -> dict[str, Any]:
-        self._message.add(entry.data)
         chunk = decode_chunk(entry.data)
+        self._message.add_chunk(chunk, size=len(entry.data))
         return chunk if chunk.get("id") else {**chunk, "id": self._id}
 
     def _take(self, entries: list[Entry]) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from contextvars import copy_context
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -41,14 +41,14 @@ class Live:
         self.principal = principal
         self.retain = retain
         self.created = int(time.time())
-        self.context = copy_context()
-        """Where its observers are told: of this request, and with the app's context once it runs."""
         self.record = StreamRecord(id=handle.id, principal=str(principal), trace_id=current_trace_id())
         self.body: Mapping[str, Any] = {}
         self.writer: Writer
         self.producer: Producer
         self.intake: Intake
         self.task: asyncio.Task[None]
+        self.context: Context
+        """That of its task: what arrives from the upstream is read in another's."""
         self.interrupted: asyncio.Future[tuple[Interruption, str, OpenAISSEError | None]]
         self.interrupted = asyncio.get_running_loop().create_future()
 

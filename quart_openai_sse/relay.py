@@ -209,7 +209,6 @@ class Relay:
             live.writer,
             live.record,
             assemble=self.config.max_bytes if self.hooks.on_end else 0,
-            # What the upstream sends is read in the context of whoever opened the connection.
             on_first=lambda: live.context.run(self._observe, "first_chunk", live.record),
             charge=self._charge(live),
         )
