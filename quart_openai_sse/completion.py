@@ -48,6 +48,8 @@ class State(Enum):
     DONE = "complete"
 
 
+_OUTPUT = Signal.OUTPUT  # an Enum's members take long to look up
+
 TRANSITIONS: Mapping[State, Mapping[Signal, State]] = {
     State.PREAMBLE: {
         Signal.NOTHING: State.PREAMBLE,
@@ -103,8 +105,22 @@ class Completion:
         Raises `UpstreamGarbled` for what is no chunk, `UpstreamFailed` for an error object,
         `UpstreamTruncated` for a `[DONE]` that comes too early.
         """
-        chunk = _decode(data)
-        return self._step(Signal.DONE if chunk is None else self._absorb(chunk))
+        try:
+            chunk = _decode_chunk(data)
+            odd = chunk.error or not (data.isascii() or data.decode())  # the decoder looks at no text that it skips
+        except (ValueError, RecursionError):
+            odd = True
+        if odd:
+            read = _decode_odd(data)
+            if read is None:
+                return self._step(Signal.DONE)
+            chunk = read
+        if len(chunk.choices) == 1 and chunk.usage is None:
+            [choice] = chunk.choices
+            # As nearly all chunks are: a choice that has begun goes on, which changes nothing.
+            if choice.delta and choice.delta.get("content") and not choice.finish_reason and choice.index in self._open:
+                return _OUTPUT
+        return self._step(self._absorb(chunk))
 
     def end(self) -> None:
         """The body ended. Raises `UpstreamTruncated` unless the stream is complete."""
@@ -163,19 +179,8 @@ class _Chunk(msgspec.Struct, gc=False):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-def _decode(data: bytes) -> _Chunk | None:
-    """The chunk that an event's *data* is, or `None` for `[DONE]`."""
-    try:
-        chunk = _decode_chunk(data)
-        if not chunk.error and (data.isascii() or data.decode()):  # the decoder looks at no text that it skips
-            return chunk
-    except (ValueError, RecursionError):
-        pass
-    return _decode_odd(data)
-
-
 def _decode_odd(data: bytes) -> _Chunk | None:
-    """The same for whatever has not the types that OpenAI documents: it is read as far as it can be understood."""
+    """A chunk that has not the types that OpenAI documents, as far as it can be understood; `None` for `[DONE]`."""
     if data.strip() == DONE:
         return None
     try:

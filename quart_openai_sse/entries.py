@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,7 +38,7 @@ class End:
     usage: Mapping[str, Any] | None = None
 
 
-class Batch(NamedTuple):
+class Batch(msgspec.Struct, frozen=True):
     """Entries with dense ids from *first_id*, and the end if it follows them. Empty without end: the log was silent."""
 
     first_id: int

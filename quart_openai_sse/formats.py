@@ -41,12 +41,16 @@ class OpenAIFormat:
 
     def encode(self, batch: Batch, *, ids: bool) -> bytes:
         """The chunks; app events do not exist on OpenAI's wire."""
+        if len(batch.entries) == 1 and not ids:  # as it is with most of them
+            [entry] = batch.entries
+            if not (entry.event or entry.usage):
+                return encode_data(entry.data)
         shown = [
             _id(number, ids) + encode_data(entry.data) if ids else encode_data(entry.data)
             for number, entry in enumerate(batch.entries, batch.first_id)
             if not entry.event and (self._include_usage or not entry.usage)
         ]
-        return shown[0] if len(shown) == 1 else b"".join(shown)
+        return b"".join(shown)
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """`[DONE]` for a completed stream only: SDKs take anything that just ends for complete."""

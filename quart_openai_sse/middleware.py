@@ -60,24 +60,27 @@ class _Exchange:
         self._complete = False
         self.streams = False
 
-    async def send(self, message: Message) -> None:
-        kind = message["type"]
-        if kind == "http.response.body":
-            body = message.get("body", b"")
-            if body and self._first_byte is None:
-                self._first_byte = time.monotonic() - self._began
-            self._bytes += len(body)
-            await self._send(message)
-            self._complete = not message.get("more_body")
-            return
-        if kind == "http.response.start":
+    def send(self, message: Message) -> Awaitable[None]:
+        if self._first_byte is None or not message.get("more_body"):
+            return self._note(message)
+        # In the midst of a body: no coroutine of our own for each piece of it.
+        self._bytes += len(message.get("body", b""))
+        return self._send(message)
+
+    async def _note(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
             self._status = message["status"]
             self.streams = any(
                 name.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
             message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
+        elif body := message.get("body"):
+            self._bytes += len(body)
+            if self._first_byte is None:
+                self._first_byte = time.monotonic() - self._began
         await self._send(message)
+        self._complete = message["type"] == "http.response.body" and not message.get("more_body")
 
     def log(self, scope: Scope) -> None:
         fields = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any, Protocol
 
 from quart_openai_sse import _json
@@ -73,59 +74,71 @@ class Intake:
         self.message = Assembly(limit=assemble) if assemble else None
         self.events: list[tuple[str, Any]] = []
         self.room = writer.room
-        self._writer = writer
+        self._append: Callable[[list[Entry]], bool] = writer.append
         self._on_first = on_first
         self._charge = charge
-        self._closed = False
-        self.began = time.monotonic()
+        self._told = charge is not None or self.message is not None
+        """Whether anybody is told of each entry."""
+        self.began = monotonic()
         """When the stream began, by `time.monotonic`."""
-        self._last = 0.0
+        self._last = -math.inf
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
-        return time.monotonic() - self.began
+        return monotonic() - self.began
 
     def close(self) -> None:
         """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
-        self._closed = True
+        self._append = _refuse
 
     def append(self, entries: list[Entry]) -> bool:
         """Adds entries to the log, output among the first of them. `False`: there is no room for more now.
 
         Raises `StreamTooLong` and `TokensSpent`.
         """
-        if self._closed:
-            raise OpenAISSEError("The stream has ended.")
-        room = self._writer.append(entries)
+        room = self._append(entries)
         record, now = self.record, entries[-1].t
         for entry in entries:
             if not entry.event:
                 record.chunks += 1
                 record.bytes += len(entry.data)
-        if self.message is not None:
-            self._assemble(self.message, entries)
-        gap, self._last = now - self._last, now
-        if record.time_to_first_output is None:
-            record.time_to_first_output = now
-            self._on_first()
-        elif gap > record.longest_gap:
-            record.longest_gap = gap
-        if self._charge is not None:
-            self._charge()
+        if now - self._last > record.longest_gap:
+            self._note_gap(now)
+        self._last = now
+        if self._told:
+            self._tell(entries)
         return room
 
-    def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
-        for entry in entries:
-            if entry.event:
-                self.events.append((entry.event, _json.decode(entry.data)))
-            else:
-                message.add(entry.data)
+    def _note_gap(self, now: float) -> None:
+        """Nothing had come for longer than ever before."""
+        if self.record.time_to_first_output is None:
+            self.record.time_to_first_output = now
+            self._on_first()
+        else:
+            self.record.longest_gap = now - self._last
+
+    def _tell(self, entries: list[Entry]) -> None:
+        if (message := self.message) is not None:
+            for entry in entries:
+                if entry.event:
+                    self.events.append((entry.event, _json.decode(entry.data)))
+                else:
+                    message.add(entry.data)
+        if self._charge is not None:
+            self._charge()
+
+
+def _refuse(_: Sequence[Entry]) -> bool:
+    raise OpenAISSEError("The stream has ended.")
 
 
 # From an upstream ---------------------------------------------------------------------------------------------------
 
 
+_DONE, _USAGE = Signal.DONE, Signal.USAGE  # an Enum's members take long to look up, for each event
+
 _MOST_PREAMBLE = 1 << 20  # bytes before the first output
+_MOST_DOCUMENT = 64 << 10  # bytes of what is no stream
 
 
 class ChunkSink:
@@ -157,8 +170,11 @@ class ChunkSink:
     def _restart(self) -> None:
         self._decoder = SSEDecoder(max_event_bytes=self._max_event)
         self._held: list[Entry] = []
+        self._holding = True
         self._failure: OpenAISSEError | None = None
         self._document: bytearray | None = None
+        self._over = False
+        """Whether nothing more of it is taken as a stream."""
 
     @property
     def started(self) -> bool:
@@ -180,34 +196,39 @@ class ChunkSink:
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
         if headers.get("content-encoding", "identity") != "identity":
-            self._failure = UpstreamGarbled("The upstream compressed its stream.")
-        if headers.get("content-type", "").startswith(("application/json", "text/html")):
-            self._document = bytearray()
+            self._fail(UpstreamGarbled("The upstream compressed its stream."))
+        elif headers.get("content-type", "").startswith(("application/json", "text/html")):
+            self._over, self._document = True, bytearray()
 
     def feed(self, data: bytes) -> bool:
         """See `Sink.feed`."""
-        if self._failure is not None or self._completion.done:
-            return False
-        if self._document is not None:
-            self._document += data
-            return len(self._document) < 64 << 10
+        if self._over:
+            return self._document is not None and self._collect(self._document, data)
         try:
             events = self._decoder.feed_data(data)
         except EventTooLarge as error:
             events = [event.data for event in error.events]
-            self._failure = UpstreamGarbled(str(error))
-        entries = self._entries(events)
-        go_on = True
-        if not self._completion.has_output:
-            self._hold(entries)
-        elif entries:
-            if self._held:
-                entries, self._held = self._held + entries, []
+            self._fail(UpstreamGarbled(str(error)))
+        entries = []
+        t = monotonic() - self._began
+        try:
+            for event in events:
+                signal = self._completion.feed(event)
+                if signal is _DONE:  # whatever follows is not part of the stream
+                    self._over, self._failure = True, None
+                    break
+                entries.append(Entry(event, "", t, signal is _USAGE))
+        except OpenAISSEError as error:
+            self._fail(error)
+        room = True
+        if self._holding:
+            entries = self._hold(entries)
+        if entries:
             try:
-                go_on = self._take(entries)
+                room = self._take(entries)
             except OpenAISSEError as error:
-                self._failure = error
-        return go_on and self._failure is None and not self._completion.done
+                self._fail(error)
+        return room and not self._over
 
     async def room(self) -> bool:
         """See `Sink.room`."""
@@ -215,7 +236,7 @@ class ChunkSink:
             raise self._failure
         if self._completion.done:
             return False
-        if self._document is not None and len(self._document) >= 64 << 10:
+        if self._document is not None and len(self._document) >= _MOST_DOCUMENT:
             raise UpstreamGarbled("The upstream answered with a document instead of a stream.")
         await self._room()
         return True
@@ -228,25 +249,22 @@ class ChunkSink:
             raise _not_a_stream(bytes(self._document))
         self._completion.end()
 
-    def _hold(self, entries: list[Entry]) -> None:
+    def _hold(self, entries: list[Entry]) -> list[Entry]:
+        """What is to be taken now, of what was held back and *entries*: nothing before the first output."""
         self._held += entries
-        if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE:
-            self._failure = self._failure or UpstreamGarbled("The upstream sends without end, and says nothing.")
+        if self._completion.has_output:
+            entries, self._held, self._holding = self._held, [], False
+            return entries
+        if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE and self._failure is None:
+            self._fail(UpstreamGarbled("The upstream sends without end, and says nothing."))
+        return []
 
-    def _entries(self, events: list[bytes]) -> list[Entry]:
-        entries: list[Entry] = []
-        t = time.monotonic() - self._began
-        for data in events:
-            try:
-                signal = self._completion.feed(data)
-            except OpenAISSEError as error:
-                self._failure = error
-                break
-            if signal is Signal.DONE:  # whatever follows is not part of the stream
-                self._failure = None
-                break
-            entries.append(Entry(data, "", t, signal is Signal.USAGE))
-        return entries
+    def _collect(self, document: bytearray, data: bytes) -> bool:
+        document += data
+        return len(document) < _MOST_DOCUMENT
+
+    def _fail(self, error: OpenAISSEError) -> None:
+        self._over, self._failure = True, error
 
 
 def _not_a_stream(body: bytes) -> OpenAISSEError:

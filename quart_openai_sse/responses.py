@@ -18,7 +18,7 @@ from werkzeug.http import parse_accept_header
 from quart_openai_sse import _json
 from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.completion import decode_chunk
-from quart_openai_sse.entries import END_ID, Batch, End
+from quart_openai_sse.entries import END_ID, End
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
 from quart_openai_sse.live import StreamHandle
@@ -154,25 +154,22 @@ async def _body(
         if retry:
             yield retry
         async for batch in reader:
-            data = _encoded(spoken, batch, ids)
-            now = batch.entries[-1].t if batch.entries else said
-            if not data and now - said >= keepalive:  # entries came, but none that this format shows
-                data = HEARTBEAT
-            if data:
-                said = now
+            entries = batch.entries
+            data = spoken.encode(batch, ids=ids) if entries else b""
+            if batch.end is not None:
+                yield data + spoken.end(batch.end, ids=ids)
+            elif data:
+                said = entries[-1].t
                 yield data
+            elif not entries or entries[-1].t - said >= keepalive:  # silence, or nothing that this format shows
+                said = entries[-1].t if entries else said
+                yield HEARTBEAT
     except Exception:
         # Quart swallows what a body raises, and the stream would look complete.
         logger.exception("a response failed")
         yield spoken.end(End("failed", "internal_error", OpenAISSEError()), ids=ids)
     finally:
         await relay.leave(reader)
-
-
-def _encoded(spoken: Format, batch: Batch, ids: bool) -> bytes:
-    if batch.end is not None:
-        return spoken.encode(batch, ids=ids) + spoken.end(batch.end, ids=ids)
-    return spoken.encode(batch, ids=ids) if batch.entries else HEARTBEAT
 
 
 async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:

@@ -59,10 +59,10 @@ def encode(sse: ServerSentEvent) -> bytes:
 
 def encode_data(data: bytes) -> bytes:
     """The `data` lines of an event and the blank line that dispatches it."""
-    # Not `in`, which first tries to take its left side for a number, and costs ten times as much.
-    if data.find(b"\r") >= 0:
+    # Not `in`, which first tries to take its left side for a number, and costs three times as much.
+    if data.partition(b"\r")[1]:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if data.find(b"\n") >= 0:
+    if data.partition(b"\n")[1]:
         data = data.replace(b"\n", b"\ndata: ")
     return b"data: " + data + b"\n\n"
 
@@ -102,7 +102,7 @@ class SSEDecoder:
         self._after_cr = False
         self._first_line = True
         self._broken = False
-        self._between = True  # nothing is left over of an event, nor of a line end
+        self._between = False  # whether the first line is over, and nothing left of an event, nor of a line end
 
     @property
     def last_event_id(self) -> str:
@@ -116,13 +116,12 @@ class SSEDecoder:
     def feed_data(self, data: bytes) -> list[bytes]:
         """The data alone of the events that *data* completes."""
         # What a model's API sends is whole events of one line each: nothing is left over, before or after.
-        if self._between and data.endswith(b"\n\n") and data.find(b"\r") < 0:
-            size = len(data) - 2
-            if data.find(b"\n") == size <= self._limit and data.startswith(b"data: "):
-                self._first_line = False
-                return [data[6:size]]
-            if events := self._split(data[:size]):
-                self._first_line = False
+        if self._between and not data.partition(b"\r")[1]:
+            line, _, rest = data.partition(b"\n")
+            value = line.removeprefix(b"data: ")
+            if rest == b"\n" and value is not line and len(line) <= self._limit:
+                return [value]
+            if data.endswith(b"\n\n") and (events := self._split(data[:-2])):
                 return events
         return [event.data for event in self.feed_raw(data)]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quart_openai_sse.entries import END_ID, End, Entry
+from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import StreamExpired, StreamNotFound, StreamTooLong
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.testing import StreamLogContract
@@ -72,7 +72,7 @@ async def test_a_reader_keeps_what_it_holds_when_the_stream_expires(log: MemoryL
     clock.now += 301
     with pytest.raises(StreamExpired):
         await log.read("a")
-    assert [batch async for batch in reader] == [(1, [Entry(b"one"), Entry(b"two")], COMPLETED)]
+    assert [batch async for batch in reader] == [Batch(1, [Entry(b"one"), Entry(b"two")], COMPLETED)]
 
 
 async def test_a_retained_stream_fails_honestly_at_its_limits() -> None:
@@ -115,7 +115,7 @@ async def test_a_stream_that_is_not_retained_is_forgotten_when_read(log: MemoryL
     reader = await log.read("a")
     writer.append([Entry(b"one")])
     await writer.close(COMPLETED)
-    assert [batch async for batch in reader] == [(1, [Entry(b"one")], COMPLETED)]
+    assert [batch async for batch in reader] == [Batch(1, [Entry(b"one")], COMPLETED)]
     await reader.aclose()
     with pytest.raises(StreamNotFound):
         await log.read("a")

@@ -40,7 +40,8 @@ class Writer(Protocol):
 class Reader(Protocol):
     """Iterates over the batches of one stream, from its place to the end, which is in the last batch.
 
-    With a heartbeat it also gives an empty batch whenever the stream was silent for so long.
+    With a heartbeat it also gives an empty batch whenever the stream was silent for so long, or a little longer.
+    A reader whose wait was cancelled can only be closed: it may have lost what came in that moment.
     """
 
     at_end: bool

@@ -12,6 +12,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 Feed = Callable[[bytes], bool]
 
 _MOST_OVERHEAD = 100 << 10  # bytes in a row that bring nothing of the body: heads, trailers, chunk extensions
+_INFORMATIONAL_BODY = "An informational answer with a body."
 _H = ord("H")
 
 
@@ -62,10 +63,13 @@ class Exchange:
         self._read_timeout = math.inf if read_timeout is None else read_timeout
         self._write_timeout = write_timeout
         self._loop = asyncio.get_running_loop()
-        self._parser = _create_parser(self)
         self._pieces: list[bytes] = []
         """What nobody has taken yet of the body."""
+        self.on_body = self._pieces.append  # called by the parser for each piece, and most often of all
+        self._parser = _create_parser(self)
         self._touched = self._keep = self._until_close = self._ended = False
+        self._over = False
+        """Whether it has ended, or failed."""
         self._overhead = 0
         self._error: Exception | None = None
         self._feed: Feed | None = None
@@ -96,6 +100,9 @@ class Exchange:
         """Returns when status and headers are there, or will not come."""
         while not self.answered:
             await self._wait()
+            if self._pieces and not self.status:
+                self._break(_INFORMATIONAL_BODY)
+                self.close()
 
     def check(self) -> None:
         """Raises what is the matter, if there is no answer."""
@@ -132,7 +139,7 @@ class Exchange:
     def close(self) -> None:
         """Closes the connection, unless the answer has ended: then that is another's."""
         if self._connection is not None:
-            self._error = self._error or self._errors.ReadError("The response was closed.")
+            self._fail(self._errors.ReadError("The response was closed."))
             self._leave()
             self.notify()
 
@@ -154,9 +161,8 @@ class Exchange:
             self._waiter = None
 
     def _take(self) -> bytes:
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
+        data = b"".join(self._pieces)  # which is the piece itself, if there is one
+        self._pieces.clear()
         return data
 
     # Called by the connection
@@ -165,26 +171,38 @@ class Exchange:
         """Bytes have come. They are the connection's, and others after this."""
         if self._timer is not None:
             self._quiet_since = self._loop.time()
-        self._parse(data)
-        self._touched = True
+        try:
+            if not self._touched:
+                self._touch(data)
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._break("The server switches protocols.")
+        except HttpParserError as error:
+            self._break(str(error.__context__ or error))
         if self._pieces:
             self._overhead = 0
         else:
             self._overhead += len(data)
             if self._overhead > _MOST_OVERHEAD:
                 self._break("The server sends too much that is no body.")
-        if self._ended or self._error is not None:
+        if self._over:
             self._leave()
         self.notify()
 
+    def _touch(self, data: memoryview) -> None:
+        """The first bytes have come."""
+        self._touched = True
+        if data[0] != _H:  # llhttp takes empty lines and other protocols
+            raise HttpParserError("The server does not speak HTTP.")
+
     def lost(self, error: Exception | None) -> None:
         """The connection has ended: by an *error*, or because the server has closed it."""
-        if self._ended or self._error is not None:
+        if self._over:
             return
         if error is not None:
-            self._error = self._errors.ReadError(str(error) or type(error).__name__)
+            self._fail(self._errors.ReadError(str(error) or type(error).__name__))
         elif self._until_close:
-            self._ended = True
+            self._ended = self._over = True
         else:
             self._break("The server closed the connection in the middle of its answer, or before it.")
         self.stale = self._reused and not self._touched
@@ -197,26 +215,28 @@ class Exchange:
         if waiter is None or waiter.done():
             if self._pieces and self._connection is not None:
                 self._connection.pause()  # nobody takes it
-        elif self._feed is None:
-            waiter.set_result(True)
-        else:
-            outcome = self._fed(self._feed)
-            if outcome is not None and not waiter.done():
-                self._feed = None
-                waiter.set_result(outcome)
-
-    def _fed(self, feed: Feed) -> bool | Exception | None:
-        """What *push* is to return or to raise; `None` if it goes on."""
-        try:
-            if self._pieces and not feed(self._take()):
-                return False
-        except Exception as error:
-            return error
-        return self._error or (True if self._ended else None)
+            return
+        outcome: bool | Exception = True
+        if self._feed is not None:
+            try:
+                if (pieces := self._pieces) and not self._feed(pieces.pop() if len(pieces) == 1 else self._take()):
+                    outcome = False
+                elif self._over:
+                    outcome = self._error or True
+                else:
+                    return
+            except Exception as error:
+                outcome = error
+        if not waiter.done():  # by the feed
+            self._feed = None
+            waiter.set_result(outcome)
 
     def _leave(self) -> None:
         """Leaves the connection, which can serve another exchange if this one was as it should be."""
         connection, self._connection = self._connection, None
+        if self._is_head and self._pieces:  # it has no body: what has come is something else
+            self._pieces.clear()
+            self._keep = False
         del self._parser  # which holds on to us
         if self._timer is not None:
             self._timer.cancel()
@@ -231,42 +251,33 @@ class Exchange:
         if due > now:
             self._timer = self._loop.call_at(due, self._check_silence)
         else:
-            self._error = self._errors.ReadTimeout("The server is silent.")
+            self._fail(self._errors.ReadTimeout("The server is silent."))
             self._leave()
             self.notify()
-
-    def _parse(self, data: memoryview) -> None:
-        try:
-            if not self._touched and data[0] != _H:  # llhttp takes empty lines and other protocols
-                raise HttpParserError("The server does not speak HTTP.")
-            self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            self._break("The server switches protocols.")
-        except HttpParserError as error:
-            self._break(str(error.__context__ or error))
 
     def _break(self, reason: str) -> None:
         self._keep = False
         if not self._ended:
-            self._error = self._error or self._errors.RemoteProtocolError(reason)
+            self._fail(self._errors.RemoteProtocolError(reason))
+
+    def _fail(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._over = True
 
     # Called by the parser
 
     def on_message_begin(self) -> None:
         if self._ended:
-            self._keep = False  # an answer to nothing: RFC 9112, 9.2
+            raise ValueError("An answer to nothing.")  # RFC 9112, 9.2
 
     def on_status(self, reason: bytes) -> None:
-        if not self.status:
-            self.reason += reason
+        self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # or it is a trailer, or another answer's
+        if not self.status:  # or it is a trailer
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        if self.status:  # of another answer
-            return
         parser = self._parser
         status, version = parser.get_status_code(), parser.get_http_version()
         if version not in ("1.0", "1.1") or status < 100 or status == 101:
@@ -279,23 +290,17 @@ class Exchange:
             raise ValueError("A transfer coding that was not asked for.")
         # Where the body ends: RFC 9112, 6.3.
         if self._is_head:
-            self._ended = True
+            self._ended = self._over = True
         elif status not in (204, 304):
             self._until_close = not codings and not any(name.lower() == b"content-length" for name, _ in self.headers)
         self._keep = parser.should_keep_alive() and not (codings and version == "1.0")  # RFC 9112, 6.1
         self.status, self.version = status, f"HTTP/{version}".encode()
 
-    def on_body(self, data: bytes) -> None:
-        if not self.status:
-            raise ValueError("An informational answer with a body.")
-        if self._ended:
-            self._keep = False  # the answer to HEAD has none
-        else:
-            self._pieces.append(data)
-
     def on_message_complete(self) -> None:
         if self.status:
-            self._ended = True
+            self._ended = self._over = True
+        elif self._pieces:
+            raise ValueError(_INFORMATIONAL_BODY)
 
 
 def _create_parser(exchange: Exchange) -> HttpResponseParser:

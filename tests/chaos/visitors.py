@@ -109,7 +109,7 @@ async def backed_up(visitor: Visitor) -> None:
     """The app's upstream is paused, because nobody reads."""
 
     def paused() -> bool:
-        return any(each.full for each in visitor.app.log._streams.values())
+        return any(each.size >= visitor.app.log.high_water for each in visitor.app.log._streams.values())
 
     assert await until(lambda: visitor.app.log is not None and paused(), patience=30)
 
