@@ -23,7 +23,7 @@ from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.messages import Catalogues, merged
 from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.models import Model
-from quart_openai_sse.observers import Observer, log_stream
+from quart_openai_sse.observers import Observer
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.responses import CATALOGUES, Stream, error_response, read_answer, remember_request_task
@@ -68,7 +68,7 @@ class QuartOpenAISSE:
         **options: Any,
     ) -> None:
         self.name = name
-        self.hooks = Hooks(observers=[log_stream])
+        self.hooks = Hooks()
         self._auth = auth
         self._config_prefix = config_prefix
         self._create_upstream = upstream or (lambda config: _openai_upstream(config, client))

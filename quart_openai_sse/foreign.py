@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Outgoing, Push
+from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Answer, Feed, Outgoing
 from quart_openai_sse.config import Config
 from quart_openai_sse.tasks import run_shielding
 
@@ -30,7 +30,7 @@ class ForeignClient:
         """See `Client.run`."""
         return await run_shielding(function, hold=self._hold)
 
-    async def send(self, outgoing: Outgoing) -> Any:
+    async def send(self, outgoing: Outgoing) -> Answer:
         """See `Client.send`.
 
         httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
@@ -47,18 +47,12 @@ class ForeignClient:
         )
         phase = _Phase(connecting=self._owned)
         try:
-            return await self._send_once(request, phase)
+            return _Response(await self._send_once(request, phase))
         except Exception:
             if not phase.stale:
                 raise
         # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
-        return await self._send_once(request, _Phase(connecting=self._owned))
-
-    async def finish(self, push: Push) -> None:
-        """See `Client.finish`."""
-        # The answer is complete, whatever the connection does now.
-        with suppress(Exception), anyio.move_on_after(REST):
-            await push(lambda _: True)
+        return _Response(await self._send_once(request, _Phase(connecting=self._owned)))
 
     async def aclose(self) -> None:
         """See `Client.aclose`. A client that was given stays open."""
@@ -111,6 +105,35 @@ def _create_client(config: Config) -> httpx.AsyncClient:
             keepalive_expiry=config.keepalive_expiry,
         ),
     )
+
+
+class _Response:
+    """See `Answer`. Over our transport, the body is pushed; over any other it is iterated."""
+
+    def __init__(self, response: Any) -> None:
+        self.status: int = response.status_code
+        self.headers = response.headers
+        self._response = response
+        self._pieces = response.aiter_raw()
+
+    async def push(self, feed: Feed) -> bool:
+        if (push := self._response.extensions.get("push")) is not None:
+            done: bool = await push(feed)
+            return done
+        async for data in self._pieces:
+            if not feed(data):
+                return False
+        return True
+
+    async def finish(self) -> None:
+        with suppress(Exception), anyio.move_on_after(REST):  # the answer is complete, whatever the connection does now
+            await self.push(lambda _: True)
+
+    async def aclose(self) -> None:
+        try:
+            await self._pieces.aclose()
+        finally:
+            await self._response.aclose()
 
 
 class _Phase:

@@ -11,7 +11,7 @@ from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
 from quart_openai_sse.models import Model
-from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord, log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.requests import validate
 from quart_openai_sse.tasks import Background
@@ -59,7 +59,11 @@ class Hooks:
             background.hold(task)
 
     def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
-        """Tells the observers; nothing waits for them."""
+        """Tells the log and the observers; nothing waits for them."""
+        if kind == "ended":
+            log_stream(record)
+        if not self.observers:
+            return
         event = StreamEvent(kind, replace(record))
         for observer in self.observers:
             try:

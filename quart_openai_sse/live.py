@@ -11,16 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from quart_openai_sse.entries import End, Outcome
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamStopped
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError, ServerShutdown, StreamStopped, StreamTooLong
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.observers import StreamEnd, StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Intake, Producer
+from quart_openai_sse.tasks import Background, run_abandonable
 from quart_openai_sse.trace import current_trace_id
 
 logger = logging.getLogger("quart_openai_sse")
 
 Interruption = Literal["failed", "stopped"]
+
+CLEAN_UP = 5.0
+"""Seconds that whoever is stopped may take to clean up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,48 @@ class Live:
         self.task: asyncio.Task[None]
         self.context: Context
         """That of its task: what arrives from the upstream is read in another's."""
-        self.interrupted: asyncio.Future[tuple[Interruption, str, OpenAISSEError | None]]
-        self.interrupted = asyncio.get_running_loop().create_future()
+        self._producing: asyncio.Task[None] | None = None
+        self._interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
+
+    async def produce(self, background: Background) -> End:
+        """Runs the producer until it is over, or interrupted. It is the stream's task that does it."""
+        over = False
+        error: Exception | None = None
+        self._producing = self.task
+        try:
+            if self._interruption is None:
+                running = self.producer.run(self.intake)
+                if not self.producer.prompt:
+                    running = run_abandonable(running, patience=CLEAN_UP, background=background)
+                await running
+                over = True
+            if self._interruption is not None:
+                await asyncio.sleep(0)  # one that came in this very moment comes through here
+        except asyncio.CancelledError:
+            self.task.uncancel()
+        except Exception as raised:
+            error = raised
+        self._producing = None
+        self.intake.close()
+        if over:
+            return self.end("completed")
+        if self._interruption is not None:  # and whatever the producer has raised meanwhile is not how it ended
+            return self.end(*self._interruption)
+        if error is None:  # the event loop is being closed under us
+            return self.failed(ServerShutdown("The server stopped."))
+        return self._end_by(error)
 
     def interrupt(self, outcome: Interruption, reason: str, error: OpenAISSEError | None = None) -> None:
         """Ends the stream so; the first interruption wins."""
-        if not self.interrupted.done():
-            self.interrupted.set_result((outcome, reason, error))
+        if self._interruption is None:
+            self._interruption = (outcome, reason, error)
+            self.intake.close()
+            if self._producing is not None:
+                self._producing.cancel()
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
 
     def end(self, outcome: Outcome, reason: str = "", error: OpenAISSEError | None = None) -> End:
         """An end, with what the completion knows by now."""
@@ -66,13 +105,8 @@ class Live:
         """The end of a stream that failed with *error*."""
         return self.end("failed", error.code or "", error)
 
-    def end_of(self, producing: asyncio.Future[None]) -> End:
-        """How a producer ended by itself."""
-        if producing.cancelled():
-            return self.failed(OpenAISSEError("The producer was cancelled."))
-        error = producing.exception()
-        if error is None:
-            return self.end("completed")
+    def _end_by(self, error: Exception) -> End:
+        """How a producer ended that raised."""
         if isinstance(error, StreamStopped):
             return self.end("stopped", error.message)
         if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):

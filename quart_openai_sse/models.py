@@ -71,6 +71,8 @@ the stream from one that was cut.
 class ModelProducer:
     """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
 
+    prompt = False
+
     def __init__(
         self,
         model: Model,

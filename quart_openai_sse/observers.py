@@ -1,4 +1,4 @@
-"""What happened to a stream: one record, the events of its life, and the observer that writes a log line."""
+"""What happened to a stream: one record, the events of its life, and its log line."""
 
 from __future__ import annotations
 
@@ -110,11 +110,10 @@ class StreamEnd:
 _LOG_FIELDS = [(f"stream_{each.name}", each.name) for each in fields(StreamRecord)]
 
 
-def log_stream(event: StreamEvent) -> None:
-    """Writes one line when a stream has ended, its record's fields in `extra` as `stream_…`."""
-    record = event.record
+def log_stream(record: StreamRecord) -> None:
+    """Writes the line of a stream that has ended, its record's fields in `extra` as `stream_…`."""
     level = logging.WARNING if record.outcome == "failed" else logging.INFO
-    if event.kind != "ended" or not logger.isEnabledFor(level):
+    if not logger.isEnabledFor(level):
         return
     first = "-" if record.time_to_first_output is None else f"{record.time_to_first_output:.3f}s"
     logger.log(

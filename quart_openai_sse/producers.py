@@ -17,7 +17,7 @@ from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
 from quart_openai_sse.sse import EventTooLarge, SSEDecoder
-from quart_openai_sse.upstream import Headers, Upstream
+from quart_openai_sse.upstream import Headers, Upstream, is_prompt
 
 APP = "app"
 """What the record says of a model of the app's own."""
@@ -29,6 +29,8 @@ class Producer(Protocol):
     upstream: str
     """What the record says of where it comes from."""
     completion: Completion
+    prompt: bool
+    """Whether it is over at once when it is cancelled, so that it needs no task of its own."""
 
     async def run(self, intake: Intake) -> None:
         """Gives everything to *intake*."""
@@ -291,6 +293,7 @@ class StreamProducer:
         max_event: int,
     ) -> None:
         self.upstream = upstream.name
+        self.prompt = is_prompt(upstream)
         self.completion = Completion(n=body.get("n") or 1)
         self._upstream = upstream
         self._principal = principal
@@ -334,6 +337,7 @@ class AnswerProducer:
         max_bytes: int,
     ) -> None:
         self.upstream = upstream.name
+        self.prompt = is_prompt(upstream)
         self.failed = attempts.failed
         self.completion = Completion()
         self._upstream = upstream

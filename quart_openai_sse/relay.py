@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, cast
@@ -26,12 +25,11 @@ from quart_openai_sse.errors import (
     OpenAISSEError,
     ServerShutdown,
     StartAbandoned,
-    StreamTooLong,
     TokensSpent,
     TooManyStreams,
 )
 from quart_openai_sse.hooks import Hooks
-from quart_openai_sse.live import Live, StreamHandle
+from quart_openai_sse.live import CLEAN_UP, Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.models import ModelProducer, relayed
 from quart_openai_sse.observers import EventKind, StreamRecord
@@ -43,8 +41,6 @@ from quart_openai_sse.upstream import Upstream
 from quart_openai_sse.upstreams import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
-
-_CLEAN_UP = 5.0  # seconds a stopped producer, or a reader at shutdown, may take to clean up
 
 
 class Relay:
@@ -103,7 +99,7 @@ class Relay:
         create = partial(self.log.create, handle.key, digest=fingerprint, retain=retain)
         writer = await create() if idempotency_key else None
         if idempotency_key and writer is None:
-            return replace(handle, attached=True)
+            return StreamHandle(handle.id, handle.key, attached=True)
         live = Live(handle, principal, retain=retain)
         live.record.thread = thread
         live.record.metadata = dict(metadata or {})
@@ -117,7 +113,8 @@ class Relay:
             live.writer = writer or cast(Writer, await create())
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if not retain:
-                live.handle = replace(handle, reader=await self.read(handle.key, heartbeat=bool(body.get("stream"))))
+                reader = await self.read(handle.key, heartbeat=bool(body.get("stream")))
+                live.handle = StreamHandle(handle.id, handle.key, reader=reader)
                 live.record.readers = 1
             if self.draining:  # since we looked
                 raise Draining("The server is shutting down.")
@@ -213,7 +210,7 @@ class Relay:
             charge=self._charge(live),
         )
         self._live[live.handle.key] = live
-        live.task = asyncio.ensure_future(self._stream(live))
+        live.task = asyncio.get_running_loop().create_task(self._stream(live))
         self._observe("started", live.record)
 
     def _charge(self, live: Live) -> Callable[[], None] | None:
@@ -263,30 +260,16 @@ class Relay:
     async def _produce(self, live: Live) -> End:
         """Runs the producer until it is over, or somebody or something interrupts it."""
         live.context = copy_context()
-        producing = asyncio.ensure_future(live.producer.run(live.intake))
         live.writer.watch(
             stopped=lambda reason: live.interrupt("stopped", reason),
             left=lambda: live.interrupt("stopped", "client_left"),
             linger=self.config.linger if live.retain else 0,
         )
+        timer = asyncio.get_running_loop().call_later(self.config.max_duration, live.expire)
         try:
-            over: set[asyncio.Future[Any]] = {producing, live.interrupted}
-            await asyncio.wait(over, timeout=self.config.max_duration, return_when=asyncio.FIRST_COMPLETED)
-            if not producing.done():
-                live.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
-        except asyncio.CancelledError:  # the event loop is being closed under us
-            live.interrupt("failed", "server_shutdown", ServerShutdown("The server stopped."))
-        live.intake.close()
-        if producing.done():
-            return live.end_of(producing)
-        producing.cancel()
-        await asyncio.wait({producing}, timeout=_CLEAN_UP)
-        if not producing.done():
-            logger.warning("stream %s: its producer does not stop", live.handle.id)
-            self._background.hold(producing)
-        elif not producing.cancelled():
-            producing.exception()  # whatever it raised in the end: the interruption is how the stream ended
-        return live.end(*live.interrupted.result())
+            return await live.produce(self._background)
+        finally:
+            timer.cancel()
 
     def _observe(self, kind: EventKind, record: StreamRecord) -> None:
         self.hooks.observe(kind, record, background=self._background)
@@ -348,9 +331,9 @@ class Relay:
         for live in list(self._live.values()):
             live.interrupt("failed", "server_shutdown", ServerShutdown("The server is shutting down."))
         if tasks := [live.task for live in self._live.values()]:
-            await asyncio.wait(tasks, timeout=_CLEAN_UP + self.config.on_end_timeout)
+            await asyncio.wait(tasks, timeout=CLEAN_UP + self.config.on_end_timeout)
         try:
-            async with asyncio.timeout(_CLEAN_UP):
+            async with asyncio.timeout(CLEAN_UP):
                 await self._no_readers.wait()
         except TimeoutError:
             logger.warning("%d readers have not had their last event", len(self._readers))
@@ -358,7 +341,7 @@ class Relay:
     async def aclose(self) -> None:
         """Ends what is left, and closes the upstream's connections."""
         await self.drain(0)
-        await self._background.wait(_CLEAN_UP)
+        await self._background.wait(CLEAN_UP)
         await self.upstream.aclose()
 
 

@@ -102,7 +102,7 @@ class SSEDecoder:
         self._after_cr = False
         self._first_line = True
         self._broken = False
-        self._between = False  # whether the first line is over, and nothing left of an event, nor of a line end
+        self._between = True  # nothing is left over of an event, nor of a line end
 
     @property
     def last_event_id(self) -> str:
@@ -120,19 +120,19 @@ class SSEDecoder:
             line, _, rest = data.partition(b"\n")
             value = line.removeprefix(b"data: ")
             if rest == b"\n" and value is not line and len(line) <= self._limit:
+                self._first_line = False
                 return [value]
             if data.endswith(b"\n\n") and (events := self._split(data[:-2])):
+                self._first_line = False
                 return events
         return [event.data for event in self.feed_raw(data)]
 
     def _split(self, data: bytes) -> list[bytes]:
         """The data of events of one line each, or nothing if there are others."""
-        events = []
-        for block in data.split(b"\n\n"):
-            if not block.startswith(b"data: ") or block.find(b"\n") >= 0 or len(block) > self._limit:
-                return []
-            events.append(block[6:])
-        return events
+        blocks = data.split(b"\n\n")
+        events = [block[6:] for block in blocks if block.startswith(b"data: ")]
+        whole = len(events) == len(blocks) and data.count(b"\n") == 2 * len(blocks) - 2
+        return events if whole and len(data) <= self._limit else []
 
     def feed_raw(self, data: bytes) -> list[RawEvent]:
         """The events that *data* completes, undecoded."""

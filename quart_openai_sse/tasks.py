@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import anyio
 
+from quart_openai_sse.errors import OpenAISSEError
+
 T = TypeVar("T")
 
 logger = logging.getLogger("quart_openai_sse")
@@ -35,6 +37,25 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a background task raised", exc_info=error)
+
+
+async def run_abandonable(awaitable: Awaitable[T], *, patience: float, background: Background) -> T:
+    """What *awaitable* gives, in a task of its own. When it is cancelled it has *patience* seconds to clean up."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task}, timeout=patience)
+        if not task.done():
+            logger.warning("%r was cancelled, and does not stop", task)
+            background.hold(task)
+        elif not task.cancelled():
+            task.exception()  # whatever it has raised in the end
+        raise
+    if task.cancelled():
+        raise OpenAISSEError("The producer was cancelled.")
+    return task.result()
 
 
 async def run_shielding(function: Callable[[], Awaitable[T]], *, hold: Callable[[Awaitable[Any]], object]) -> T:

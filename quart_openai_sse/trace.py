@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import secrets
 from contextvars import ContextVar, Token
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -35,7 +35,7 @@ def trace_id_from(traceparent: str, x_trace_id: str) -> str:
         return match[2]
     if _TRACE_ID.fullmatch(x_trace_id):
         return x_trace_id
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 class TraceIdFilter(logging.Filter):

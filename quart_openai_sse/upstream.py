@@ -6,17 +6,16 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import cached_property, lru_cache, partial
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
 from quart_openai_sse import _json
-from quart_openai_sse.clients import Client, DirectClient, Outgoing, pushing
+from quart_openai_sse.clients import Answer, Client, DirectClient, Outgoing
 from quart_openai_sse.completion import error_from
 from quart_openai_sse.config import Config
 from quart_openai_sse.deadlines import Deadlines
@@ -34,6 +33,7 @@ from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt
 from quart_openai_sse.trace import current_trace_id
 
+T = TypeVar("T")
 Headers = Mapping[str, str]
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -96,6 +96,11 @@ class Upstream(Protocol):
         ...
 
 
+def is_prompt(upstream: Upstream) -> bool:
+    """Whether an upstream says that it is over at once when it is cancelled: `prompt`, which it may leave out."""
+    return bool(getattr(upstream, "prompt", False))
+
+
 class OpenAIUpstream:
     """OpenAI's API, or a server compatible with it. *client* is any client with httpx's API; by default our own."""
 
@@ -132,45 +137,38 @@ class OpenAIUpstream:
             started=lambda: sink.started,
         )
         async with deadlines:
-            await self._client.run(lambda: self._ask(request, sink, principal, deadlines))
+            use = partial(self._relay, sink, deadlines)
+            await self._exchange("POST", "/chat/completions", principal, use, _json.encode(request))
 
-    async def _ask(self, request: Mapping[str, Any], sink: Sink, principal: Principal, deadlines: Deadlines) -> None:
+    async def _relay(self, sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
         def feed(data: bytes) -> bool:
             deadlines.heard = True
             return sink.feed(data)
 
-        async with self._exchange("POST", "/chat/completions", principal, _json.encode(request)) as response:
-            sink.head(response.status_code, response.headers)
-            if response.status_code != 200:
-                raise refusal(response.status_code, response.headers, await _bounded(response))
-            async with pushing(response) as push:
-                while not await push(feed):
-                    deadlines.paused = True
-                    if not await sink.room():
-                        await self._client.finish(push)
-                        return
-                    deadlines.paused, deadlines.heard = False, True
-            sink.finish()
+        sink.head(answer.status, answer.headers)
+        if answer.status != 200:
+            raise refusal(answer.status, answer.headers, await _bounded(answer))
+        while not await answer.push(feed):
+            deadlines.paused = True
+            if not await sink.room():
+                await answer.finish()
+                return
+            deadlines.paused, deadlines.heard = False, True
+        sink.finish()
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
         async with Deadlines(total=30):
-            models = await self._client.run(lambda: self._list(principal))
+            models = await self._exchange("GET", "/models", principal, _list)
         self._models = (time.monotonic() + 60, models)
         return models
 
-    async def _list(self, principal: Principal) -> list[dict[str, Any]]:
-        async with self._exchange("GET", "/models", principal) as response:
-            body = await _bounded(response, 4 << 20)
-            if response.status_code != 200:
-                raise refusal(response.status_code, response.headers, body)
-        try:
-            listed = _json.decode(body)["data"]
-            return [model for model in listed if isinstance(model["id"], str)]
-        except (ValueError, KeyError, TypeError):
-            raise UpstreamError("The upstream's list of models can't be read.") from None
+    @property
+    def prompt(self) -> bool:
+        """Whether it is over at once when it is cancelled."""
+        return isinstance(self._client, DirectClient)
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""
@@ -186,30 +184,22 @@ class OpenAIUpstream:
             return DirectClient(config)
         return ForeignClient(config, self._given)
 
-    @asynccontextmanager
-    async def _exchange(self, method: str, path: str, principal: Principal, content: bytes = b"") -> AsyncIterator[Any]:
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        principal: Principal,
+        use: Callable[[Answer], Awaitable[T]],
+        content: bytes = b"",
+    ) -> T:
+        """Asks, and gives what *use* makes of the answer."""
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
         outgoing = Outgoing(method, _url(self._config.base_url, path), self._headers(key), content)
-        answered = False
-        try:
-            response = await self._client.send(outgoing)
-            answered = True
-            try:
-                yield response
-            finally:
-                await response.aclose()
-        except UpstreamRefused as refused:
-            if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
-                _take_out(key, refused)
-            raise
-        except Exception as error:
-            if (failure := _translated(error, answered=answered)) is None:
-                raise
-            # Without its cause: httpx's error about an illegal header value would bring our key along.
-            raise failure from None
+        client = self._client
+        return await client.run(lambda: _ask(client, outgoing, key, use))
 
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config
@@ -234,13 +224,47 @@ class OpenAIUpstream:
         return {**headers, **config.headers}
 
 
-async def _bounded(response: Any, limit: int = 64 << 10) -> bytes:
+async def _ask(client: Client, outgoing: Outgoing, key: str | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+    answered = False
+    try:
+        answer = await client.send(outgoing)
+        answered = True
+        try:
+            return await use(answer)
+        finally:
+            await answer.aclose()
+    except UpstreamRefused as refused:
+        if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
+            _take_out(key, refused)
+        raise
+    except Exception as error:
+        if (failure := _translated(error, answered=answered)) is None:
+            raise
+        # Without its cause: httpx's error about an illegal header value would bring our key along.
+        raise failure from None
+
+
+async def _list(answer: Answer) -> list[dict[str, Any]]:
+    """The models of an answer."""
+    body = await _bounded(answer, 4 << 20)
+    if answer.status != 200:
+        raise refusal(answer.status, answer.headers, body)
+    try:
+        listed = _json.decode(body)["data"]
+        return [model for model in listed if isinstance(model["id"], str)]
+    except (ValueError, KeyError, TypeError):
+        raise UpstreamError("The upstream's list of models can't be read.") from None
+
+
+async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
     """The body of an answer that is no stream, or its first *limit* bytes."""
     body = bytearray()
-    async for data in response.aiter_raw():
-        body += data
-        if len(body) > limit:
-            break
+
+    def feed(data: bytes) -> bool:
+        body.extend(data)
+        return len(body) <= limit
+
+    await answer.push(feed)
     return bytes(body[:limit])
 
 

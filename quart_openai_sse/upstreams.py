@@ -15,7 +15,7 @@ from typing import Any
 from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.retries import Attempt, Backoff, Breaker, Outcome, transferable
-from quart_openai_sse.upstream import Sink, Upstream
+from quart_openai_sse.upstream import Sink, Upstream, is_prompt
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -71,6 +71,11 @@ class Upstreams:
         return (
             upstream if isinstance(upstream, cls) else cls([Candidate(upstream=upstream)], backoff=Backoff(retries=0))
         )
+
+    @property
+    def prompt(self) -> bool:
+        """Whether all of them are over at once when they are cancelled."""
+        return all(is_prompt(each.upstream) for each in self.candidates)
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart_openai_sse.transport.connection import Origin
 from quart_openai_sse.transport.exchange import Exchange
@@ -17,6 +17,9 @@ _TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _NO_VALUE = re.compile(rb"[\0\r\n]")  # RFC 9110, 5.5
 _NO_TARGET = re.compile(rb"[\0-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
+
+
+__all__ = ["Exchange", "Origin", "PushTransport", "create_transport", "find_origin"]
 
 
 class PushedStream:
@@ -69,12 +72,15 @@ class PushTransport:
 
     async def handle_async_request(self, request: Any) -> Any:
         """The response to *request*, as soon as its head has come."""
-        origin = _origin(request.url, self.module)
-        head = _head(request, self.module)
-        exchange = await self._exchange(origin, head, request)
-        if exchange.stale and request.extensions.get("resend"):
-            exchange = await self._exchange(origin, head, request)
-        exchange.check()
+        exchange = await self.exchange(
+            request.method,
+            find_origin(request.url, self.module),
+            request.url.raw_path,
+            request.headers.raw,
+            request.stream,
+            timeouts=request.extensions.get("timeout", {}),
+            resend=request.extensions.get("resend", False),
+        )
         return self.module.Response(
             exchange.status,
             headers=exchange.headers,
@@ -82,14 +88,39 @@ class PushTransport:
             extensions={"http_version": exchange.version, "reason_phrase": exchange.reason, "push": exchange.push},
         )
 
-    async def _exchange(self, origin: Origin, head: bytes, request: Any) -> Exchange:
-        timeouts = request.extensions.get("timeout", {})
+    async def exchange(
+        self,
+        method: str,
+        origin: Origin,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        content: bytes | AsyncIterable[bytes],
+        *,
+        timeouts: Mapping[str, float | None],
+        resend: bool = False,
+    ) -> Exchange:
+        """The same, without httpx's objects around it. *timeouts* are by httpx's names, in seconds.
+
+        Whatever becomes of it, it is to be closed.
+        """
+        head = _head(method, target, headers, self.module)
+        chunked = any(name.lower() == b"transfer-encoding" for name, _ in headers)
+        pieces = _Pieces(head, content, chunked)
+        exchange = await self._exchange(method, origin, pieces, timeouts)
+        if exchange.stale and resend:
+            exchange = await self._exchange(method, origin, pieces, timeouts)
+        exchange.check()
+        return exchange
+
+    async def _exchange(
+        self, method: str, origin: Origin, pieces: _Pieces, timeouts: Mapping[str, float | None]
+    ) -> Exchange:
         connection = await self._pool.acquire(origin, timeouts.get("pool"))
-        exchange = connection.begin(request.method, timeouts)
+        exchange = connection.begin(method, timeouts)
         try:
             if not connection.connected:
                 await connection.connect(self._context(origin.scheme), timeouts.get("connect"))
-            await _send(exchange, head, request)
+            await pieces.send(exchange)
             await exchange.answer()
         except BaseException:
             exchange.close()
@@ -120,35 +151,45 @@ def create_transport(module: Any) -> type[PushTransport]:
     return type("PushTransport", (PushTransport, module.AsyncBaseTransport), {"module": module, "stream": stream})
 
 
-def _origin(url: Any, errors: Any) -> Origin:
+def find_origin(url: Any, errors: Any) -> Origin:
+    """Where *url* is."""
     if url.scheme not in _PORTS:
         raise errors.UnsupportedProtocol(f"Request URL has an unsupported protocol {url.scheme + '://'!r}.")
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
 
 
-def _head(request: Any, errors: Any) -> bytes:
+def _head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], errors: Any) -> bytes:
     """The request line and the headers (RFC 9112, 3 and 5)."""
-    method, target, headers = request.method.encode(), request.url.raw_path, request.headers.raw
     names = [name for name, _ in headers]
     # Each is looked at, or whoever controls a value could write a second request into the first.
-    if not all(names) or not _TOKENS.fullmatch(method + b"".join(names)):
+    if not all(names) or not _TOKENS.fullmatch(method.encode() + b"".join(names)):
         raise errors.LocalProtocolError("An illegal method or header name.")
     if _NO_TARGET.search(target) or _NO_VALUE.search(b" ".join([value for _, value in headers])):
         raise errors.LocalProtocolError("An illegal target or header value.")
-    lines = [b"%b %b HTTP/1.1" % (method, target), *(b"%b: %b" % header for header in headers), b"", b""]
+    lines = [b"%b %b HTTP/1.1" % (method.encode(), target), *[b"%b: %b" % header for header in headers], b"", b""]
     return b"\r\n".join(lines)
 
 
-async def _send(exchange: Exchange, head: bytes, request: Any) -> None:
-    """Sends a request, or as much of it as the server waits for: it may answer before."""
-    chunked = "transfer-encoding" in request.headers
-    unsent = head
-    async for data in request.stream:
-        if data:
-            await exchange.send(unsent + (b"%x\r\n%b\r\n" % (len(data), data) if chunked else data))
-            unsent = b""
-        if exchange.answered:
+class _Pieces(NamedTuple):
+    """What is sent of a request: its head, and its content."""
+
+    head: bytes
+    content: bytes | AsyncIterable[bytes]
+    chunked: bool
+
+    async def send(self, exchange: Exchange) -> None:
+        """Sends it, or as much of it as the server waits for: it may answer before."""
+        unsent, content, chunked = self
+        if isinstance(content, bytes):
+            await exchange.send(unsent + content)
+            exchange.sent = True
             return
-    if unsent or chunked:
-        await exchange.send(unsent + (b"0\r\n\r\n" if chunked else b""))
-    exchange.sent = True
+        async for data in content:
+            if data:
+                await exchange.send(unsent + (b"%x\r\n%b\r\n" % (len(data), data) if chunked else data))
+                unsent = b""
+            if exchange.answered:
+                return
+        if unsent or chunked:
+            await exchange.send(unsent + (b"0\r\n\r\n" if chunked else b""))
+        exchange.sent = True
