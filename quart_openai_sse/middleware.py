@@ -119,11 +119,10 @@ class BodyLimit:
         self._paths = paths
         self._limit = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """One ASGI connection. No coroutine of its own, which would last as long as the response."""
         if scope["type"] != "http" or scope["method"] != "POST" or not self._is_ours(scope):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         received = 0
         # Quart refuses by a length that is too large before a byte is read, and then the client is cut off.
         if any(self._is_too_large(name, value) for name, value in scope["headers"]):
@@ -138,7 +137,7 @@ class BodyLimit:
             received += len(message.get("body", b""))
             return message
 
-        await self._app(scope, bounded_receive, send)
+        return self._app(scope, bounded_receive, send)
 
     def _is_too_large(self, name: bytes, value: bytes) -> bool:
         return name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > self._limit)

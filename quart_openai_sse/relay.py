@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
@@ -42,6 +42,8 @@ from quart_openai_sse.upstreams import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
 
+_FEW = 8  # streams that are stopped in one turn of the event loop because nobody reads them
+
 
 class Relay:
     """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`."""
@@ -68,6 +70,8 @@ class Relay:
         self._readers: set[Reader] = set()
         self._no_readers = asyncio.Event()
         self._no_readers.set()
+        self._leaving: deque[Live] = deque()
+        self._seeing_off = False
         self._background = Background()
         limit = config.tokens_per_principal
         self._budget = None if limit is None else TokenBudget(limit, config.token_window)
@@ -262,7 +266,7 @@ class Relay:
         live.context = copy_context()
         live.writer.watch(
             stopped=lambda reason: live.interrupt("stopped", reason),
-            left=lambda: live.interrupt("stopped", "client_left"),
+            left=lambda: self._left(live),
             linger=self.config.linger if live.retain else 0,
         )
         timer = asyncio.get_running_loop().call_later(self.config.max_duration, live.expire)
@@ -270,6 +274,21 @@ class Relay:
             return await live.produce(self._background)
         finally:
             timer.cancel()
+
+    def _left(self, live: Live) -> None:
+        """Nobody reads a stream any more. When very many leave at once, nobody else waits until all are seen off."""
+        self._leaving.append(live)
+        if not self._seeing_off:
+            self._see_off()
+
+    def _see_off(self) -> None:
+        """Stops a few of the streams that nobody reads, and the others in the next turns of the event loop."""
+        few = [self._leaving.popleft() for _ in range(min(len(self._leaving), _FEW))]
+        for live in few:
+            live.interrupt("stopped", "client_left")
+        self._seeing_off = bool(few)
+        if few:
+            asyncio.get_running_loop().call_soon(self._see_off)
 
     def _observe(self, kind: EventKind, record: StreamRecord) -> None:
         self.hooks.observe(kind, record, background=self._background)

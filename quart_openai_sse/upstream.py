@@ -137,31 +137,14 @@ class OpenAIUpstream:
             started=lambda: sink.started,
         )
         async with deadlines:
-            use = partial(self._relay, sink, deadlines)
-            await self._exchange("POST", "/chat/completions", principal, use, _json.encode(request))
-
-    async def _relay(self, sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
-        def feed(data: bytes) -> bool:
-            deadlines.heard = True
-            return sink.feed(data)
-
-        sink.head(answer.status, answer.headers)
-        if answer.status != 200:
-            raise refusal(answer.status, answer.headers, await _bounded(answer))
-        while not await answer.push(feed):
-            deadlines.paused = True
-            if not await sink.room():
-                await answer.finish()
-                return
-            deadlines.paused, deadlines.heard = False, True
-        sink.finish()
+            await self._ask("POST", "/chat/completions", request, principal, partial(_relay, sink, deadlines))
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
         async with Deadlines(total=30):
-            models = await self._exchange("GET", "/models", principal, _list)
+            models = await self._ask("GET", "/models", None, principal, _list)
         self._models = (time.monotonic() + 60, models)
         return models
 
@@ -184,22 +167,53 @@ class OpenAIUpstream:
             return DirectClient(config)
         return ForeignClient(config, self._given)
 
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        principal: Principal,
+        use: Callable[[Answer], Awaitable[T]],
+    ) -> Awaitable[T]:
+        """What *use* makes of the answer."""
+        return self._client.run(partial(self._exchange, method, path, body, principal, use))
+
     async def _exchange(
         self,
         method: str,
         path: str,
+        body: Mapping[str, Any] | None,
         principal: Principal,
         use: Callable[[Answer], Awaitable[T]],
-        content: bytes = b"",
     ) -> T:
-        """Asks, and gives what *use* makes of the answer."""
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
-        outgoing = Outgoing(method, _url(self._config.base_url, path), self._headers(key), content)
-        client = self._client
-        return await client.run(lambda: _ask(client, outgoing, key, use))
+        answered = False
+        try:
+            answer = await self._send(method, path, body, key)
+            answered = True
+            try:
+                return await use(answer)
+            finally:
+                await answer.aclose()
+        except UpstreamRefused as refused:
+            if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
+                _take_out(key, refused)
+            raise
+        except Exception as error:
+            if (failure := _translated(error, answered=answered)) is None:
+                raise
+            # Without its cause: httpx's error about an illegal header value would bring our key along.
+            raise failure from None
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, key: str | None) -> Answer:
+        """The answer, when its head has come. What was sent is not held any longer than that."""
+        content = b"" if body is None else _json.encode(body)
+        return await self._client.send(
+            Outgoing(method, _url(self._config.base_url, path), self._headers(key), content),
+        )
 
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config
@@ -224,24 +238,23 @@ class OpenAIUpstream:
         return {**headers, **config.headers}
 
 
-async def _ask(client: Client, outgoing: Outgoing, key: str | None, use: Callable[[Answer], Awaitable[T]]) -> T:
-    answered = False
-    try:
-        answer = await client.send(outgoing)
-        answered = True
-        try:
-            return await use(answer)
-        finally:
-            await answer.aclose()
-    except UpstreamRefused as refused:
-        if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
-            _take_out(key, refused)
-        raise
-    except Exception as error:
-        if (failure := _translated(error, answered=answered)) is None:
-            raise
-        # Without its cause: httpx's error about an illegal header value would bring our key along.
-        raise failure from None
+async def _relay(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
+    """Feeds an answer to *sink*."""
+
+    def feed(data: bytes) -> bool:
+        deadlines.heard = True
+        return sink.feed(data)
+
+    sink.head(answer.status, answer.headers)
+    if answer.status != 200:
+        raise refusal(answer.status, answer.headers, await _bounded(answer))
+    while not await answer.push(feed):
+        deadlines.paused = True
+        if not await sink.room():
+            await answer.finish()
+            return
+        deadlines.paused, deadlines.heard = False, True
+    sink.finish()
 
 
 async def _list(answer: Answer) -> list[dict[str, Any]]:
