@@ -75,7 +75,10 @@ class Sink(Protocol):
 
 
 class Upstream(Protocol):
-    """Whatever answers Chat Completions requests."""
+    """Whatever answers Chat Completions requests.
+
+    One that is over at once when it is cancelled may say so by an attribute `prompt`; any other gets a task of its own.
+    """
 
     name: str
     """What the record calls it."""
@@ -97,7 +100,7 @@ class Upstream(Protocol):
 
 
 def is_prompt(upstream: Upstream) -> bool:
-    """Whether an upstream says that it is over at once when it is cancelled: `prompt`, which it may leave out."""
+    """Whether an upstream says that it is over at once when it is cancelled."""
     return bool(getattr(upstream, "prompt", False))
 
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from quart import abort, current_app
 
-from quart_openai_sse import Principal, StreamEnd, StreamEvent
+from quart_openai_sse import Principal, StreamEnd, StreamEvent, live
 from quart_openai_sse.config import Config
 from quart_openai_sse.entries import END_ID
 from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
@@ -86,6 +87,90 @@ async def test_a_stream_is_bounded_in_time_whatever_produces_it(relays: Any) -> 
     end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
     assert (end.outcome, end.error.code) == ("failed", "stream_too_long")
     assert upstream.cancelled == 1
+
+
+async def test_a_producer_that_does_not_stop_is_left_behind(
+    relays: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live, "CLEAN_UP", 0.01)
+    released = asyncio.Event()
+
+    async def deaf() -> None:
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+
+    upstream = ScriptedUpstream([chunk("hi"), deaf])
+    relay = relays(upstream)
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    await anext(reader)
+    await relay.stop(handle, "enough")
+    batch = await anext(reader)
+    assert (batch.end.outcome, batch.end.reason) == ("stopped", "enough")
+    assert upstream.running == 1
+    assert "does not stop" in caplog.text
+    await relay.leave(reader)
+    released.set()
+    await upstream.closed.wait()
+
+
+async def test_a_producer_that_cancels_itself_has_failed(relays: Any) -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    relay = relays(ScriptedUpstream([chunk("hi"), cancelled]))
+    end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
+    assert (end.outcome, end.error.status) == ("failed", 500)
+    assert "server_shutdown" not in end.reason
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: Any, prompt: bool) -> None:
+    """Whichever comes first: the hook runs to its end, and the stream has one."""
+    for turns in range(12):
+        gate = asyncio.Event()
+        upstream = ScriptedUpstream([chunk("hi"), gate.wait, finish()])
+        upstream.prompt = prompt  # type: ignore[attr-defined]
+        relay = relays(upstream)
+        told = []
+
+        async def on_end(end: StreamEnd, told: list[str] = told) -> None:
+            await asyncio.sleep(0)
+            told.append(end.outcome)
+
+        relay.hooks.on_end.append(on_end)
+        handle = await relay.start(BODY, principal=ME)
+        reader = await relay.read(handle.key)
+        await anext(reader)
+        gate.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await relay.stop(handle, "enough")
+        end = next(batch.end for batch in [batch async for batch in reader] if batch.end)
+        assert told == [end.outcome]
+        assert end.outcome in ("stopped", "completed")
+        await relay.leave(reader)
+
+
+async def test_when_many_leave_at_once_a_few_are_seen_off_in_a_turn(relays: Any) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    upstream.prompt = True  # type: ignore[attr-defined]
+    relay = relays(upstream, max_streams_per_principal=1000)
+    handles = [await relay.start(BODY, principal=ME, retain=False) for _ in range(100)]
+    for handle in handles:
+        await anext(handle.reader)
+    for handle in handles:
+        await relay.leave(handle.reader)
+    went = []
+    while upstream.running:
+        before = upstream.cancelled
+        await asyncio.sleep(0)
+        went.append(upstream.cancelled - before)
+    assert sum(went) == 100
+    assert max(went) <= 10
+    assert len(went) < 40
 
 
 async def test_a_stream_that_outgrows_the_log_is_failed(relays: Any) -> None:

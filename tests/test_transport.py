@@ -145,6 +145,11 @@ FAULTS: dict[str, tuple[Callable[[Peer], Awaitable[None]], str, bytes | None]] =
         "RemoteProtocolError",
         None,
     ),
+    "a hint with a body": (
+        keeps(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\nabc"),
+        "RemoteProtocolError",
+        None,
+    ),
     "only a 100": (sends(b"HTTP/1.1 100 Continue\r\n\r\n"), "RemoteProtocolError", None),
     "a shorter body than its length": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab"),
