@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
 from operator import itemgetter
-from typing import Any
+from time import monotonic
+from typing import Any, Protocol
 
 from quart_openai_sse.errors import FirstOutputTimeout, GapTimeout, OpenAISSEError, TotalTimeout
 
-_LOOK = 0.5  # seconds between two looks at what has come: a gap is noticed late by this much at most
+_Deadline = tuple[float, type[OpenAISSEError], str]
+_when = itemgetter(0)
+
+
+class Progress(Protocol):
+    """What the deadlines look at."""
+
+    fed: float
+    """When something came last, by `time.monotonic`; 0: nothing yet."""
+
+    @property
+    def started(self) -> bool:
+        """Whether there was any output yet."""
+        ...
 
 
 class Deadlines:
-    """The clocks of one answer, on one timer, which looks at what is noted here. None is ever early."""
+    """The clocks of one answer, on one timer, which looks at its *progress* now and then. None is ever early.
+
+    Until it has started it has *first_output* seconds, and from then on *gap* seconds for each silence.
+    """
 
     def __init__(
         self,
         *,
         total: float,
-        first_output: float | None = None,
-        gap: float | None = None,
-        started: Callable[[], bool] = lambda: True,
+        first_output: float = math.inf,
+        gap: float = math.inf,
+        progress: Progress | None = None,
     ) -> None:
-        self.heard = False
-        """Set when something has come from the upstream."""
-        self.paused = False
-        """Set while the reader is slow, not the upstream."""
-        self._loop = asyncio.get_running_loop()
-        self._quiet_since = now = self._loop.time()
+        self._quiet_since = now = monotonic()
         self._total = now + total
-        self._first_output = None if first_output is None else now + first_output
+        self._first_output = now + first_output
         self._gap = gap
-        self._started = started
+        self._progress = progress
+        self._paused = False
+        self._met: _Deadline
         self._timeout = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,30 +61,34 @@ class Deadlines:
         try:
             await self._timeout.__aexit__(*exc_info)
         except TimeoutError:
-            _, error, message = self._next()
+            _, error, message = self._met
             raise error(message) from None
 
-    def _look(self) -> None:
-        now = self._loop.time()
-        if self._first_output is not None and self._started():
-            self._first_output = None
-            self.heard = True
-        if self.heard or self.paused:
-            self.heard = False
-            self._quiet_since = now
-        when, *_ = self._next()
-        if when <= now:
-            self._timeout.reschedule(now)
-        else:
-            self._timer = self._loop.call_at(when if self._gap is None else min(when, now + _LOOK), self._look)
+    def pause(self) -> None:
+        """It is the reader who is slow now, not the upstream."""
+        self._paused = True
 
-    def _next(self) -> tuple[float, type[OpenAISSEError], str]:
-        """The deadline that is met first if nothing comes, and its error."""
-        deadlines: list[tuple[float, type[OpenAISSEError], str]] = [
-            (self._total, TotalTimeout, "The upstream's answer took too long.")
-        ]
-        if self._first_output is not None:
-            deadlines.append((self._first_output, FirstOutputTimeout, "The upstream began no answer in time."))
-        elif self._gap is not None:
-            deadlines.append((self._quiet_since + self._gap, GapTimeout, "The upstream went silent."))
-        return min(deadlines, key=itemgetter(0))
+    def resume(self) -> None:
+        """It is the upstream's turn again."""
+        self._paused = False
+        self._quiet_since = monotonic()
+
+    def _look(self) -> None:
+        loop, now = asyncio.get_running_loop(), monotonic()
+        when, *_ = self._met = self._next(now)
+        if when <= now:
+            self._timeout.reschedule(loop.time())
+        else:  # not later than a silence can be over that has not begun yet
+            self._timer = loop.call_later(min(when - now, self._gap), self._look)
+
+    def _next(self, now: float) -> _Deadline:
+        """The deadline that is met first if nothing comes."""
+        progress, total = self._progress, (self._total, TotalTimeout, "The upstream's answer took too long.")
+        if progress is None:
+            return total
+        if not progress.started:
+            return min(
+                total, (self._first_output, FirstOutputTimeout, "The upstream began no answer in time."), key=_when
+            )
+        quiet_since = now if self._paused else max(self._quiet_since, progress.fed)
+        return min(total, (quiet_since + self._gap, GapTimeout, "The upstream went silent."), key=_when)

@@ -167,6 +167,7 @@ class ChunkSink:
         self._began = began
         self._attempts = attempts
         self._max_event = max_event
+        self.fed = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -204,6 +205,7 @@ class ChunkSink:
 
     def feed(self, data: bytes) -> bool:
         """See `Sink.feed`."""
+        self.fed = now = monotonic()
         if self._over:
             return self._document is not None and self._collect(self._document, data)
         try:
@@ -212,7 +214,7 @@ class ChunkSink:
             events = [event.data for event in error.events]
             self._fail(UpstreamGarbled(str(error)))
         entries = []
-        t = monotonic() - self._began
+        t = now - self._began
         try:
             for event in events:
                 signal = self._completion.feed(event)
@@ -326,6 +328,7 @@ class AnswerProducer:
     """Relays an upstream's answer in one piece, untouched, as the only entry of its stream. It is its `Sink` too."""
 
     started = False
+    fed = 0.0
 
     def __init__(
         self,

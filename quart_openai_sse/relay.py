@@ -241,7 +241,7 @@ class Relay:
 
     async def _stream(self, live: Live) -> None:
         """The life of one stream: it ends exactly once, and its place is free when it has."""
-        end = live.failed(OpenAISSEError("The stream failed."))  # should even the scope fail
+        end: End | None = None
         try:
             async with self._scope():
                 end = await self._produce(live)
@@ -253,6 +253,7 @@ class Relay:
         except Exception:
             logger.exception("stream %s: its scope raised", live.handle.id)
         finally:
+            end = end or live.failed(OpenAISSEError("The stream failed."))
             live.complete_record(end)
             try:
                 await live.writer.close(end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from werkzeug.http import parse_accept_header
 from quart_openai_sse import _json
 from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.completion import decode_chunk
-from quart_openai_sse.entries import END_ID, End
+from quart_openai_sse.entries import END_ID, End, Entry
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
 from quart_openai_sse.live import StreamHandle
@@ -134,9 +134,12 @@ async def stream_response(
         await relay.leave(reader)
         raise
     retry = b"retry: %d\n" % relay.config.retry if ids else b""
-    response = Response(_body(relay, reader, spoken, ids=ids, retry=retry), mimetype="text/event-stream")
+    response = Response(
+        _body(relay, reader, spoken, ids=ids, retry=retry),
+        content_type="text/event-stream; charset=utf-8",
+        headers={**_STREAM_HEADERS, "X-Stream-Id": handle.id},
+    )
     response.timeout = None  # Quart would cut the stream at RESPONSE_TIMEOUT, silently
-    response.headers.update({**_STREAM_HEADERS, "X-Stream-Id": handle.id})
     return response
 
 
@@ -149,7 +152,7 @@ async def _body(
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
     keepalive = relay.config.keepalive or math.inf
-    said = 0.0  # by the stream's own time
+    shown: Sequence[Entry] = (Entry(b""),)  # the latest that was said anything of
     try:
         if retry:
             yield retry
@@ -159,10 +162,10 @@ async def _body(
             if batch.end is not None:
                 yield data + spoken.end(batch.end, ids=ids)
             elif data:
-                said = entries[-1].t
+                shown = entries
                 yield data
-            elif not entries or entries[-1].t - said >= keepalive:  # silence, or nothing that this format shows
-                said = entries[-1].t if entries else said
+            elif not entries or entries[-1].t - shown[-1].t >= keepalive:  # silence, or nothing that this format shows
+                shown = entries or shown
                 yield HEARTBEAT
     except Exception:
         # Quart swallows what a body raises, and the stream would look complete.

@@ -195,6 +195,7 @@ class _Whole:
     """The sink of an answer in one piece: adds up the chunks of a script, and passes on whatever else is in it."""
 
     started = False
+    fed = 0.0
 
     def __init__(self, sink: Sink) -> None:
         self.begin, self.failed, self.head, self.room = sink.begin, sink.failed, sink.head, sink.room

@@ -44,6 +44,9 @@ _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 class Sink(Protocol):
     """Where an upstream's answer goes, as it arrives."""
 
+    fed: float
+    """When it was fed last, by `time.monotonic`; 0: not yet."""
+
     @property
     def started(self) -> bool:
         """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
@@ -132,12 +135,11 @@ class OpenAIUpstream:
 
     async def _run(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
         config, model = self._config, request.get("model") or ""
-        streaming = bool(request.get("stream"))
         deadlines = Deadlines(
             total=config.total_timeout,
-            first_output=config.first_output_timeouts.get(model, config.first_output_timeout) if streaming else None,
-            gap=config.gap_timeouts.get(model, config.gap_timeout) if streaming else None,
-            started=lambda: sink.started,
+            first_output=config.first_output_timeouts.get(model, config.first_output_timeout),
+            gap=config.gap_timeouts.get(model, config.gap_timeout),
+            progress=sink if request.get("stream") else None,
         )
         async with deadlines:
             await self._ask("POST", "/chat/completions", request, principal, partial(_relay, sink, deadlines))
@@ -243,20 +245,15 @@ class OpenAIUpstream:
 
 async def _relay(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
     """Feeds an answer to *sink*."""
-
-    def feed(data: bytes) -> bool:
-        deadlines.heard = True
-        return sink.feed(data)
-
     sink.head(answer.status, answer.headers)
     if answer.status != 200:
         raise refusal(answer.status, answer.headers, await _bounded(answer))
-    while not await answer.push(feed):
-        deadlines.paused = True
+    while not await answer.push(sink.feed):
+        deadlines.pause()
         if not await sink.room():
             await answer.finish()
             return
-        deadlines.paused, deadlines.heard = False, True
+        deadlines.resume()
     sink.finish()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,7 @@ class Collector:
 
     def __init__(self, *, wanted: int | None = None) -> None:
         self.started = False
+        self.fed = 0.0
         self.data = b""
         self.status = 0
         self.wanted = wanted
@@ -60,6 +62,7 @@ class Collector:
     def feed(self, data: bytes) -> bool:
         self.data += data
         self.started = self.started or b"content" in self.data
+        self.fed = time.monotonic()
         return self.wanted is None or len(self.data) < self.wanted
 
     async def room(self) -> bool:

@@ -37,6 +37,7 @@ class Notes:
     def __init__(self) -> None:
         self.said: list[Any] = []
         self.started = False
+        self.fed = 0.0
 
     def begin(self, upstream: str) -> None:
         self.said.append(upstream)

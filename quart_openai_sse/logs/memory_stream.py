@@ -225,7 +225,13 @@ class PassingStream(MemoryStream):
         """See `Writer.append`."""
         if self.end is not None:
             return False
-        if not self._hand_over(entries):
+        handed = False
+        for reader in self.readers:  # not by `_hand_over`: this is done for each event
+            waiter = reader.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(entries)
+                handed = True
+        if not handed:
             self._keep(entries)
         self.last += len(entries)
         return self.size < self._log.high_water

@@ -33,6 +33,7 @@ class Cancelling:
     """A sink that has its task cancelled so many turns of the loop after the end of the stream."""
 
     started = False
+    fed = 0.0
 
     def __init__(self, turns: int | None) -> None:
         self.task: asyncio.Future[None]
