@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.benchmarks import measure
+from tests.benchmarks import layers, measure
 from tests.benchmarks.measure import Sample, Spread, above, instructions_of, ratios, session_of, spreads
 from tests.benchmarks.modes import MODES, figures_of, modes, runs
 from tests.benchmarks.prepare import GO_PACKAGES
@@ -247,3 +247,22 @@ def _processes() -> list[str]:
         except OSError:  # it has ended meanwhile, or is somebody else's
             continue
     return found
+
+
+def test_every_layer_of_ours_is_there_and_each_function_is_in_one() -> None:
+    parts = [part for *_, places in layers.LAYERS for part in places if part.startswith("quart_openai_sse/")]
+    assert all(list(ROOT.glob(f"{part}*")) for part in parts)
+    counts = [
+        ("/x/quart_openai_sse/sse.py:SSEDecoder.feed_data", 200, 8000),
+        ("/x/quart_openai_sse/sse.py:encode_data", 200, 4000),
+        ("/x/quart/asgi.py:ASGIHTTPConnection._send_response", 200, 6000),
+        ("/x/quart_openai_sse/relay.py:Relay.start", 1, 1),  # once in a stream
+    ]
+    table = layers._table(counts, 200, functions=False)  # type: ignore[arg-type]
+    rows = {line[:14].strip(): line[14:].split()[:2] for line in table.splitlines()[2:]}
+    assert rows == {
+        "SSE decoder": ["1.0", "40.0"],
+        "format": ["1.0", "20.0"],
+        "Quart": ["1.0", "30.0"],
+        "all": ["3.0", "90.0"],
+    }
