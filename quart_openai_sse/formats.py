@@ -9,7 +9,7 @@ from quart_openai_sse import _json
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, StreamStopped
 from quart_openai_sse.messages import Translate, english
-from quart_openai_sse.sse import encode_data
+from quart_openai_sse.sse import encode_all, encode_data
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
 """Names an app event can't have: ours, and those at which EventSource's own listeners fire."""
@@ -45,12 +45,14 @@ class OpenAIFormat:
             [entry] = batch.entries
             if not (entry.event or entry.usage):
                 return encode_data(entry.data)
-        shown = [
-            _id(number, ids) + encode_data(entry.data) if ids else encode_data(entry.data)
-            for number, entry in enumerate(batch.entries, batch.first_id)
-            if not entry.event and (self._include_usage or not entry.usage)
-        ]
-        return b"".join(shown)
+        usage = self._include_usage
+        if not ids:
+            return encode_all([each.data for each in batch.entries if not each.event and (usage or not each.usage)])
+        return b"".join(
+            _id(number, ids) + encode_data(each.data)
+            for number, each in enumerate(batch.entries, batch.first_id)
+            if not each.event and (usage or not each.usage)
+        )
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """`[DONE]` for a completed stream only: SDKs take anything that just ends for complete."""

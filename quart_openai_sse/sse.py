@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["HEARTBEAT", "EventTooLarge", "RawEvent", "SSEDecoder", "ServerSentEvent", "encode", "encode_data"]
+__all__ = [
+    "HEARTBEAT",
+    "EventTooLarge",
+    "RawEvent",
+    "SSEDecoder",
+    "ServerSentEvent",
+    "encode",
+    "encode_all",
+    "encode_data",
+]
 
 # One newline, not two: a reader that has seen an `id:` takes a blank line for an (empty) event (openai-python).
 HEARTBEAT = b":\n"
@@ -65,6 +74,14 @@ def encode_data(data: bytes) -> bytes:
     if data.partition(b"\n")[1]:
         data = data.replace(b"\n", b"\ndata: ")
     return b"data: " + data + b"\n\n"
+
+
+def encode_all(data: Sequence[bytes]) -> bytes:
+    """The same for each of *data*, one event after the other."""
+    joined = b"\n\ndata: ".join(data)
+    if joined.partition(b"\r")[1] or joined.count(b"\n") != 2 * len(data) - 2:  # or nothing at all
+        return b"".join(map(encode_data, data))
+    return b"data: " + joined + b"\n\n"
 
 
 def _one_line(field: str, value: str) -> bytes:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse.sse import HEARTBEAT, EventTooLarge, RawEvent, ServerSentEvent, SSEDecoder, encode, encode_data
+from quart_openai_sse.sse import (
+    HEARTBEAT,
+    EventTooLarge,
+    RawEvent,
+    ServerSentEvent,
+    SSEDecoder,
+    encode,
+    encode_all,
+    encode_data,
+)
 
 
 class Decoded(NamedTuple):
@@ -334,6 +343,11 @@ def _sent(text: str) -> str:
 @given(any_text)
 def test_the_event_of_a_str_data_is_the_event_of_its_bytes(data: str) -> None:
     assert encode(ServerSentEvent(data)) == encode_data(data.encode("utf-8", "replace"))
+
+
+@given(st.lists(st.binary(max_size=5) | st.sampled_from([b"", b"\n", b"\r", b"a\r\nb", b"\n\ndata: "])))
+def test_many_events_are_the_same_as_each_of_them(data: list[bytes]) -> None:
+    assert encode_all(data) == b"".join(map(encode_data, data))
 
 
 ENCODED = {
