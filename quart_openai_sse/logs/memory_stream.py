@@ -199,6 +199,8 @@ class PassingStream(MemoryStream):
     def __init__(self, log: Owner, key: str, digest: str) -> None:
         super().__init__(log, key, digest)
         self._unread: list[Entry] = []
+        self._reader: MemoryReader | None = None
+        """The latest: two at a time there are none."""
         self._room: asyncio.Future[None] | None = None
         """What the producer waits for."""
 
@@ -225,16 +227,18 @@ class PassingStream(MemoryStream):
         """See `Writer.append`."""
         if self.end is not None:
             return False
-        handed = False
-        for reader in self.readers:  # not by `_hand_over`: this is done for each event
-            waiter = reader.waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(entries)
-                handed = True
-        if not handed:
+        waiter = None if self._reader is None else self._reader.waiter
+        if waiter is None or waiter.done():
             self._keep(entries)
+        else:
+            waiter.set_result(entries)
         self.last += len(entries)
         return self.size < self._log.high_water
+
+    def enter(self, reader: MemoryReader) -> None:
+        """See `MemoryStream.enter`."""
+        super().enter(reader)
+        self._reader = reader
 
     async def room(self) -> None:
         """See `Writer.room`."""
