@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import platform
 import resource
 import signal
@@ -27,6 +26,7 @@ from tests.benchmarks.harness import (
 )
 from tests.benchmarks.measure import Sample, above
 from tests.benchmarks.modes import MODES, Mode, modes, runs
+from tests.benchmarks.prepare import CACHE
 from tests.benchmarks.report import plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, Server, chosen
 from tests.matrix.environments import Failed
@@ -212,7 +212,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quart-openai-sse" / "benchmarks"
     add = parser.add_argument
     add("--quick", action="store_true", help=f"only {', '.join(QUICK)}, in lockstep")
     add("--rounds", type=int, default=5, metavar="N", help="how often each server runs (default: 5)")
@@ -222,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls", action="store_true", help="ask the API over TLS, with a certificate made for the run")
     add("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     add("--plot", type=Path, metavar="FILE", help="draw bars there, as SVG")
-    add("--cache", type=Path, default=cache, metavar="DIR", help=f"where what is built is kept (default: {cache})")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help=f"where what is built is kept (default: {CACHE})")
     add("--list", action="store_true", help="say which servers and groups there are; run nothing")
     return parser
 

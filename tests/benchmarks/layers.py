@@ -18,9 +18,8 @@ from typing import Any
 
 from tests.benchmarks.harness import start_load, start_server
 from tests.benchmarks.modes import modes
+from tests.benchmarks.prepare import CACHE
 from tests.benchmarks.servers import SERVERS, Server
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quart-openai-sse" / "benchmarks"
 
 LAYERS = (
     ("transport", "reading the upstream's connection", ("quart_openai_sse/transport/",)),

@@ -14,6 +14,9 @@ from tests.matrix.environments import PINS, ROOT, Failed, create, run, version_o
 from tests.matrix.processes import communicate
 from tests.matrix.servers import nginx
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quart-openai-sse" / "benchmarks"
+"""Where what is built is kept."""
+
 SOURCES = Path(__file__).parent / "programs"
 GO_PACKAGES = "/usr/share/gocode"  # where Debian's golang-*-dev packages put their sources
 LITELLM = "litellm[proxy]==1.106.2"
