@@ -120,7 +120,7 @@ class Completion:
             # As nearly all chunks are: a choice that has begun goes on, which changes nothing.
             if choice.delta and choice.delta.get("content") and not choice.finish_reason and choice.index in self._open:
                 return _OUTPUT
-        return self._step(self._absorb(chunk))
+        return self._step(Signal.NOTHING if self.done else self._absorb(chunk))
 
     def end(self) -> None:
         """The body ended. Raises `UpstreamTruncated` unless the stream is complete."""

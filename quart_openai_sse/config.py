@@ -81,8 +81,7 @@ class Config:
     first_output_timeout: Seconds = 60
     """Seconds from the request to the first real output; empty deltas do not count."""
     gap_timeout: Seconds = 30
-    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes. It is noticed half
-    a second later at most."""
+    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes."""
     total_timeout: Seconds = 600
     """Seconds for one whole answer of the upstream."""
     first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
@@ -129,7 +128,7 @@ class Config:
     commit_after: Seconds = 10
     """Seconds without output after which the 200 is sent; a failure before it has its true status."""
     keepalive: Seconds = 15
-    """Seconds of silence before a comment is sent."""
+    """Seconds of silence after which, at the latest, a comment is sent."""
     retry: Annotated[int, msgspec.Meta(ge=0)] = 1000
     """SSE's reconnection time, in milliseconds, told to readers of `/streams`."""
 

@@ -86,9 +86,9 @@ class Deadlines:
         progress, total = self._progress, (self._total, TotalTimeout, "The upstream's answer took too long.")
         if progress is None:
             return total
+        quiet_since = now if self._paused else max(self._quiet_since, progress.fed)
         if not progress.started:
             return min(
                 total, (self._first_output, FirstOutputTimeout, "The upstream began no answer in time."), key=_when
             )
-        quiet_since = now if self._paused else max(self._quiet_since, progress.fed)
         return min(total, (quiet_since + self._gap, GapTimeout, "The upstream went silent."), key=_when)

@@ -61,7 +61,10 @@ class Hooks:
     def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
         """Tells the log and the observers; nothing waits for them."""
         if kind == "ended":
-            log_stream(record)
+            try:
+                log_stream(record)
+            except Exception:  # of a filter or a handler of the app's
+                logger.exception("a stream's line could not be logged")
         if not self.observers:
             return
         event = StreamEvent(kind, replace(record))

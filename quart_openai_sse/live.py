@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from quart_openai_sse.entries import End, Outcome
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, ServerShutdown, StreamStopped, StreamTooLong
@@ -58,9 +59,10 @@ class Live:
 
     async def produce(self, background: Background) -> End:
         """Runs the producer until it is over, or interrupted. It is the stream's task that does it."""
-        over = False
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        over, asked = False, False
         error: Exception | None = None
-        self._producing = self.task
+        self._producing = task
         try:
             if self._interruption is None:
                 running = self.producer.run(self.intake)
@@ -68,21 +70,25 @@ class Live:
                     running = run_abandonable(running, patience=CLEAN_UP, background=background)
                 await running
                 over = True
-            if self._interruption is not None:
-                await asyncio.sleep(0)  # one that came in this very moment comes through here
         except asyncio.CancelledError:
-            self.task.uncancel()
+            asked = task.cancelling() > 0
         except Exception as raised:
             error = raised
         self._producing = None
         self.intake.close()
-        if over:
+        if self._interruption is not None:
+            with suppress(asyncio.CancelledError):  # which may be still on its way
+                await asyncio.sleep(0)
+        while task.cancelling():  # what follows is not to be cancelled
+            task.uncancel()
+        # Whoever swallows an interruption has not completed anything by that.
+        if over and (self._interruption is None or self.producer.completion.done):
             return self.end("completed")
         if self._interruption is not None:  # and whatever the producer has raised meanwhile is not how it ended
             return self.end(*self._interruption)
-        if error is None:  # the event loop is being closed under us
+        if asked:  # by the event loop, which is being closed under us
             return self.failed(ServerShutdown("The server stopped."))
-        return self._end_by(error)
+        return self._end_by(error or OpenAISSEError("The producer was cancelled."))
 
     def interrupt(self, outcome: Interruption, reason: str, error: OpenAISSEError | None = None) -> None:
         """Ends the stream so; the first interruption wins."""

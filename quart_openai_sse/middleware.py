@@ -80,7 +80,8 @@ class _Exchange:
             if self._first_byte is None:
                 self._first_byte = time.monotonic() - self._began
         await self._send(message)
-        self._complete = message["type"] == "http.response.body" and not message.get("more_body")
+        if message["type"] == "http.response.body":
+            self._complete = not message.get("more_body")
 
     def log(self, scope: Scope) -> None:
         fields = {
@@ -119,10 +120,11 @@ class BodyLimit:
         self._paths = paths
         self._limit = limit
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """One ASGI connection. No coroutine of its own, which would last as long as the response."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
         if scope["type"] != "http" or scope["method"] != "POST" or not self._is_ours(scope):
-            return self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         received = 0
         # Quart refuses by a length that is too large before a byte is read, and then the client is cut off.
         if any(self._is_too_large(name, value) for name, value in scope["headers"]):
@@ -137,7 +139,7 @@ class BodyLimit:
             received += len(message.get("body", b""))
             return message
 
-        return self._app(scope, bounded_receive, send)
+        await self._app(scope, bounded_receive, send)
 
     def _is_too_large(self, name: bytes, value: bytes) -> bool:
         return name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > self._limit)

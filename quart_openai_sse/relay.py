@@ -70,7 +70,8 @@ class Relay:
         self._readers: set[Reader] = set()
         self._no_readers = asyncio.Event()
         self._no_readers.set()
-        self._leaving: deque[Live] = deque()
+        self._leaving: deque[tuple[Live, int]] = deque()
+        """With how many readers each has had."""
         self._seeing_off = False
         self._background = Background()
         limit = config.tokens_per_principal
@@ -278,15 +279,16 @@ class Relay:
 
     def _left(self, live: Live) -> None:
         """Nobody reads a stream any more. When very many leave at once, nobody else waits until all are seen off."""
-        self._leaving.append(live)
+        self._leaving.append((live, live.record.readers))
         if not self._seeing_off:
             self._see_off()
 
     def _see_off(self) -> None:
         """Stops a few of the streams that nobody reads, and the others in the next turns of the event loop."""
         few = [self._leaving.popleft() for _ in range(min(len(self._leaving), _FEW))]
-        for live in few:
-            live.interrupt("stopped", "client_left")
+        for live, readers in few:
+            if live.record.readers == readers:  # or somebody has come meanwhile
+                live.interrupt("stopped", "client_left")
         self._seeing_off = bool(few)
         if few:
             asyncio.get_running_loop().call_soon(self._see_off)

@@ -45,7 +45,7 @@ class Sink(Protocol):
     """Where an upstream's answer goes, as it arrives."""
 
     fed: float
-    """When it was fed last, by `time.monotonic`; 0: not yet."""
+    """When it was fed last, by `time.monotonic`; 0: not yet. Deadlines look at it."""
 
     @property
     def started(self) -> bool:
@@ -80,7 +80,8 @@ class Sink(Protocol):
 class Upstream(Protocol):
     """Whatever answers Chat Completions requests.
 
-    One that is over at once when it is cancelled may say so by an attribute `prompt`; any other gets a task of its own.
+    One that is over at once when it is cancelled, and lets the cancellation through, may say so by an attribute
+    `prompt`; any other gets a task of its own.
     """
 
     name: str
@@ -155,8 +156,8 @@ class OpenAIUpstream:
 
     @property
     def prompt(self) -> bool:
-        """Whether it is over at once when it is cancelled."""
-        return isinstance(self._client, DirectClient)
+        """Whether it is over at once when it is cancelled: no code of others runs in between."""
+        return isinstance(self._client, DirectClient) and not callable(self._config.api_key)
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""

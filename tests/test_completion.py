@@ -287,7 +287,7 @@ def test_only_a_finished_stream_can_become_done(state: State, signal: Signal) ->
 
 def test_nothing_comes_after_done() -> None:
     completion = follow([text("Hi"), FINISH, DONE])
-    for piece in (b"[DONE]", _json.encode(text("more"))):
+    for piece in (b"[DONE]", _json.encode(text("more")), _json.encode(text("and more"))):
         with pytest.raises(OpenAISSEError):
             completion.feed(piece)
     assert completion.done

@@ -7,9 +7,11 @@ import logging
 import re
 
 import pytest
+from hypercorn.utils import is_asgi
 from quart import Response
 
 from quart_openai_sse import TraceIdFilter, current_trace_id
+from quart_openai_sse.middleware import StreamLoggingMiddleware
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
 from tests.conftest import QUESTION, CreateApp, Serve
@@ -165,3 +167,42 @@ async def test_observers_are_told_in_the_context_of_the_stream_over_a_kept_conne
         (kind, trace) for trace in ("trace-one", "trace-two") for kind in ("started", "first_chunk", "ended")
     ]
     assert all(now == of_the_stream for _, of_the_stream, now in told)
+
+
+BODY_MESSAGE = {"type": "http.response.body", "body": b"ok"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "left"),
+    {
+        "whole": ([BODY_MESSAGE], False),
+        "in pieces": ([{**BODY_MESSAGE, "more_body": True}, {"type": "http.response.body"}], False),
+        "with trailers": ([BODY_MESSAGE, {"type": "http.response.trailers", "headers": []}], False),
+        "cut": ([{**BODY_MESSAGE, "more_body": True}], True),
+        "cut at once": ([], True),
+    }.values(),
+)
+async def test_whether_a_client_left_is_a_matter_of_the_body(
+    caplog: pytest.LogCaptureFixture, messages: list[dict[str, object]], left: bool
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse")
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for message in messages:
+            await send(message)
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": []}
+    await StreamLoggingMiddleware(app, prefixes=["/v1"])(scope, None, send)  # type: ignore[arg-type]
+    [line] = lines(caplog)
+    assert line.response_client_left is left
+    assert line.response_bytes == sum(len(message.get("body", b"")) for message in messages)
+
+
+@pytest.mark.parametrize("log_responses", [True, False])
+def test_servers_see_that_the_app_is_asgi(create_app: CreateApp, log_responses: bool) -> None:
+    app, _ = create_app(ScriptedUpstream(), log_responses=log_responses)
+    assert is_asgi(app.asgi_app)

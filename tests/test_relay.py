@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -115,24 +116,108 @@ async def test_a_producer_that_does_not_stop_is_left_behind(
     await upstream.closed.wait()
 
 
-async def test_a_producer_that_cancels_itself_has_failed(relays: Any) -> None:
+def scripted(*steps: Any, prompt: bool) -> ScriptedUpstream:
+    """An upstream that says of itself that it is over at once when it is cancelled, or does not."""
+    upstream = ScriptedUpstream([*steps])
+    upstream.prompt = prompt  # type: ignore[attr-defined]
+    return upstream
+
+
+either_way = pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "not prompt"])
+
+
+@either_way
+async def test_a_producer_that_cancels_itself_has_failed(relays: Any, prompt: bool) -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
-    relay = relays(ScriptedUpstream([chunk("hi"), cancelled]))
+    relay = relays(scripted(chunk("hi"), cancelled, prompt=prompt))
     end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
-    assert (end.outcome, end.error.status) == ("failed", 500)
-    assert "server_shutdown" not in end.reason
+    assert (end.outcome, end.error.status, end.error.message) == ("failed", 500, "The producer was cancelled.")
 
 
-@pytest.mark.parametrize("prompt", [True, False])
+@either_way
+async def test_who_swallows_an_interruption_has_not_completed_anything(relays: Any, prompt: bool) -> None:
+    forever = asyncio.Event()
+
+    class Swallowing(ScriptedUpstream):
+        async def run(self, *args: Any, **options: Any) -> None:
+            with suppress(asyncio.CancelledError):
+                await super().run(*args, **options)
+
+    upstream = Swallowing([chunk("hi"), forever.wait])
+    upstream.prompt = prompt  # type: ignore[attr-defined]
+    relay = relays(upstream)
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    await anext(reader)
+    await relay.stop(handle, "enough")
+    end = (await anext(reader)).end
+    assert (end.outcome, end.reason) == ("stopped", "enough")
+    await relay.leave(reader)
+
+
+@either_way
+async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end(relays: Any, prompt: bool) -> None:
+    handle: Any = None
+    told: list[str] = []
+
+    async def stop() -> None:
+        await relay.stop(handle, "enough")
+        raise ValueError
+
+    async def on_end(end: StreamEnd) -> None:
+        await asyncio.sleep(0)
+        told.append(end.outcome)
+
+    gate = asyncio.Event()
+    relay = relays(scripted(chunk("hi"), gate.wait, stop, prompt=prompt))
+    relay.hooks.on_end.append(on_end)
+    handle = await relay.start(BODY, principal=ME)
+    gate.set()
+    end = await ended(relay, handle.key)
+    assert [end.outcome] == told == ["stopped"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 is the first with eager tasks")
+async def test_a_stream_may_begin_at_once(relays: Any) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    try:
+        relay = relays(scripted(chunk("hi"), finish(), prompt=True))
+        assert (await ended(relay, (await relay.start(BODY, principal=ME)).key)).outcome == "completed"
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: Any) -> None:
+    forever = asyncio.Event()
+    upstream = scripted(chunk("hi"), forever.wait, prompt=True)
+    relay = relays(upstream, linger=0, max_streams_per_principal=1000)
+    keys, readers = [], []
+    for _ in range(40):
+        keys.append((await relay.start(BODY, principal=ME)).key)
+        readers.append(await relay.read(keys[-1]))
+        await anext(readers[-1])
+    for reader in readers:
+        await relay.leave(reader)
+    while not relay._leaving:
+        await asyncio.sleep(0)
+    waiting = [live.handle.key for live, _ in relay._leaving]
+    back = [await relay.read(key) for key in waiting]
+    while relay._seeing_off:
+        await asyncio.sleep(0)
+    assert upstream.running == len(waiting) > 0
+    for reader in back:
+        await relay.leave(reader)
+
+
+@either_way
 async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: Any, prompt: bool) -> None:
     """Whichever comes first: the hook runs to its end, and the stream has one."""
     for turns in range(12):
         gate = asyncio.Event()
-        upstream = ScriptedUpstream([chunk("hi"), gate.wait, finish()])
-        upstream.prompt = prompt  # type: ignore[attr-defined]
-        relay = relays(upstream)
+        relay = relays(scripted(chunk("hi"), gate.wait, finish(), prompt=prompt))
         told = []
 
         async def on_end(end: StreamEnd, told: list[str] = told) -> None:
@@ -155,8 +240,7 @@ async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: 
 
 async def test_when_many_leave_at_once_a_few_are_seen_off_in_a_turn(relays: Any) -> None:
     forever = asyncio.Event()
-    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
-    upstream.prompt = True  # type: ignore[attr-defined]
+    upstream = scripted(chunk("hi"), forever.wait, prompt=True)
     relay = relays(upstream, max_streams_per_principal=1000)
     handles = [await relay.start(BODY, principal=ME, retain=False) for _ in range(100)]
     for handle in handles:
@@ -195,6 +279,26 @@ async def test_refusals_leave_nothing_behind(relays: Any) -> None:
     assert not relay._readers
     assert not relay._per_principal
     assert relay.log.size == 0
+
+
+async def test_a_line_that_can_not_be_logged_keeps_nobody_from_being_told(
+    relays: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ValueError
+
+    caplog.set_level(logging.INFO, "quart_openai_sse.stream")
+    logger = logging.getLogger("quart_openai_sse.stream")
+    told = asyncio.Event()
+    relay = relays(ScriptedUpstream())
+    relay.hooks.observers.append(lambda event: told.set() if event.kind == "ended" else None)
+    logger.addFilter(refuse)
+    try:
+        await relay.start(BODY, principal=ME)
+        await told.wait()
+    finally:
+        logger.removeFilter(refuse)
+    assert "could not be logged" in caplog.text
 
 
 # Hooks --------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Writer(Protocol):
 class Reader(Protocol):
     """Iterates over the batches of one stream, from its place to the end, which is in the last batch.
 
-    With a heartbeat it also gives an empty batch whenever the stream was silent for so long, or a little longer.
+    With a heartbeat it also gives an empty batch when the stream is silent, after so long at the latest.
     A reader whose wait was cancelled can only be closed: it may have lost what came in that moment.
     """
 
@@ -48,7 +48,7 @@ class Reader(Protocol):
     """Whether the reader has all there is, the end included, so that it iterates over nothing."""
 
     async def opened(self, timeout: float) -> None:
-        """Returns at the stream's first output, or after *timeout* seconds.
+        """Returns at the stream's first output, or after *timeout* seconds; a heartbeat does not end it.
 
         Raises the end's error if the stream ended without output, and `StreamStopped` if it was stopped.
         """

@@ -16,7 +16,7 @@ _PLACE = re.compile(r"[1-9][0-9]{0,15}")
 _BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
 _ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
 _EVENT_OVERHEAD = 120  # and what the name of an app event adds to it
-_LOOKS = 4  # at a silent stream, in the time of a heartbeat
+_LOOKS = 4  # at whether anything has come, in the time of a heartbeat
 
 
 class Owner(Protocol):
@@ -304,6 +304,7 @@ class MemoryReader:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._opening = False
         if heartbeat is not None:
             self._look(place, 0, heartbeat / _LOOKS)
         stream.enter(self)
@@ -312,12 +313,14 @@ class MemoryReader:
         """See `Reader.opened`."""
         stream = self._stream
         if stream.last == 0 and stream.end is None:
+            self._opening = True
             self.waiter = waiter = self._loop.create_future()
             timer = self._loop.call_later(timeout, self._give_up)
             try:
                 stream.put_back(await waiter)
             finally:
                 timer.cancel()
+                self._opening = False
         if stream.last == 0 and stream.end is not None:
             if stream.end.error is not None:
                 raise stream.end.error
@@ -358,10 +361,13 @@ class MemoryReader:
             self.waiter.set_result(())
 
     def _look(self, place: int, silent: int, pause: float) -> None:
-        """Looks, with pauses, how often in a row nothing has come to the reader, who waits at *place*."""
-        waiting = self.waiter is not None and not self.waiter.done()
+        """Looks, with pauses, how often in a row nothing has come to the reader, who waits at *place*.
+
+        One look less than makes a heartbeat: a silence is as old as the look before the first that finds it.
+        """
+        waiting = self.waiter is not None and not self.waiter.done() and not self._opening
         silent = silent + 1 if waiting and self.place == place else 0
-        if silent >= _LOOKS:
+        if silent >= _LOOKS - 1:
             self._give_up()
             silent = 0
         self._timer = self._loop.call_later(pause, self._look, self.place if waiting else -1, silent, pause)
