@@ -47,7 +47,7 @@ type reading struct {
 
 func newStream(t *task) *stream {
 	made := &stream{
-		name:   fmt.Sprintf("stream %d", names.Add(1)),
+		name:   fmt.Sprintf("stream-%d", names.Add(1)),
 		events: t.Events,
 		until:  time.Now().Add(seconds(t.Seconds)),
 		gone:   make(chan struct{}),
