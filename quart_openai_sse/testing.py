@@ -380,13 +380,17 @@ class StreamLogContract:
     async def test_a_reader_wakes_on_append_and_on_close(self, log: StreamLog) -> None:
         """Live is reading from the beginning."""
         writer = await _create(log, "a")
-        reading = asyncio.ensure_future(_drain(await log.read("a")))
+        reader = await log.read("a")
+        reading = asyncio.ensure_future(anext(aiter(reader)))
         await asyncio.sleep(0)
         writer.append([_entry("one")])
+        async with asyncio.timeout(5):
+            assert [entry.data for entry in (await reading).entries] == [b"one"]
+        draining = asyncio.ensure_future(_drain(reader))
         await asyncio.sleep(0)
         await writer.close(_COMPLETED)
         async with asyncio.timeout(5):
-            assert await reading == ([(1, "one")], _COMPLETED)
+            assert await draining == ([], _COMPLETED)
 
     async def test_two_readers_get_the_same(self, log: StreamLog) -> None:
         """Each at its own place."""
