@@ -37,8 +37,11 @@ class Answer(Protocol):
     """What comes back: status and headers at once, the body as it is pushed."""
 
     status: int
-    headers: Mapping[str, str]
-    """By their names in lower case."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names in lower case."""
+        ...
 
     async def push(self, feed: Feed) -> bool:
         """Gives *feed* the body as it comes: `False` if that did not want more, `True` at the end."""
@@ -121,9 +124,12 @@ class _Exchanged:
 
     def __init__(self, exchange: Exchange) -> None:
         self.status = exchange.status
-        self.headers = _by_name(exchange.headers)
         self.push = exchange.push
         self._exchange = exchange
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return _by_name(self._exchange.headers)
 
     async def finish(self) -> None:
         with suppress(Exception):  # the answer is complete, whatever the connection does now

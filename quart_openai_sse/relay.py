@@ -70,6 +70,7 @@ class Relay:
         self._readers: set[Reader] = set()
         self._no_readers = asyncio.Event()
         self._no_readers.set()
+        self._timer: asyncio.TimerHandle | None = None
         self._leaving: deque[tuple[Live, int]] = deque()
         """With how many readers each has had."""
         self._seeing_off = False
@@ -271,11 +272,20 @@ class Relay:
             left=lambda: self._left(live),
             linger=self.config.linger if live.retain else 0,
         )
-        timer = asyncio.get_running_loop().call_later(self.config.max_duration, live.expire)
-        try:
-            return await live.produce(self._background)
-        finally:
-            timer.cancel()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.config.max_duration, self._expire)
+        return await live.produce(self._background)
+
+    def _expire(self) -> None:
+        """Ends what has run for too long: one timer for all, set for the oldest that runs."""
+        now = time.monotonic()
+        for live in self._live.values():
+            due = live.intake.began + self.config.max_duration
+            if due > now:
+                self._timer = asyncio.get_running_loop().call_later(due - now, self._expire)
+                return
+            live.expire()
+        self._timer = None
 
     def _left(self, live: Live) -> None:
         """Nobody reads a stream any more. When very many leave at once, nobody else waits until all are seen off."""
@@ -363,6 +373,9 @@ class Relay:
     async def aclose(self) -> None:
         """Ends what is left, and closes the upstream's connections."""
         await self.drain(0)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         await self._background.wait(CLEAN_UP)
         await self.upstream.aclose()
 
