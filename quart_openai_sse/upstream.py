@@ -143,14 +143,15 @@ class OpenAIUpstream:
             progress=sink if request.get("stream") else None,
         )
         async with deadlines:
-            await self._ask("POST", "/chat/completions", request, principal, partial(_relay, sink, deadlines))
+            use = partial(_relay, sink, deadlines)
+            await self._client.run(partial(self._exchange, "POST", "/chat/completions", request, principal, use))
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
         """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
         async with Deadlines(total=30):
-            models = await self._ask("GET", "/models", None, principal, _list)
+            models = await self._client.run(partial(self._exchange, "GET", "/models", None, principal, _list))
         self._models = (time.monotonic() + 60, models)
         return models
 
@@ -173,17 +174,6 @@ class OpenAIUpstream:
             return DirectClient(config)
         return ForeignClient(config, self._given)
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        principal: Principal,
-        use: Callable[[Answer], Awaitable[T]],
-    ) -> Awaitable[T]:
-        """What *use* makes of the answer."""
-        return self._client.run(partial(self._exchange, method, path, body, principal, use))
-
     async def _exchange(
         self,
         method: str,
@@ -192,6 +182,7 @@ class OpenAIUpstream:
         principal: Principal,
         use: Callable[[Answer], Awaitable[T]],
     ) -> T:
+        """Asks, and gives what *use* makes of the answer."""
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
