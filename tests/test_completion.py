@@ -341,6 +341,12 @@ def test_what_is_no_json_object_is_garbled(data: bytes) -> None:
         Followed().feed(data)
 
 
+@pytest.mark.parametrize("member", [b"id", b"odd"])
+def test_what_is_not_utf_8_is_garbled_also_where_nobody_looks_at_it(member: bytes) -> None:
+    with pytest.raises(UpstreamGarbled):
+        Completion().feed(b'{"%b":"\xff","choices":[{"index":0,"delta":{"content":"Hi"}}]}' % member)
+
+
 def test_half_an_emoji_is_no_harm() -> None:
     completion = Followed()
     for half in (b"\\ud83d", b"\\ude00"):

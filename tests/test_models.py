@@ -404,6 +404,7 @@ async def test_an_agent_is_resumable_stoppable_and_stored(create_app: CreateApp,
     [end] = ends
     assert (end.outcome, end.text, end.thread) == ("completed", "It is far.", "t")
     assert end.events == (("sources", ['{"q":1}']),)
+    assert end.record.chunks == 4  # a role, two pieces, an end; an event is no chunk
     assert end.message == {"role": "assistant", "content": "It is far."}
     assert upstream.requests[1]["messages"][1]["tool_calls"][0]["id"] == "call_1"
     assert logging.getLogger("quart_openai_sse").name

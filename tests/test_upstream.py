@@ -473,6 +473,21 @@ async def test_a_list_that_cannot_be_read_is_the_upstreams_fault(client: Any, bo
 # Cancellation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("client", ["own"], indirect=True)
+async def test_only_what_runs_no_code_of_others_is_over_at_once(client: Any) -> None:
+    async def key(principal: Principal) -> str:
+        return "sk"
+
+    def is_prompt(given: Any = None, **options: Any) -> bool:
+        return OpenAIUpstream(Config(base_url="http://127.0.0.1:9/v1", **options), client=given).prompt
+
+    async with httpx.AsyncClient() as given:
+        assert not is_prompt(given)
+    assert not is_prompt(own_transport=False)
+    assert not is_prompt(own_transport=True, api_key=key)
+    assert is_prompt(own_transport=True)
+
+
 async def test_cancelling_closes_the_connection_in_every_window(client: Any) -> None:
     async def headers_only(peer: Peer) -> None:
         await peer.send(HEAD)

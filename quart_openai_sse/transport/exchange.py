@@ -12,7 +12,6 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 Feed = Callable[[bytes], bool]
 
 _MOST_OVERHEAD = 100 << 10  # bytes in a row that bring nothing of the body: heads, trailers, chunk extensions
-_INFORMATIONAL_BODY = "An informational answer with a body."
 _H = ord("H")
 
 
@@ -100,9 +99,6 @@ class Exchange:
         """Returns when status and headers are there, or will not come."""
         while not self.answered:
             await self._wait()
-            if self._pieces and not self.status:
-                self._break(_INFORMATIONAL_BODY)
-                self.close()
 
     def check(self) -> None:
         """Raises what is the matter, if there is no answer."""
@@ -297,10 +293,8 @@ class Exchange:
         self.status, self.version = status, f"HTTP/{version}".encode()
 
     def on_message_complete(self) -> None:
-        if self.status:
+        if self.status:  # or it is an informational answer, of which llhttp knows that it has no body
             self._ended = self._over = True
-        elif self._pieces:
-            raise ValueError(_INFORMATIONAL_BODY)
 
 
 def _create_parser(exchange: Exchange) -> HttpResponseParser:
