@@ -490,12 +490,14 @@ class StreamLogContract:
         """It decides whether a refusal can still be a status."""
         writer = await _create(log, "a")
         await (await log.read("a")).opened(0)  # nothing yet: time is up
-        waiting = await log.read("a", heartbeat=0.001)
+        waiting, beating = await log.read("a", heartbeat=0.001), await log.read("a", heartbeat=0.001)
         opened = asyncio.ensure_future(waiting.opened(60))
-        await asyncio.sleep(0.02)  # many heartbeats, none of which is output
+        for _ in range(5):  # heartbeats, none of which is output
+            assert not (await anext(aiter(beating))).entries
         assert not opened.done()
         opened.cancel()
         await waiting.aclose()
+        await beating.aclose()
         writer.append([_entry("one")])
         await (await log.read("a")).opened(60)
         await writer.close(End("failed", error=UpstreamTruncated()))

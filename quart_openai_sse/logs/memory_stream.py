@@ -133,15 +133,12 @@ class MemoryStream(ABC):
         if not self.readers:
             self._watch.lost()
 
-    def _hand_over(self, entries: Sequence[Entry]) -> bool:
-        """Gives *entries* to the readers that wait; whether there was any."""
-        handed = False
+    def _hand_over(self, entries: Sequence[Entry]) -> None:
+        """Gives *entries* to the readers that wait."""
         for reader in self.readers:
             waiter = reader.waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(entries)
-                handed = True
-        return handed
 
     def _place(self, after: str) -> int:
         if not after:
