@@ -21,6 +21,9 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 KEY_PREFIX = "OPENAI_SSE_"
 
+TEST_DEFAULTS: dict[str, Any] = {}
+"""Options that have another default while tests run; the pytest plugin sets them. What the app sets stands above it."""
+
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One of several upstreams. Those of the lowest `priority` are asked first, by `weight` among equals.
@@ -183,7 +186,7 @@ class Config:
             raise ConfigurationError(f"Unknown configuration: {', '.join(sorted(unknown))}.")
         if unknown := sorted(options.keys() - names):
             raise ConfigurationError(f"Unknown options: {', '.join(unknown)}.")
-        values = {key.lower(): value for key, value in keyed.items()} | dict(options)
+        values = TEST_DEFAULTS | {key.lower(): value for key, value in keyed.items()} | dict(options)
         for name in ("api_key", "base_url"):
             if not values.get(name) and environ.get(f"OPENAI_{name.upper()}"):
                 values[name] = environ[f"OPENAI_{name.upper()}"]

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures that need no asyncio plugin, and work with any. Nothing is imported until one is used."""
+"""The pytest plugin: fixtures for any asyncio plugin or none, which import what they need when they are used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from quart_openai_sse.config import TEST_DEFAULTS
+
 if TYPE_CHECKING:
     from quart import Quart
 
     from quart_openai_sse.extension import QuartOpenAISSE
     from quart_openai_sse.testing import ScriptedUpstream, Step, ThreadedSimulator
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A request for which a test has no script fails at once: `retries` is 0 unless the app sets it."""
+    TEST_DEFAULTS["retries"] = 0
+    config.add_cleanup(TEST_DEFAULTS.clear)
 
 
 @pytest.fixture

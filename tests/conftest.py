@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.simulator import Simulator, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, serve_app
 from tests.browser import ARGUMENTS, NewPage, NewSite, Site, listened_page, serve_example
+from tests.machine import chromium_path, nginx_path
 
 TOKENS = {"token-ann": "ann", "token-bob": "bob"}
 ANN = {"Authorization": "Bearer token-ann"}
@@ -48,6 +49,29 @@ def pytest_configure(config: pytest.Config) -> None:
     own = config.getoption("--transport") == "own"
     Config.own_transport = Config.__dataclass_fields__["own_transport"].default = own
     Config.__init__.__kwdefaults__["own_transport"] = own
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers per core, since most tests wait for a socket; none for files or tests that are named one by one."""
+    named = [argument for argument in config.args if not Path(argument.partition("::")[0]).is_dir()]
+    return 0 if named else 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test in a browser is in CI's group."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker("slow")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says what was left out."""
+    if config.option.markexpr == "not slow":
+        terminalreporter.write_line(
+            "Not run: CI's group (`python -m pytest -m slow`), for which Chromium, nginx, curl, Go and Gin are needed."
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -98,25 +122,26 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of Chromium. Without one the test is skipped, except where CI is set: there it fails."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(name):
-            return path
-    if os.environ.get("CI"):
-        pytest.fail("CI needs Chromium for the browser tests")
-    pytest.skip("no Chromium on this machine")
+    """The path of Chromium."""
+    return chromium_path()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="session")
+def nginx() -> str:
+    """The path of nginx."""
+    return nginx_path()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser(chromium: str) -> AsyncIterator[Browser]:
-    """One Chromium for all tests of a module; each has pages of its own."""
+    """One Chromium for all tests that run on the session's event loop; each has pages of its own."""
     async with async_playwright() as playwright:
         running = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS, headless=True)
         yield running
         await running.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def stack() -> AsyncIterator[AsyncExitStack]:
     """What is closed after the test: pages before sites."""
     async with AsyncExitStack() as opened:

@@ -7,7 +7,6 @@ import html
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import sqlite3
@@ -24,10 +23,12 @@ from flask import Flask
 from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
 from sqlalchemy.pool import QueuePool
 
+from example_app.beside_flask import PREFIXES, create_streaming_app
 from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import db
+from quart_openai_sse.mount import mount
 from quart_openai_sse.simulator import Simulator, answer
-from quart_openai_sse.testing import read
+from quart_openai_sse.testing import read, serve_app
 from tests.test_docs import blocks
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,29 @@ async def start(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
         yield start
 
 
+@pytest.fixture
+async def serve(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
+    """Serves both apps in this process, as the command does in one of its own, and gives their address."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(*, model: str = "sim", **settings: Any) -> str:
+            flask_app = create_flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/chat.db", SERVICE_TOKEN="flask")
+            stack.callback(dispose_of, flask_app)
+            settings = {"OPENAI_SSE_BASE_URL": simulator.base_url, "OPENAI_SSE_MODEL": model, **settings}
+            app = mount(flask_app, create_streaming_app(flask_app, **settings), prefix=PREFIXES)
+            address = "http://" + await stack.enter_async_context(serve_app(app))
+            flask_app.config["STREAMS_URL"] = address
+            return address
+
+        yield serve
+
+
+def dispose_of(flask_app: Flask) -> None:
+    """Closes the connections to its database."""
+    with flask_app.app_context():
+        db.engine.dispose()
+
+
 @asynccontextmanager
 async def run(
     *command: str, end: signal.Signals = signal.SIGKILL, cwd: Path = ROOT, **environ: str
@@ -77,16 +101,6 @@ async def run(
         if process.returncode is None:
             process.send_signal(end)
             await process.communicate()
-
-
-@pytest.fixture(scope="session")
-def nginx() -> str:
-    """The path of nginx. Without one the test is skipped, except where CI is set: there it fails."""
-    if path := shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
-        return path
-    if os.environ.get("CI"):
-        pytest.fail("CI needs nginx for the two processes behind it")
-    pytest.skip("no nginx on this machine")
 
 
 SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
@@ -201,8 +215,8 @@ def say(folder: Path, *said: tuple[str, str]) -> None:
         database.executemany(insert, rows)
 
 
-async def test_an_answer_is_streamed_beside_the_old_app_and_stored_by_its_models(start: Start) -> None:
-    _, address = await start()
+async def test_an_answer_is_streamed_beside_the_old_app_and_stored_by_its_models(serve: Start) -> None:
+    address = await serve()
     async with client_of(address) as client:
         assert (await client.get("/")).headers["location"].startswith("/login")
         await log_in(client)
@@ -224,8 +238,8 @@ async def test_an_answer_is_streamed_beside_the_old_app_and_stored_by_its_models
         assert shown(await client.get("/")) == []
 
 
-async def test_who_logs_out_leaves_no_running_answer_to_the_next_user(start: Start) -> None:
-    _, address = await start(model="sim-long-rate-20")
+async def test_who_logs_out_leaves_no_running_answer_to_the_next_user(serve: Start) -> None:
+    address = await serve(model="sim-long-rate-20")
     async with client_of(address) as client:
         await log_in(client)
         url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]
@@ -241,8 +255,8 @@ async def test_who_logs_out_leaves_no_running_answer_to_the_next_user(start: Sta
         assert len((await client.get("/v1/streams")).json()["data"]) == 1
 
 
-async def test_what_was_said_before_is_asked_with_the_question(start: Start, simulator: Simulator) -> None:
-    _, address = await start()
+async def test_what_was_said_before_is_asked_with_the_question(serve: Start, simulator: Simulator) -> None:
+    address = await serve()
     async with client_of(address) as client:
         await log_in(client)
         texts = []
@@ -255,8 +269,8 @@ async def test_what_was_said_before_is_asked_with_the_question(start: Start, sim
     assert texts[1] == answer({"model": "sim", "messages": messages})
 
 
-async def test_a_user_whom_the_old_app_has_locked_out_is_nobody(start: Start, tmp_path: Path) -> None:
-    _, address = await start()
+async def test_a_user_whom_the_old_app_has_locked_out_is_nobody(serve: Start, tmp_path: Path) -> None:
+    address = await serve()
     async with client_of(address) as client:
         await log_in(client)
         assert (await client.get("/v1/streams")).status_code == 200
@@ -265,8 +279,8 @@ async def test_a_user_whom_the_old_app_has_locked_out_is_nobody(start: Start, tm
         assert (await client.get("/v1/streams")).status_code == 401
 
 
-async def test_a_page_of_another_origin_and_a_bad_question_leave_nothing_behind(start: Start) -> None:
-    _, address = await start()
+async def test_a_page_of_another_origin_and_a_bad_question_leave_nothing_behind(serve: Start) -> None:
+    address = await serve()
     async with client_of(address) as client:
         await log_in(client)
         foreign = {"Origin": "https://evil.example", **CLOSE}
@@ -290,8 +304,8 @@ async def test_a_question_that_is_refused_is_not_stored(start: Start) -> None:
     assert await process.wait() == 0
 
 
-async def test_the_old_pages_hold_no_script_but_files_and_a_policy_says_so(start: Start) -> None:
-    _, address = await start()
+async def test_the_old_pages_hold_no_script_but_files_and_a_policy_says_so(serve: Start) -> None:
+    address = await serve()
     async with client_of(address) as client:
         login = await client.get("/login")
         await log_in(client)
@@ -350,8 +364,7 @@ def old_app(tmp_path: Path) -> Iterator[Flask]:
     """The Flask app in this process; its connections are closed at the end."""
     app = create_flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/chat.db")
     yield app
-    with app.app_context():
-        db.engine.dispose()
+    dispose_of(app)
 
 
 def test_no_connection_to_the_database_is_there_when_a_server_forks(old_app: Flask) -> None:
@@ -398,8 +411,8 @@ async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Pat
     assert b"Traceback" not in errors
 
 
-async def test_a_form_elsewhere_logs_nobody_in_or_out_of_the_old_app(start: Start) -> None:
-    _, address = await start()
+async def test_a_form_elsewhere_logs_nobody_in_or_out_of_the_old_app(serve: Start) -> None:
+    address = await serve()
     async with client_of(address) as client:
         foreign = {"Origin": "https://evil.example"}
         for path in ("/login", "/logout"):
@@ -408,8 +421,8 @@ async def test_a_form_elsewhere_logs_nobody_in_or_out_of_the_old_app(start: Star
         await log_in(client)
 
 
-async def test_half_an_emoji_is_no_reason_to_fail(start: Start) -> None:
-    _, address = await start()
+async def test_half_an_emoji_is_no_reason_to_fail(serve: Start) -> None:
+    address = await serve()
     async with client_of(address) as client:
         await log_in(client)
         headers = {"Content-Type": "application/json"}
@@ -429,8 +442,8 @@ async def test_only_streams_is_refused_without_what_it_shares(tmp_path: Path) ->
         assert (process.returncode, "needs a database and EXAMPLE_SECRET_KEY" in errors.decode()) == (2, True)
 
 
-async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(start: Start, tmp_path: Path) -> None:
-    _, address = await start(model="sim-long-rate-20", QUART_OPENAI_SSE_LINGER="0.2")
+async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(serve: Start, tmp_path: Path) -> None:
+    address = await serve(model="sim-long-rate-20", OPENAI_SSE_LINGER=0.2)
     async with client_of(address) as client:
         await log_in(client)
         url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]
@@ -476,8 +489,8 @@ def say_something(folder: Path) -> None:
     say(folder, *((message["role"], message["content"]) for message in SAID))
 
 
-async def test_flask_starts_a_stream_for_its_user_who_reads_it_with_the_cookie(start: Start, tmp_path: Path) -> None:
-    _, address = await start()
+async def test_flask_starts_a_stream_for_its_user_who_reads_it_with_the_cookie(serve: Start, tmp_path: Path) -> None:
+    address = await serve()
     async with client_of(address) as client:
         await log_in(client)
         say_something(tmp_path)
@@ -492,8 +505,9 @@ async def test_flask_starts_a_stream_for_its_user_who_reads_it_with_the_cookie(s
     assert len(stored(tmp_path, "role")) == 2  # it is no part of the conversation
 
 
-async def test_nobody_acts_on_behalf_of_a_user_without_the_right(start: Start) -> None:
-    _, address = await start(EXAMPLE_TOKEN="api")
+async def test_nobody_acts_on_behalf_of_a_user_without_the_right(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXAMPLE_TOKEN", "api")
+    address = await serve()
     for_ada = {"X-On-Behalf-Of": "1", **CLOSE}
     async with client_of(address) as client:
         for path in ("/v1/streams", "/ask"):
@@ -505,8 +519,9 @@ async def test_nobody_acts_on_behalf_of_a_user_without_the_right(start: Start) -
         assert (await client.get("/v1/streams")).json()["data"] == []
 
 
-async def test_a_service_has_no_conversation(start: Start) -> None:
-    _, address = await start(EXAMPLE_TOKEN="api")
+async def test_a_service_has_no_conversation(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXAMPLE_TOKEN", "api")
+    address = await serve()
     async with client_of(address) as client:
         api = {"Authorization": "Bearer api"}
         assert (await client.post("/ask", json={"content": QUESTION}, headers=api)).status_code == 403

@@ -15,12 +15,14 @@ import sys
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from quart_openai_sse.cli import commands, main
 from quart_openai_sse.cli.advice import Asked, explain
@@ -85,9 +87,19 @@ def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "COLUMNS": "80", **environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-async def run(
-    *arguments: str, typed: str = "", program: tuple[str, ...] = CLI, cwd: Path = ROOT, **environment: str
+async def run(*arguments: str, typed: str = "", **environment: str) -> Done:
+    """Runs a command in a thread of this process, through pipes as far as it can tell."""
+    invoke = partial(CliRunner().invoke, prog_name="quart-openai-sse", input=typed)
+    done = await asyncio.to_thread(invoke, commands, arguments, env={"COLUMNS": "80", **environment})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+async def run_alone(
+    *arguments: str, typed: str = "", program: tuple[str, ...] = CLI, cwd: Path, **environment: str
 ) -> Done:
+    """Runs a command in a process of its own, where an app can be imported from *cwd*."""
     async with running(*program, *arguments, cwd=cwd, **environment) as process:
         out, err = await process.communicate(typed.encode())
     assert process.returncode is not None
@@ -413,7 +425,7 @@ def quart_command(tmp_path: Path) -> Callable[..., Awaitable[Done]]:
 
     async def quart(*arguments: str, **environment: str) -> Done:
         installed = {"PYTHONPATH": str(tmp_path / "installed")}
-        return await run(*arguments, program=("-m", "quart"), cwd=tmp_path, **installed, **environment)
+        return await run_alone(*arguments, program=("-m", "quart"), cwd=tmp_path, **installed, **environment)
 
     return quart
 
@@ -434,7 +446,9 @@ def write_entry_points(folder: Path) -> None:
 
 async def test_check_asks_what_an_app_would_ask(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(ONE, "utf-8")
-    done = await run("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY=KEY)
+    done = await run_alone(
+        "check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY=KEY
+    )
     assert done.status == 0
     assert f"{simulator.base_url} (from the app)" in done.out
     assert "sent in Authorization (from the app)" in done.out
@@ -444,14 +458,14 @@ async def test_check_asks_what_an_app_would_ask(tmp_path: Path, simulator: Simul
 async def test_check_overrides_the_address_of_an_app(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(ONE, "utf-8")
     options = ("--app", "shop:app", "--base-url", simulator.base_url, "--model", "sim")
-    done = await run("check", *options, cwd=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    done = await run_alone("check", *options, cwd=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
     assert done.status == 0
     assert "(from --base-url)" in done.out
 
 
 async def test_check_asks_every_instance_of_an_app(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(TWO, "utf-8")
-    done = await run("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)
+    done = await run_alone("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)
     assert done.status == 1
     works, fails = done.out.split("Instance 'other'")
     assert "Instance 'openai_sse'" in works
@@ -461,7 +475,7 @@ async def test_check_asks_every_instance_of_an_app(tmp_path: Path, simulator: Si
 
 async def test_check_says_that_the_apps_own_code_raised(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(KEYS, "utf-8")
-    done = await run("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)
+    done = await run_alone("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)
     assert done.status == 1
     assert "The app's own code raised LookupError: no tenant" in done.out
 
@@ -473,7 +487,7 @@ async def test_check_says_that_the_apps_own_code_raised(tmp_path: Path, simulato
 )
 async def test_an_app_that_cannot_be_checked_exits_with_2(tmp_path: Path, code: str, words: str) -> None:
     (tmp_path / "shop.py").write_text(code, "utf-8")
-    done = await run("check", "--app", "shop:app", cwd=tmp_path)
+    done = await run_alone("check", "--app", "shop:app", cwd=tmp_path)
     assert done.status == 2
     assert words in done.err
 

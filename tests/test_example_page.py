@@ -25,7 +25,7 @@ from tests.browser import (
     text_of,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
 # An answer -----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import quart_openai_sse
 
 PACKAGE = "quart_openai_sse"
@@ -87,7 +85,7 @@ def others(module: str, *, only_at_the_top: bool = False) -> set[str]:
     return {top(name) for name in imports(module, only_at_the_top=only_at_the_top)} - {PACKAGE}
 
 
-on_a_floor = pytest.mark.parametrize("module", [module for module in MODULES if top(module) in HEIGHT])
+ON_A_FLOOR = [module for module in MODULES if top(module) in HEIGHT]
 
 
 def test_every_module_has_its_place() -> None:
@@ -103,10 +101,17 @@ def test_the_test_finds_imports() -> None:
     assert "httpx" in others("foreign")
 
 
-@on_a_floor
-def test_imports_point_down_only(module: str) -> None:
-    upwards = {name for name in ours(module) if HEIGHT.get(top(name), 99) > HEIGHT[top(module)]}
-    assert not upwards
+def offenders(found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Those of whom something was found, and what."""
+    return {module: names for module, names in found.items() if names}
+
+
+def test_imports_point_down_only() -> None:
+    upwards = {
+        module: {name for name in ours(module) if HEIGHT.get(top(name), 99) > HEIGHT[top(module)]}
+        for module in ON_A_FLOOR
+    }
+    assert offenders(upwards) == {}
 
 
 def test_there_are_no_circles() -> None:
@@ -118,33 +123,39 @@ def test_nothing_imports_the_extension_but_the_package_itself() -> None:
     assert {module for module in MODULES if "extension" in ours(module)} <= {"__init__", "testing", "pytest_plugin"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_of_ours_is_imported_by_way_of_the_package(module: str) -> None:
+def test_nothing_of_ours_is_imported_by_way_of_the_package() -> None:
     # `from quart_openai_sse import X` would run the whole house to get at one room.
-    names = {name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}.")}
-    direct = {name for name in names if "." not in name}
-    assert direct <= PATHS.keys()
+    named = {
+        module: {name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}.")}
+        for module in MODULES
+    }
+    direct = {module: {name for name in names if "." not in name} - PATHS.keys() for module, names in named.items()}
+    assert offenders(direct) == {}
 
 
 def test_what_is_shipped_for_tests_is_imported_by_nothing_else() -> None:
     users = {module: {top(name) for name in ours(module)} & BESIDE - {top(module)} for module in MODULES}
-    assert {module: used for module, used in users.items() if used and top(module) not in BESIDE} == {}
+    assert offenders({module: used for module, used in users.items() if top(module) not in BESIDE}) == {}
     assert users["cli"] <= {"simulator", "loopback"}
 
 
-@on_a_floor
-def test_below_the_shell_there_is_no_quart(module: str) -> None:
-    if HEIGHT[top(module)] < HEIGHT["__init__"]:
-        assert not others(module) & {"quart", "werkzeug", "flask", "hypercorn", "jinja2"}
+def test_below_the_shell_there_is_no_quart() -> None:
+    shell = {"quart", "werkzeug", "flask", "hypercorn", "jinja2"}
+    below = [module for module in ON_A_FLOOR if HEIGHT[top(module)] < HEIGHT["__init__"]]
+    assert offenders({module: others(module) & shell for module in below}) == {}
 
 
-@on_a_floor
-def test_the_rules_wait_for_nothing_and_look_at_no_clock(module: str) -> None:
-    if HEIGHT[top(module)] < HEIGHT["upstream"]:
-        assert not others(module) & {"asyncio", "time", "datetime", "httpx", "socket", "threading"}
-        tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
-        waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-        assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
+def test_the_rules_wait_for_nothing_and_look_at_no_clock() -> None:
+    rules = [module for module in ON_A_FLOOR if HEIGHT[top(module)] < HEIGHT["upstream"]]
+    world = {"asyncio", "time", "datetime", "httpx", "socket", "threading"}
+    assert offenders({module: others(module) & world for module in rules}) == {}
+    waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    trees = {module: ast.parse(PATHS[module].read_text(encoding="utf-8")) for module in rules}
+    found = {
+        module: {f"line {node.lineno}" for node in ast.walk(tree) if isinstance(node, waiting)}
+        for module, tree in trees.items()
+    }
+    assert offenders(found) == {}
 
 
 def test_an_optional_dependency_is_the_affair_of_one_module() -> None:

@@ -82,6 +82,26 @@ async def test_the_simulator(openai_simulator, anyio_backend):
     assert (await openai_simulator.ended(1)).outcome == "finished"
 """
 
+# A project that does not use the plugin, in which a request has no script.
+OWN = """
+from quart import Quart
+from quart_openai_sse import QuartOpenAISSE, allow_anonymous
+
+
+def retries(config=None, **options):
+    app = Quart(__name__)
+    app.config.update(config or {})
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), base_url="http://127.0.0.1:9/v1", **options)
+    return ai.config(app).retries
+
+
+def test_a_request_without_a_script_is_not_repeated_unless_the_app_says_so():
+    found = [retries(), retries(retries=2), retries({"OPENAI_SSE_RETRIES": "1"})]
+    assert found == [EXPECTED, 2, 1]
+"""
+
+# One run for each way in which a project may be set up: each starts a Python.
+
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is not part of this copy")
 @pytest.mark.parametrize("mode", ["auto", "strict"])
@@ -91,30 +111,26 @@ def test_the_example_of_the_documentation_runs_in_both_modes_of_pytest_asyncio(m
         block.how.split()[-1].removesuffix(".py"): block.code for block in page if block.how.startswith("run: script")
     }
     assert {"shop", "conftest", "test_shop"} == files.keys()
-    assert "8 passed" in run_pytest(*asyncio_mode(mode), **files)
+    files["test_own"] = OWN.replace("EXPECTED", "0")
+    assert "9 passed" in run_pytest(*asyncio_mode(mode), **files)
 
 
-def test_a_project_without_an_asyncio_plugin_can_use_the_simulator(run_pytest: Pytest) -> None:
-    assert "2 passed" in run_pytest(*WITHOUT_ASYNCIO, "-p", "no:anyio", test_sync=SYNC)
+def test_a_project_without_an_asyncio_plugin_can_use_the_simulator_and_may_name_the_plugin_again(
+    run_pytest: Pytest,
+) -> None:
+    conftest = f"pytest_plugins = [{PLUGIN!r}]\n"
+    named_again = ("-p", PLUGIN, *WITHOUT_ASYNCIO, "-p", "no:anyio")
+    assert "2 passed" in run_pytest(*named_again, conftest=conftest, test_sync=SYNC)
 
 
 def test_the_simulator_serves_tests_of_anyio(run_pytest: Pytest) -> None:
     assert "1 passed" in run_pytest(*WITHOUT_ASYNCIO, test_anyio=ANYIO)
 
 
-@pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_a_project_that_does_not_use_it_notices_nothing(mode: str, run_pytest: Pytest) -> None:
-    assert "1 passed" in run_pytest(*asyncio_mode(mode), test_own="def test_own():\n    assert 1 + 1 == 2\n")
-
-
-def test_naming_the_plugin_again_registers_it_once(run_pytest: Pytest) -> None:
-    conftest = f"pytest_plugins = [{PLUGIN!r}]\n"
-    assert "2 passed" in run_pytest("-p", PLUGIN, *WITHOUT_ASYNCIO, conftest=conftest, test_sync=SYNC)
-
-
 def test_the_plugin_can_be_left_out(run_pytest: Pytest) -> None:
     own = f"import sys\n\n\ndef test_own():\n    assert {PLUGIN!r} not in sys.modules\n"
-    assert "1 passed" in run_pytest("-p", f"no:{PLUGIN}", *WITHOUT_ASYNCIO, test_own=own)
+    files = {"test_own": own, "test_retries": OWN.replace("EXPECTED", "3")}
+    assert "2 passed" in run_pytest("-p", f"no:{PLUGIN}", *WITHOUT_ASYNCIO, **files)
 
 
 def test_the_fixtures_are_documented(run_pytest: Pytest) -> None:
@@ -123,7 +139,7 @@ def test_the_fixtures_are_documented(run_pytest: Pytest) -> None:
     assert re.search(r"^openai_simulator -- .*\n    The OpenAI-compatible simulator", listed, re.M)
 
 
-# In this process the plugin may be loaded or not, by how the package is installed: its fixtures are asked for by hand.
+# In this process the plugin is left out (pyproject.toml): its fixtures are asked for by hand.
 
 
 async def test_an_override_is_over_with_its_test(create_app: CreateApp) -> None:

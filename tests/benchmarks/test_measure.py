@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 from tests.benchmarks import layers, measure
 from tests.benchmarks.measure import Sample, Spread, above, instructions_of, ratios, session_of, spreads
 from tests.benchmarks.modes import MODES, figures_of, modes, runs
-from tests.benchmarks.prepare import GO_PACKAGES
 from tests.benchmarks.report import compared, divided, plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, chosen
+from tests.machine import need_go_and_gin
 from tests.matrix.environments import ROOT
 
 (LOCKSTEP,) = modes(["lockstep"], seconds=1)
@@ -208,19 +207,10 @@ class TestServers:
             chosen(["ours", "mine"])
 
 
-@pytest.fixture
-def go() -> None:
-    """Go and Gin's sources. Without them the test is skipped, except where CI is set: there it fails."""
-    if shutil.which("go") and Path(GO_PACKAGES, "src/github.com/gin-gonic/gin").is_dir():
-        return
-    if os.environ.get("CI"):
-        pytest.fail("CI needs golang-go and golang-github-gin-gonic-gin-dev for the benchmark's programs")
-    pytest.skip("no Go, or no sources of Gin, on this machine")
-
-
 @pytest.mark.timeout(300)  # Go compiles Gin first
-@pytest.mark.usefixtures("go")
+@pytest.mark.slow
 def test_a_tiny_run_measures_and_leaves_nothing_running(tmp_path: Path) -> None:
+    need_go_and_gin()
     files = [f"--json={tmp_path / 'figures.json'}", f"--plot={tmp_path / 'figures.svg'}", f"--cache={tmp_path}"]
     only = ["--only=gin,ours-hypercorn", "--mode=lockstep", "--rounds=1", "--seconds=0.2"]
     command = [sys.executable, "-m", "tests.benchmarks", *only, *files]

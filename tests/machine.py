@@ -1,0 +1,46 @@
+"""What a test needs of the machine: where it is missing, the test is skipped with the way to get it; CI fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.prepare import GO_PACKAGES
+
+
+def chromium_path() -> str:
+    """The path of Chromium."""
+    return _program("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", install="chromium")
+
+
+def nginx_path() -> str:
+    """The path of nginx, which Debian keeps where only root looks."""
+    return _program("nginx", install="nginx")
+
+
+def need_curl() -> None:
+    """For the shell examples of the documentation."""
+    _program("curl", install="curl")
+
+
+def need_go_and_gin() -> None:
+    """For the benchmark's programs."""
+    _program("go", install="golang-go")
+    if not Path(GO_PACKAGES, "src/github.com/gin-gonic/gin").is_dir():
+        _missing("Gin's sources", install="golang-github-gin-gonic-gin-dev")
+
+
+def _program(*names: str, install: str) -> str:
+    places = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    found = next(filter(None, (shutil.which(name, path=places) for name in names)), None)
+    return found or _missing(names[0], install=install)
+
+
+def _missing(what: str, *, install: str) -> str:
+    reason = f"{what} is not installed; Debian's package is {install}"
+    if os.environ.get("CI"):
+        pytest.fail(f"CI runs every test, but {reason}", pytrace=False)
+    pytest.skip(reason)
