@@ -58,11 +58,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if named else 2 * (os.cpu_count() or 1)
 
 
+PROGRAMS = {"chromium", "nginx", "start_process"}
+"""Fixtures that start a program, or name one to be started: a test that uses one is in CI's group."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test in a browser is in CI's group."""
+    """Marks the tests that are slow by what they use."""
     for item in items:
-        if item.get_closest_marker("browser"):
+        if isinstance(item, pytest.Function) and PROGRAMS.intersection(item.fixturenames):
             item.add_marker("slow")
 
 

@@ -47,11 +47,11 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture
-async def start(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
+async def start_process(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts `python -m example_app.beside_flask`, and gives the process and its address."""
     async with AsyncExitStack() as stack:
 
-        async def start(*arguments: str, model: str = "sim", **environ: str) -> tuple[Process, str]:
+        async def start_process(*arguments: str, model: str = "sim", **environ: str) -> tuple[Process, str]:
             environ = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": model, **environ}
             command = ("-m", "example_app.beside_flask", "--port", "0", "--database", str(tmp_path / "chat.db"))
             process = await stack.enter_async_context(run(sys.executable, *command, *arguments, **environ))
@@ -62,7 +62,7 @@ async def start(simulator: Simulator, tmp_path: Path) -> AsyncIterator[Start]:
             assert line.startswith("Streams: " if "--only-streams" in arguments else "Chat: ")
             return process, re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
 
-        yield start
+        yield start_process
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
 
 @pytest.fixture(params=["one process", "two processes behind nginx"])
 async def site(
-    request: pytest.FixtureRequest, start: Start, simulator: Simulator, tmp_path: Path
+    request: pytest.FixtureRequest, start_process: Start, simulator: Simulator, tmp_path: Path
 ) -> AsyncIterator[str]:
     """The address of both apps, in each of the shapes; answers take their time."""
     if request.param == "one process":
-        yield (await start(model=SLOW))[1]
+        yield (await start_process(model=SLOW))[1]
     else:
         upstream = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": SLOW}
         async with behind_nginx(request.getfixturevalue("nginx"), tmp_path, **upstream) as address:
@@ -290,8 +290,8 @@ async def test_a_page_of_another_origin_and_a_bad_question_leave_nothing_behind(
         assert shown(await client.get("/")) == []
 
 
-async def test_a_question_that_is_refused_is_not_stored(start: Start) -> None:
-    process, address = await start("--drain-timeout", "20", model="sim-long-rate-20")
+async def test_a_question_that_is_refused_is_not_stored(start_process: Start) -> None:
+    process, address = await start_process("--drain-timeout", "20", model="sim-long-rate-20")
     async with client_of(address) as client:
         await log_in(client)
         url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]
@@ -319,9 +319,9 @@ async def test_the_old_pages_hold_no_script_but_files_and_a_policy_says_so(serve
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_the_end_of_the_process_is_an_end_of_the_stream_and_is_stored(
-    start: Start, number: signal.Signals, tmp_path: Path
+    start_process: Start, number: signal.Signals, tmp_path: Path
 ) -> None:
-    process, address = await start("--drain-timeout", "0.3", model="sim-long-rate-20")
+    process, address = await start_process("--drain-timeout", "0.3", model="sim-long-rate-20")
     async with client_of(address) as client:
         await log_in(client)
         started = (await client.post("/ask", json={"content": QUESTION})).json()
@@ -337,10 +337,10 @@ async def test_the_end_of_the_process_is_an_end_of_the_stream_and_is_stored(
     assert stored(tmp_path, "role, outcome") == [("user", ""), ("assistant", "failed")]
 
 
-async def test_in_two_processes_the_cookie_and_the_database_are_enough(start: Start, tmp_path: Path) -> None:
+async def test_in_two_processes_the_cookie_and_the_database_are_enough(start_process: Start, tmp_path: Path) -> None:
     secret = {**SECRETS, "EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
     (port,) = free_ports(1)
-    _, address = await start("--only-streams", **secret)
+    _, address = await start_process("--only-streams", **secret)
     command = ("flask", "--app", "example_app.flask_app", "run", "--port", str(port))
     async with (
         run(*command, **secret),
@@ -374,6 +374,7 @@ def test_no_connection_to_the_database_is_there_when_a_server_forks(old_app: Fla
         assert (pool.checkedin(), pool.checkedout()) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Simulator, tmp_path: Path) -> None:
     page = blocks(ROOT / "docs/how-to/beside-flask.md")
     (old_app,) = (block.code for block in page if block.how == "run: app")
@@ -401,6 +402,7 @@ async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Si
             assert (await old.get("/")).text == stream.text
 
 
+@pytest.mark.slow
 async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
     database = tmp_path / "missing" / "chat.db"
     command = (sys.executable, "-m", "example_app.beside_flask", "--database", str(database), "--port", "0")
@@ -432,6 +434,7 @@ async def test_half_an_emoji_is_no_reason_to_fail(serve: Start) -> None:
         assert [role for role, _ in shown(await client.get("/"))] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 async def test_only_streams_is_refused_without_what_it_shares(tmp_path: Path) -> None:
     for arguments in ((), ("--database", str(tmp_path / "chat.db"))):
         async with run(
@@ -461,8 +464,10 @@ async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(serve: 
     assert stored(tmp_path, "role, outcome") == [("user", ""), ("assistant", "stopped")]
 
 
-async def test_a_client_that_reads_nothing_does_not_keep_the_process_alive(start: Start, tmp_path: Path) -> None:
-    process, address = await start("--drain-timeout", "0")
+async def test_a_client_that_reads_nothing_does_not_keep_the_process_alive(
+    start_process: Start, tmp_path: Path
+) -> None:
+    process, address = await start_process("--drain-timeout", "0")
     async with client_of(address) as client:
         await log_in(client)
         cookie = f"session={client.cookies['session']}"

@@ -314,6 +314,7 @@ async def test_the_tutorials_chat_shows_an_answer_once_also_between_its_storing_
     assert [(len(each["messages"]), each["live"]) for each in loaded] == [(2, None)]
 
 
+@pytest.mark.slow
 async def test_the_server_of_the_deployment_page_drains(upstream: Simulator, tmp_path: Path) -> None:
     port = free_port()
     for block in blocks(ROOT / "docs/how-to/deploy.md"):

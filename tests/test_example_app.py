@@ -95,11 +95,11 @@ async def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
+async def start_process(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts the example app with *arguments* and *environ*, on a free port, with a database of the test's own."""
     async with AsyncExitStack() as stack:
 
-        async def start(*arguments: str, **environ: str) -> Example:
+        async def start_process(*arguments: str, **environ: str) -> Example:
             environ = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db"), **environ}
             process = await stack.enter_async_context(run("--port", "0", *arguments, **environ))
             lines = [(await _line(process))]
@@ -108,7 +108,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             (url,) = re.findall(r"http://127\.0\.0\.1:\d+(?=/ )", lines[0])
             return Started(url, stack, process, "".join(lines))
 
-        yield start
+        yield start_process
 
 
 @asynccontextmanager
@@ -249,9 +249,9 @@ async def test_an_answer_from_the_handbook_is_stored_with_its_sources(serve: Sta
     assert {"title": "Opening hours", "text": HANDBOOK["Opening hours"]} in answered["sources"]
 
 
-async def test_the_conversation_so_far_is_asked_with_the_question(start: Start) -> None:
+async def test_the_conversation_so_far_is_asked_with_the_question(start_process: Start) -> None:
     async with serve_simulator(tokens_per_second=0, first_token_delay=0) as simulator:
-        example = await start(OPENAI_BASE_URL=simulator.base_url, OPENAI_MODEL="sim-length-20")
+        example = await start_process(OPENAI_BASE_URL=simulator.base_url, OPENAI_MODEL="sim-length-20")
         client = await example.browser()
         one = await ask(client, "One?")
         two = await ask(client, "Two?", one)
@@ -264,8 +264,8 @@ async def test_the_conversation_so_far_is_asked_with_the_question(start: Start) 
         assert [each["title"] for each in await listed(client)] == ["Another conversation?", "One?"]
 
 
-async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(start: Start) -> None:
-    example = await start("--drain-timeout", "0.1", EXAMPLE_SECRET_KEY="always the same")
+async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(start_process: Start) -> None:
+    example = await start_process("--drain-timeout", "0.1", EXAMPLE_SECRET_KEY="always the same")
     client = await example.browser()
     done = await ask(client, QUESTION, model="sim-fast")
     stopped = (await client.post("/conversations", json={"model": "sim-long", "content": "Stop?"})).json()
@@ -284,7 +284,7 @@ async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(star
     example.process.terminate()
     assert (await example.ended())[0] == 0
 
-    again = await start(EXAMPLE_SECRET_KEY="always the same")
+    again = await start_process(EXAMPLE_SECRET_KEY="always the same")
     client = await again.client(cookies=client.cookies)
     assert [each["title"] for each in await listed(client)] == ["Cut?", "Stop?", QUESTION]
     assert (await opened(client, done))["messages"][1]["outcome"] == "completed"
@@ -460,8 +460,8 @@ async def test_a_bad_title_or_conversation_is_refused_clearly(serve: Start) -> N
 # Its API and its environment ----------------------------------------------------------------------------------------
 
 
-async def test_the_openai_sdk_streams_with_the_token(start: Start) -> None:
-    example = await start(**TOKEN)
+async def test_the_openai_sdk_streams_with_the_token(start_process: Start) -> None:
+    example = await start_process(**TOKEN)
     assert f"OpenAI-compatible API: {example.url}/v1 with EXAMPLE_TOKEN as the key" in example.welcome
     body = {"model": "sim-fast", "messages": [{"role": "user", "content": QUESTION}]}
     async with (
@@ -484,9 +484,9 @@ async def test_without_the_token_the_api_is_closed(serve: Start) -> None:
             assert (refused.status_code, error_of(refused)["code"]) == (401, "invalid_api_key")
 
 
-async def test_the_address_and_the_model_are_taken_from_the_environment(start: Start) -> None:
+async def test_the_address_and_the_model_are_taken_from_the_environment(start_process: Start) -> None:
     async with serve_simulator(tokens_per_second=0, first_token_delay=0, api_key="sk-1") as simulator:
-        example = await start(
+        example = await start_process(
             OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY="sk-1", OPENAI_MODEL="sim-length-30", **TOKEN
         )
         assert "simulator" not in example.welcome
@@ -511,6 +511,7 @@ async def test_the_address_and_the_model_are_taken_from_the_environment(start: S
 # Its end ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_help_says_what_it_honours() -> None:
     async with run("--help") as process:
         output, errors = await process.communicate()
@@ -529,6 +530,7 @@ async def test_the_help_says_what_it_honours() -> None:
     assert [name for name in names if name not in output.decode()] == []
 
 
+@pytest.mark.slow
 async def test_a_taken_port_is_said_in_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -538,6 +540,7 @@ async def test_a_taken_port_is_said_in_a_sentence() -> None:
     assert errors.decode() == f"Can't listen on 127.0.0.1 port {port}: Address already in use. Try --port.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--port", "70000"), ("--host", "203.0.113.1")], ids=["port", "host"])
 async def test_an_address_that_cannot_be_had_is_said_in_a_sentence(arguments: tuple[str, str]) -> None:
     async with run(*arguments) as process:
@@ -546,6 +549,7 @@ async def test_an_address_that_cannot_be_had_is_said_in_a_sentence(arguments: tu
     assert re.fullmatch(r"Can't listen on \S+ port \d+: [^\n.]+\. Try --port\.\n", errors.decode())
 
 
+@pytest.mark.slow
 async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.db"
     nonsense.write_bytes(b"nonsense" * 1000)
@@ -562,8 +566,10 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids
 
 
 @SIGNALS
-async def test_a_long_stream_is_told_of_the_shutdown_in_both_formats(start: Start, number: signal.Signals) -> None:
-    example = await start("--drain-timeout", "0.3", **TOKEN)
+async def test_a_long_stream_is_told_of_the_shutdown_in_both_formats(
+    start_process: Start, number: signal.Signals
+) -> None:
+    example = await start_process("--drain-timeout", "0.3", **TOKEN)
     client = await example.client(headers=BEARER)
     body = {"model": "sim-long", "messages": [{"role": "user", "content": QUESTION}]}
     started = (await client.post("/v1/streams", json=body)).json()
@@ -589,8 +595,8 @@ async def test_a_long_stream_is_told_of_the_shutdown_in_both_formats(start: Star
 
 
 @SIGNALS
-async def test_a_short_stream_ends_completely_meanwhile(start: Start, number: signal.Signals) -> None:
-    example = await start("--drain-timeout", "20", **TOKEN)
+async def test_a_short_stream_ends_completely_meanwhile(start_process: Start, number: signal.Signals) -> None:
+    example = await start_process("--drain-timeout", "20", **TOKEN)
     client = await example.client(headers=BEARER)
     body = {"model": "sim-length-30", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -603,8 +609,8 @@ async def test_a_short_stream_ends_completely_meanwhile(start: Start, number: si
 
 
 @SIGNALS
-async def test_an_idle_server_ends_quietly_though_pages_are_open(start: Start, number: signal.Signals) -> None:
-    example = await start()
+async def test_an_idle_server_ends_quietly_though_pages_are_open(start_process: Start, number: signal.Signals) -> None:
+    example = await start_process()
     client = await example.browser()
     await client.get("/")
     example.process.send_signal(number)
@@ -615,8 +621,8 @@ async def test_an_idle_server_ends_quietly_though_pages_are_open(start: Start, n
     assert "EXAMPLE_TOKEN" not in example.welcome
 
 
-async def test_a_server_that_drains_starts_nothing_new(start: Start) -> None:
-    example = await start("--drain-timeout", "20", **TOKEN)
+async def test_a_server_that_drains_starts_nothing_new(start_process: Start) -> None:
+    example = await start_process("--drain-timeout", "20", **TOKEN)
     client = await example.client(headers=BEARER)
     body = {"model": "sim-long", "messages": [{"role": "user", "content": QUESTION}]}
     started = (await client.post("/v1/streams", json=body)).json()
