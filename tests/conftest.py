@@ -19,6 +19,7 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.simulator import Simulator, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, serve_app
 from tests.browser import ARGUMENTS, NewPage, NewSite, Site, listened_page, serve_example
+from tests.matrix.servers import nginx as find_nginx
 
 TOKENS = {"token-ann": "ann", "token-bob": "bob"}
 ANN = {"Authorization": "Bearer token-ann"}
@@ -105,6 +106,16 @@ def chromium() -> str:
     if os.environ.get("CI"):
         pytest.fail("CI needs Chromium for the browser tests")
     pytest.skip("no Chromium on this machine")
+
+
+@pytest.fixture(scope="session")
+def nginx() -> str:
+    """The path of nginx. Without one the test is skipped, except where CI is set: there it fails."""
+    if path := find_nginx():
+        return path
+    if os.environ.get("CI"):
+        pytest.fail("CI needs nginx for the tests behind a proxy")
+    pytest.skip("no nginx on this machine")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,7 +7,6 @@ import html
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import sqlite3
@@ -77,16 +76,6 @@ async def run(
         if process.returncode is None:
             process.send_signal(end)
             await process.communicate()
-
-
-@pytest.fixture(scope="session")
-def nginx() -> str:
-    """The path of nginx. Without one the test is skipped, except where CI is set: there it fails."""
-    if path := shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
-        return path
-    if os.environ.get("CI"):
-        pytest.fail("CI needs nginx for the two processes behind it")
-    pytest.skip("no nginx on this machine")
 
 
 SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
