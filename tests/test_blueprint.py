@@ -11,6 +11,7 @@ import pytest
 from quart import request
 
 from quart_openai_sse import Event
+from quart_openai_sse.formats import FORMATS
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
 
@@ -110,6 +111,45 @@ async def test_only_allowed_models_may_be_asked_for(create_app: CreateApp, serve
     assert error_of(refused)["param"] == "model"
 
 
+async def test_a_stream_of_events_and_nothing_else_asks_proxies_to_pass_it_on_as_it_arrives(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start(BODY, principal=await ai.principal())
+        return await stream.response(format=request.args["format"])
+
+    client = await serve(app)
+    started = await client.post("/v1/streams", json=BODY)
+    url = started.json()["url"]
+    streams = [
+        await client.post("/v1/chat/completions", json=STREAM),
+        await client.post("/v1/streams", json=BODY, headers=EVENTS),
+        *[await client.get(f"{url}?format={name}") for name in FORMATS],
+        *[await client.post(f"/ask?format={name}") for name in FORMATS],
+        await client.head(url),
+    ]
+    # RFC 10036: a boolean of structured fields.
+    expected = [(200, "text/event-stream; charset=utf-8", "?1")] * len(streams)
+    assert [
+        (each.status_code, each.headers["content-type"], each.headers.get("incremental")) for each in streams
+    ] == expected
+    others = [
+        started,
+        await client.post("/v1/chat/completions", json=BODY),
+        await client.post("/v1/chat/completions", json={**STREAM, "messages": []}),
+        await client.get("/v1/models"),
+        await client.get("/v1/streams"),
+        await client.get("/v1/client.js"),
+        await client.get("/v1/health"),
+        await client.get(url, headers={"Last-Event-ID": "end"}),
+    ]
+    assert [each.status_code for each in others] == [201, 200, 400, 200, 200, 200, 200, 204]
+    assert not [each for each in others if "incremental" in each.headers]
+
+
 # Streams ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,8 +224,10 @@ async def test_head_answers_without_running_the_body(create_app: CreateApp, serv
     client = await serve(create_app(ScriptedUpstream([chunk("hi"), forever.wait]))[0])
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     response = await client.head(url)
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/event-stream")
+    async with client.stream("GET", url) as stream:
+        for name in ("content-type", "cache-control", "x-accel-buffering", "x-stream-id"):
+            assert response.headers[name] == stream.headers[name]
+    assert (response.status_code, response.content) == (200, b"")
 
 
 async def test_starting_with_accept_event_stream_gives_the_stream_itself(create_app: CreateApp, serve: Serve) -> None:
