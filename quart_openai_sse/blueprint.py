@@ -213,7 +213,9 @@ class _Views:
         relay = self._relay()
         principal = await self._principal(relay)
         data = await _read_body(relay.config.max_body)
-        return relay, principal, parse_body(data, content_type=request.headers.get("Content-Type", ""))
+        headers = request.headers
+        body = parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
+        return relay, principal, body
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
         if not _STREAM_ID.fullmatch(stream_id):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import socket
+from typing import Any, Literal
 
 import httpx
 import pytest
-from quart import request
+import uvicorn
+from quart import Quart, request
 
 from quart_openai_sse import Event
 from quart_openai_sse.formats import FORMATS
@@ -362,6 +364,49 @@ async def test_a_bad_body_is_a_400_that_names_the_member(
     client = await serve(create_app(ScriptedUpstream())[0])
     response = await client.post(route, content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+async def answer_to_java(app: Quart, http: Literal["h11", "httptools"]) -> tuple[bytes, bytes]:
+    """The status line and the body with which *app* on uvicorn answers a POST as Java's HttpClient sends it."""
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        body = json.dumps(BODY).encode()
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nHost: x\r\n"
+            b"Content-Length: %d\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+            b"Upgrade: h2c\r\nUser-Agent: Java-http-client/17\r\nAuthorization: Bearer token-ann\r\n"
+            b"Content-Type: application/json\r\n\r\n%b" % (len(body), body)
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
+        answered = await reader.readexactly(length)
+        writer.close()
+        server.should_exit = True
+        await serving
+    return head.partition(b"\r\n")[0], answered
+
+
+async def test_a_body_that_the_server_lost_because_of_an_upgrade_is_a_400_that_says_so(create_app: CreateApp) -> None:
+    line, answered = await answer_to_java(create_app(ScriptedUpstream())[0], "httptools")
+    lost = "uvicorn with httptools loses the body of such a request" in answered.decode()
+    # Or it is a uvicorn that no longer loses it.
+    assert (line, lost) in {(b"HTTP/1.1 400 Bad Request", True), (b"HTTP/1.1 200 OK", False)}
+    if lost:
+        assert {**json.loads(answered)["error"], "message": ""} == {
+            "message": "",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_json",
+            "user_message": "This request could not be understood.",
+        }
+
+
+async def test_uvicorn_with_h11_keeps_the_body_of_a_request_that_offers_an_upgrade(create_app: CreateApp) -> None:
+    whole = b'{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'
+    line, answered = await answer_to_java(create_app(ScriptedUpstream([whole]))[0], "h11")
+    assert (line, answered) == (b"HTTP/1.1 200 OK", whole)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
