@@ -35,7 +35,7 @@ from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.requests import check_thread, parse_body, validate
-from quart_openai_sse.responses import error_response, read_answer, stream_response, translator
+from quart_openai_sse.responses import STREAM_HEADERS, error_response, read_answer, stream_response, translator
 from quart_openai_sse.trace import current_trace_id
 
 logger = logging.getLogger("quart_openai_sse")
@@ -175,7 +175,10 @@ class _Views:
         reader = await relay.read(handle.key, after=after)
         if reader.at_end or request.method == "HEAD":
             await relay.leave(reader)
-            return Response(status=204 if reader.at_end else 200, mimetype="text/event-stream")
+            if reader.at_end:
+                return Response(status=204, mimetype="text/event-stream")
+            headers = {**STREAM_HEADERS, "X-Stream-Id": handle.id}
+            return Response(content_type="text/event-stream; charset=utf-8", headers=headers)
         handle = StreamHandle(handle.id, handle.key, reader=reader)
         return await stream_response(relay, handle, format_, ids=True, late=False)
 
@@ -210,7 +213,9 @@ class _Views:
         relay = self._relay()
         principal = await self._principal(relay)
         data = await _read_body(relay.config.max_body)
-        return relay, principal, parse_body(data, content_type=request.headers.get("Content-Type", ""))
+        headers = request.headers
+        body = parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
+        return relay, principal, body
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
         if not _STREAM_ID.fullmatch(stream_id):

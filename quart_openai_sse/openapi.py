@@ -37,6 +37,7 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.formats import FORMATS, RESERVED_EVENTS
 from quart_openai_sse.requests import ROLES
+from quart_openai_sse.responses import STREAM_HEADERS
 
 __all__ = ["openapi_document"]
 
@@ -202,7 +203,7 @@ _STARTED: Errors = (
 
 _READING: Schema = {
     "description": "The stream, running or ended. An app's events come under their own names in the `text` format.",
-    "headers": ("X-Stream-Id", "Cache-Control", "X-Accel-Buffering"),
+    "headers": ("X-Stream-Id", *STREAM_HEADERS),
     "content": _events("TextEvent", "OpenAIEvent"),
 }
 _STREAM: Schema = {"description": "The stream.", "headers": ("Location",), "content": _json("StreamAddress")}
@@ -353,6 +354,7 @@ _HEADERS: Schema = {
     "WWW-Authenticate": _header("How to authenticate.", const="Bearer"),
     "Cache-Control": _header("Not to be kept, nor compressed.", const="no-cache, no-transform"),
     "X-Accel-Buffering": _header("Not to be held back by nginx.", const="no"),
+    "Incremental": _header("To be passed on as it arrives (RFC 10036).", const="?1"),
 }
 
 _CHAT_REQUEST = _object(

@@ -35,11 +35,14 @@ _request_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("quart_openai_s
 CATALOGUES = "quart_openai_sse.messages"
 """Where an app's catalogues are, in `app.extensions`."""
 
-_STREAM_HEADERS = {
+STREAM_HEADERS = {
     # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: nginx would too.
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
+    # RFC 10036: the same for every proxy that knows it. A boolean of RFC 9651.
+    "Incremental": "?1",
 }
+"""What every response that is a stream of events has, beside its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ async def stream_response(
     response = Response(
         _body(relay, reader, spoken, ids=ids, retry=retry),
         content_type="text/event-stream; charset=utf-8",
-        headers={**_STREAM_HEADERS, "X-Stream-Id": handle.id},
+        headers={**STREAM_HEADERS, "X-Stream-Id": handle.id},
     )
     response.timeout = None  # Quart would cut the stream at RESPONSE_TIMEOUT, silently
     return response

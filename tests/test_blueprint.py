@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import socket
+from typing import Any, Literal
 
 import httpx
 import pytest
-from quart import request
+import uvicorn
+from quart import Quart, request
 
 from quart_openai_sse import Event
+from quart_openai_sse.formats import FORMATS
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
 
@@ -110,6 +113,45 @@ async def test_only_allowed_models_may_be_asked_for(create_app: CreateApp, serve
     assert error_of(refused)["param"] == "model"
 
 
+async def test_a_stream_of_events_and_nothing_else_asks_proxies_to_pass_it_on_as_it_arrives(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start(BODY, principal=await ai.principal())
+        return await stream.response(format=request.args["format"])
+
+    client = await serve(app)
+    started = await client.post("/v1/streams", json=BODY)
+    url = started.json()["url"]
+    streams = [
+        await client.post("/v1/chat/completions", json=STREAM),
+        await client.post("/v1/streams", json=BODY, headers=EVENTS),
+        *[await client.get(f"{url}?format={name}") for name in FORMATS],
+        *[await client.post(f"/ask?format={name}") for name in FORMATS],
+        await client.head(url),
+    ]
+    # RFC 10036: a boolean of structured fields.
+    expected = [(200, "text/event-stream; charset=utf-8", "?1")] * len(streams)
+    assert [
+        (each.status_code, each.headers["content-type"], each.headers.get("incremental")) for each in streams
+    ] == expected
+    others = [
+        started,
+        await client.post("/v1/chat/completions", json=BODY),
+        await client.post("/v1/chat/completions", json={**STREAM, "messages": []}),
+        await client.get("/v1/models"),
+        await client.get("/v1/streams"),
+        await client.get("/v1/client.js"),
+        await client.get("/v1/health"),
+        await client.get(url, headers={"Last-Event-ID": "end"}),
+    ]
+    assert [each.status_code for each in others] == [201, 200, 400, 200, 200, 200, 200, 204]
+    assert not [each for each in others if "incremental" in each.headers]
+
+
 # Streams ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,8 +226,10 @@ async def test_head_answers_without_running_the_body(create_app: CreateApp, serv
     client = await serve(create_app(ScriptedUpstream([chunk("hi"), forever.wait]))[0])
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     response = await client.head(url)
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/event-stream")
+    async with client.stream("GET", url) as stream:
+        for name in ("content-type", "cache-control", "x-accel-buffering", "x-stream-id"):
+            assert response.headers[name] == stream.headers[name]
+    assert (response.status_code, response.content) == (200, b"")
 
 
 async def test_starting_with_accept_event_stream_gives_the_stream_itself(create_app: CreateApp, serve: Serve) -> None:
@@ -320,6 +364,49 @@ async def test_a_bad_body_is_a_400_that_names_the_member(
     client = await serve(create_app(ScriptedUpstream())[0])
     response = await client.post(route, content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+async def answer_to_java(app: Quart, http: Literal["h11", "httptools"]) -> tuple[bytes, bytes]:
+    """The status line and the body with which *app* on uvicorn answers a POST as Java's HttpClient sends it."""
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        body = json.dumps(BODY).encode()
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nHost: x\r\n"
+            b"Content-Length: %d\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA\r\n"
+            b"Upgrade: h2c\r\nUser-Agent: Java-http-client/17\r\nAuthorization: Bearer token-ann\r\n"
+            b"Content-Type: application/json\r\n\r\n%b" % (len(body), body)
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
+        answered = await reader.readexactly(length)
+        writer.close()
+        server.should_exit = True
+        await serving
+    return head.partition(b"\r\n")[0], answered
+
+
+async def test_a_body_that_the_server_lost_because_of_an_upgrade_is_a_400_that_says_so(create_app: CreateApp) -> None:
+    line, answered = await answer_to_java(create_app(ScriptedUpstream())[0], "httptools")
+    lost = "uvicorn with httptools loses the body of such a request" in answered.decode()
+    # Or it is a uvicorn that no longer loses it.
+    assert (line, lost) in {(b"HTTP/1.1 400 Bad Request", True), (b"HTTP/1.1 200 OK", False)}
+    if lost:
+        assert {**json.loads(answered)["error"], "message": ""} == {
+            "message": "",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_json",
+            "user_message": "This request could not be understood.",
+        }
+
+
+async def test_uvicorn_with_h11_keeps_the_body_of_a_request_that_offers_an_upgrade(create_app: CreateApp) -> None:
+    whole = b'{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'
+    line, answered = await answer_to_java(create_app(ScriptedUpstream([whole]))[0], "h11")
+    assert (line, answered) == (b"HTTP/1.1 200 OK", whole)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])

@@ -20,7 +20,8 @@ BODY = {"messages": QUESTION}
 
 EVERYBODY_SEES = {"cache-control", "content-language", "content-length", "content-type", "expires", "last-modified"}
 """The headers a page of another origin is shown anyway (Fetch, "CORS-safelisted response-header name")."""
-NOT_FOR_PAGES = {"allow", "date", "etag", "server", "transfer-encoding", "www-authenticate", "x-accel-buffering"}
+NOT_FOR_PAGES = {"allow", "date", "etag", "server", "transfer-encoding", "www-authenticate"}
+NOT_FOR_PAGES |= {"incremental", "x-accel-buffering"}
 
 
 def let_in(app: Quart, origin: str, **options: Any) -> Quart:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import quart_openai_sse
 
@@ -35,13 +41,13 @@ OPTIONAL = {
     "a2wsgi",
     "quart_auth",
     "jwt",
-    "redis",
-    "prometheus_client",
-    "opentelemetry",
     "quart_rate_limiter",
     "httpx2",
 }
 """Installed by extras: imported by the one module that needs it, or within the function that does."""
+
+UNDECLARED = {"pytest", "_typeshed"}
+"""Imported where they are there in any case: pytest loads its plugin, and type checkers bring their stubs."""
 
 HEIGHT = {module: height for height, modules in enumerate(FLOORS.values()) for module in modules}
 
@@ -179,6 +185,43 @@ def test_the_package_is_imported_without_any_extra() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     loaded = {name.removeprefix(f"{PACKAGE}.") for name in ast.literal_eval(done.stdout)}
     assert not {top(name) for name in loaded} & BESIDE
+
+
+@pytest.fixture
+def project() -> dict[str, Any]:
+    """The table of this name in pyproject.toml."""
+    file = ROOT.parent / "pyproject.toml"
+    if not file.exists():
+        pytest.skip("pyproject.toml is not part of this copy")
+    table: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))["project"]
+    return table
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    """The distributions that *requirements* name, in lower case."""
+    return {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+
+def distributions(imported: set[str]) -> set[str]:
+    """The distributions that have the packages *imported*, in lower case."""
+    found = packages_distributions()
+    return {name.lower() for package in imported for name in found.get(package, [f"nothing has {package}"])}
+
+
+def test_what_is_imported_without_an_extra_is_a_dependency_and_nothing_else_is(project: dict[str, Any]) -> None:
+    imported = {name for module in MODULES for name in others(module)} - sys.stdlib_module_names
+    assert distributions(imported - OPTIONAL - UNDECLARED) == names_of(project["dependencies"])
+
+
+def test_every_extra_brings_what_some_module_imports(project: dict[str, Any]) -> None:
+    imported = {name for module in MODULES for name in others(module)} & OPTIONAL
+    extras = {name: names_of(needed) for name, needed in project["optional-dependencies"].items()}
+    for name in ("example", "test", "docs"):  # for this repository
+        del extras[name]
+    # An app makes a client of httpx2 and gives it as `client=`, so that no line here names the package.
+    assert extras.pop("httpx2") == {"httpx2"}
+    assert set.union(*extras.values()) == distributions(imported)
+    assert distributions(OPTIONAL - {"httpx2"}) == distributions(imported)
 
 
 def test_the_public_names_are_there_in_order_and_nothing_else() -> None:

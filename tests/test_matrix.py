@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quart_openai_sse.config import Config
 from tests.matrix.environments import CLIENTS as CLIENTS_FOLDER
 from tests.matrix.environments import PINS, SERVER_PACKAGES, Failed, quart_pin
 from tests.matrix.judge import Outcomes, judge, table
@@ -170,6 +171,13 @@ class TestThePage:
         by_script = {name for name, command in page.servers.items() if "serve" in command}
         assert "/ai" in page.script("serve.py", 5000, below=True)
         assert all(f"{name} at /ai" in page.servers for name in set(SERVERS) - by_script)
+
+    def test_granian_takes_more_requests_at_a_time_than_there_may_be_streams(self) -> None:
+        page = read_page(PAGE.read_text("utf-8"))
+        commands = [command for name, command in page.servers.items() if name.startswith("granian")]
+        taken = [int(number) for command in commands for number in re.findall(r"--backpressure (\d+) ", command)]
+        assert len(taken) == len(commands) == 2
+        assert min(taken) > 2 * Config.max_streams
 
     def test_a_command_is_for_any_port(self) -> None:
         page = read_page("<!-- run: server uvicorn -->\n```sh\nuvicorn --port 5000 app:app\n```\n")

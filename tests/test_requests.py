@@ -50,8 +50,16 @@ def test_what_a_page_of_another_origin_may_post_is_refused(content_type: str) ->
     assert raised.value.status == 415
 
 
+@pytest.mark.parametrize("upgrade", ["", "h2c"])
+def test_a_missing_body_is_called_missing_and_an_upgrade_is_named_as_what_loses_it(upgrade: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_body(b"", content_type="application/json", upgrade=upgrade)
+    assert (raised.value.status, raised.value.code) == (400, "invalid_json")
+    assert raised.value.message.startswith("The request has no body.")
+    assert ("uvicorn with --http h11" in raised.value.message) == bool(upgrade)
+
+
 NOT_JSON = {
-    "nothing": b"",
     "text": b"hello",
     "cut": b'{"a": ',
     "single quotes": b"{'a': 1}",

@@ -18,6 +18,7 @@ CHECKS = {
     "resume": "resumed in the middle, nothing is lost and nothing comes twice",
     "end": "who has the end is answered 204, which ends an EventSource",
     "stop": "DELETE ends the stream for its reader, and the request upstream",
+    "upgrade": "a request that offers HTTP/2 by `Upgrade: h2c` is answered as any other",
     "drain": "told to stop, the server lets a stream end, and ends another with an event that says so",
 }
 
@@ -45,11 +46,16 @@ class Client:
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-_NO_STREAMS = tuple((check, "OpenAI's API has no streams to resume") for check in ("resume", "end", "stop"))
+_NO_UPGRADE = ("upgrade", "it offers no upgrade; Java's HttpClient does, and curl")
+_NO_STREAMS = (
+    *((check, "OpenAI's API has no streams to resume") for check in ("resume", "end", "stop")),
+    _NO_UPGRADE,
+)
 _ONLY_STREAMS = (
     ("whole", "an answer on /streams is a stream"),
     ("tool", "the text format has no tool calls"),
     ("leave", "a stream that can be resumed goes on without its reader; see stop"),
+    _NO_UPGRADE,
 )
 
 CLIENTS = (
@@ -64,7 +70,7 @@ CLIENTS = (
     Client(
         "fetch",
         ("python", "chromium_client.py", "fetch"),
-        without=(("tool", "fetch puts nothing together; curl's check reads the same JSON"),),
+        without=(("tool", "fetch puts nothing together; curl's check reads the same JSON"), _NO_UPGRADE),
         programs=CHROMIUM,
     ),
     Client("eventsource", ("python", "chromium_client.py", "eventsource"), without=_ONLY_STREAMS, programs=CHROMIUM),

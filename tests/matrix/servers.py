@@ -136,15 +136,21 @@ async def _nginx(
         if row.way == "nginx bare":
             settings = f"location / {{ proxy_pass http://127.0.0.1:{plain}; }}"
         parts.append(f"server {{ listen 127.0.0.1:{port}; {settings} }}\n")
-    first = min(ports.values())
-    folder = site.work / f"nginx-{first}"
+    async with run_nginx("".join(parts), port=min(ports.values()), work=site.work):
+        yield ports
+
+
+@asynccontextmanager
+async def run_nginx(servers: str, *, port: int, work: Path) -> AsyncIterator[None]:
+    """An nginx with what is in *servers*, one of which listens on *port*; its files are in a new folder of *work*."""
+    folder = work / f"nginx-{port}"
     folder.mkdir()
-    (folder / "nginx.conf").write_text(_NGINX.format(user=_user(), servers="".join(parts)), "utf-8")
+    (folder / "nginx.conf").write_text(_NGINX.format(user=_user(), servers=servers), "utf-8")
     command = (nginx(), "-p", folder, "-e", "stderr", "-c", "nginx.conf")
-    proxy = await _start(command, folder, first, env={"PATH": os.environ["PATH"]})
+    proxy = await _start(command, folder, port, env={"PATH": os.environ["PATH"]})
     try:
         await ready(proxy)
-        yield ports
+        yield
     finally:
         await proxy.stop()
 

@@ -83,6 +83,12 @@ async def whole(target: Target) -> None:
     same((code, json.loads(said)["choices"][0]["message"]["content"]), (0, target.answer))
 
 
+async def upgrade(target: Target) -> None:
+    """What Java's HttpClient asks for by default: curl offers HTTP/2 over plain HTTP in the same way."""
+    code, said = await output(target, "/chat/completions", "--http2", model=target.model("fast"))
+    same((code, json.loads(said)["choices"][0]["message"]["content"]), (0, target.answer))
+
+
 async def tool(target: Target) -> None:
     code, said = await output(target, "/chat/completions", model=target.model("fast"), tools=[TOOL])
     [call] = json.loads(said)["choices"][0]["message"]["tool_calls"]
@@ -153,6 +159,6 @@ async def stop(target: Target) -> None:
 
 
 if __name__ == "__main__":
-    checks = (text, live, usage, whole, tool, auth, model, cut, leave, resume, end, stop)
+    checks = (text, live, usage, whole, upgrade, tool, auth, model, cut, leave, resume, end, stop)
     spoken = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
     asyncio.run(run_async({check.__name__: check for check in checks}, {"curl": spoken}))
