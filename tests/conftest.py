@@ -58,7 +58,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if named else 2 * (os.cpu_count() or 1)
 
 
-PROGRAMS = {"chromium", "nginx", "start_process"}
+PROGRAMS = {"chromium", "nginx", "start_process", "running_site"}
 """Fixtures that start a program, or name one to be started: a test that uses one is in CI's group."""
 
 

@@ -12,8 +12,9 @@ from tests.benchmarks.prepare import GO_PACKAGES
 
 
 def chromium_path() -> str:
-    """The path of Chromium."""
-    return _program("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", install="chromium")
+    """The path of Chromium; its headless shell takes two thirds of the CPU time, and draws the same."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return _program(*names, install="chromium-headless-shell")
 
 
 def nginx_path() -> str:

@@ -14,11 +14,13 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from anyio.from_thread import start_blocking_portal
 from flask import Flask
 from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
 from sqlalchemy.pool import QueuePool
@@ -28,7 +30,8 @@ from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import db
 from quart_openai_sse.mount import mount
 from quart_openai_sse.simulator import Simulator, answer
-from quart_openai_sse.testing import read, serve_app
+from quart_openai_sse.testing import read, serve_app, simulator_thread
+from tests.machine import nginx_path
 from tests.test_docs import blocks
 
 ROOT = Path(__file__).parent.parent
@@ -55,12 +58,7 @@ async def start_process(simulator: Simulator, tmp_path: Path) -> AsyncIterator[S
             environ = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": model, **environ}
             command = ("-m", "example_app.beside_flask", "--port", "0", "--database", str(tmp_path / "chat.db"))
             process = await stack.enter_async_context(run(sys.executable, *command, *arguments, **environ))
-            assert process.stdout is not None
-            line = (await process.stdout.readline()).decode()
-            if not line:
-                pytest.fail((await process.communicate())[1].decode())
-            assert line.startswith("Streams: " if "--only-streams" in arguments else "Chat: ")
-            return process, re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
+            return process, await welcomed(process, "Streams" if "--only-streams" in arguments else "Chat")
 
         yield start_process
 
@@ -106,17 +104,57 @@ async def run(
 SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
 
 
-@pytest.fixture(params=["one process", "two processes behind nginx"])
-async def site(
-    request: pytest.FixtureRequest, start_process: Start, simulator: Simulator, tmp_path: Path
-) -> AsyncIterator[str]:
-    """The address of both apps, in each of the shapes; answers take their time."""
-    if request.param == "one process":
-        yield (await start_process(model=SLOW))[1]
-    else:
+@dataclass(frozen=True)
+class Site:
+    """Both apps at one address."""
+
+    address: str
+    folder: Path
+    """Where the database is."""
+
+
+@pytest.fixture(scope="module", params=["one process", "two processes behind nginx"])
+def running_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Both apps in each of the shapes, for all tests of this module; answers take their time."""
+    folder = tmp_path_factory.mktemp("site")
+    with (
+        simulator_thread(first_token_delay=0, tokens_per_second=0) as simulator,
+        start_blocking_portal() as portal,
+    ):
         upstream = {"OPENAI_BASE_URL": simulator.base_url, "OPENAI_MODEL": SLOW}
-        async with behind_nginx(request.getfixturevalue("nginx"), tmp_path, **upstream) as address:
-            yield address
+        if request.param == "one process":
+            shape = beside_flask(folder, **upstream)
+        else:
+            shape = behind_nginx(nginx_path(), folder, **upstream)
+        with portal.wrap_async_context_manager(shape) as address:
+            yield Site(address, folder)
+
+
+@pytest.fixture
+def site(running_site: Site) -> Site:
+    """The apps, in which nobody has said anything yet."""
+    with database_in(running_site.folder) as database:
+        database.execute("DELETE FROM messages")
+    return running_site
+
+
+@asynccontextmanager
+async def beside_flask(folder: Path, **environ: str) -> AsyncIterator[str]:
+    """`python -m example_app.beside_flask`, and its address."""
+    command = ("-m", "example_app.beside_flask", "--port", "0", "--database", str(folder / "chat.db"))
+    async with run(sys.executable, *command, **environ) as process:
+        yield await welcomed(process)
+
+
+async def welcomed(process: Process, word: str = "Chat") -> str:
+    """The address in the first line that a process prints."""
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    if not line:
+        pytest.fail((await process.communicate())[1].decode())
+    assert line.startswith(f"{word}: ")
+    address: str = re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
+    return address
 
 
 @asynccontextmanager
@@ -544,12 +582,16 @@ def test_without_the_streaming_app_there_is_no_summary_but_a_sentence(streams_ur
 # In both shapes -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_browser_that_says_no_more_than_its_origin_may_ask_from_the_same(site: str) -> None:
-    async with client_of(site) as client:
+async def test_a_browser_that_says_no_more_than_its_origin_may_ask_from_the_same(site: Site) -> None:
+    async with client_of(site.address) as client:
         await log_in(client)
-        for origin, status in (("http://127.0.0.1:9", 403), (site, 201)):
+        for origin, status in (("http://127.0.0.1:9", 403), (site.address, 201)):
             headers = {"Origin": origin, **CLOSE}
-            assert (await client.post("/ask", json={"content": QUESTION}, headers=headers)).status_code == status
+            asked = await client.post("/ask", json={"content": QUESTION}, headers=headers)
+            assert asked.status_code == status
+        url = asked.json()["url"]
+        await client.delete(url)
+        await client.get(url)  # to its end, which is stored by then
 
 
 # In a browser -------------------------------------------------------------------------------------------------------
@@ -611,13 +653,11 @@ async def status_of(context: BrowserContext, url: str) -> int:
 
 @pytest.mark.browser
 @pytest.mark.timeout(180)  # answers take their time, several of them
-async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
-    site: str, chromium: str, tmp_path: Path
-) -> None:
+async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(site: Site, chromium: str) -> None:
     first = answer({**BODY, "model": SLOW})
-    said = [*BODY["messages"], {"role": "assistant", "content": first}, {"role": "user", "content": "And the sun?"}]
-    second = answer({"model": SLOW, "messages": said})
-    async with browser_at(site, chromium) as page:
+    messages = [*BODY["messages"], {"role": "assistant", "content": first}, {"role": "user", "content": "And the sun?"}]
+    second = answer({"model": SLOW, "messages": messages})
+    async with browser_at(site.address, chromium) as page:
         text = page.locator(".message[data-role=assistant] .text")
         completed = page.locator(".message[data-role=assistant][data-outcome=completed] .text")
         await log_in_at(page, "ada", "lovelace")
@@ -627,11 +667,14 @@ async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
         await page.reload()
         await growing(text, first)  # it goes on
         await expect(completed).to_have_text(first)
-        assert stored(tmp_path, "role, content, outcome") == [("user", QUESTION, ""), ("assistant", first, "completed")]
+        assert stored(site.folder, "role, content, outcome") == [
+            ("user", QUESTION, ""),
+            ("assistant", first, "completed"),
+        ]
         await page.reload()
         assert await completed.all_text_contents() == [first]  # from the server, without the script
 
-        url = site + await ask_at(page, "And the sun?")
+        url = site.address + await ask_at(page, "And the sun?")
         await growing(text.last, second)
         async with page.expect_event("requestfailed", lambda request: request.url.startswith(url)):
             await page.click("#logout")  # and the page stops following
@@ -641,10 +684,10 @@ async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
         await log_in_at(page, "grace", "hopper")
         await expect(page.locator(".message")).to_have_count(0)
         assert await status_of(page.context, url) == 404
-        assert (await (await page.context.request.get(f"{site}/v1/streams")).json())["data"] == []
+        assert (await (await page.context.request.get(f"{site.address}/v1/streams")).json())["data"] == []
         for path in ("/login", "/"):  # back, over the form, to what was ada's page
             await page.go_back(wait_until="commit")  # a page that was kept is not loaded again
-            await expect(page).to_have_url(site + path)
+            await expect(page).to_have_url(site.address + path)
         await expect(page.locator("#user")).to_have_text("grace")
         await expect(page.locator(".message")).to_have_count(0)
         await page.click("#logout")
@@ -652,15 +695,15 @@ async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
 
         await log_in_at(page, "ada", "lovelace")  # whose answer went on
         await expect(completed).to_have_text([first, second])
-    assert stored(tmp_path, "content, outcome")[2:] == [("And the sun?", ""), (second, "completed")]
+    assert stored(site.folder, "content, outcome")[2:] == [("And the sun?", ""), (second, "completed")]
 
 
 @pytest.mark.browser
 @pytest.mark.timeout(180)  # answers take their time, several of them
-async def test_a_page_follows_what_flask_has_started_for_its_user(site: str, chromium: str, tmp_path: Path) -> None:
+async def test_a_page_follows_what_flask_has_started_for_its_user(site: Site, chromium: str) -> None:
     expected = answer({"model": SLOW, "messages": [*SAID, SUMMARISE]})
-    say_something(tmp_path)
-    async with browser_at(site, chromium) as page:
+    say_something(site.folder)
+    async with browser_at(site.address, chromium) as page:
         summary = page.locator("#summary")
         await log_in_at(page, "ada", "lovelace")
         await page.click("#summarise")
@@ -669,7 +712,7 @@ async def test_a_page_follows_what_flask_has_started_for_its_user(site: str, chr
         await growing(summary, expected)
         await expect(summary).to_have_attribute("data-outcome", "completed")
         assert await summary.text_content() == expected
-        url = site + str(await summary.get_attribute("data-stream"))
+        url = site.address + str(await summary.get_attribute("data-stream"))
         await page.click("#logout")
         assert await status_of(page.context, url) == 401
         await log_in_at(page, "grace", "hopper")

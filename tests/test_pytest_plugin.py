@@ -31,7 +31,7 @@ def run_pytest(tmp_path: Path) -> Pytest:
             (project / f"{name}.py").write_text(code, "utf-8")
         project.joinpath("pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", "utf-8")
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *options],
+            [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *NOT_NEEDED, *options],
             cwd=project,
             env=surroundings({"PYTHONPATH": str(tmp_path / "installed")}),
             capture_output=True,
@@ -50,6 +50,10 @@ def asyncio_mode(mode: str) -> tuple[str, ...]:
 
 
 WITHOUT_ASYNCIO = ("-p", "no:asyncio")
+NOT_NEEDED = [
+    part for name in ("hypothesispytest", "schemathesis", "timeout", "xdist") for part in ("-p", f"no:{name}")
+]
+"""Plugins that take a second to import."""
 
 SYNC = """
 import httpx
