@@ -140,7 +140,11 @@ def nginx() -> str:
 async def browser(chromium: str) -> AsyncIterator[Browser]:
     """One Chromium for all tests that run on the session's event loop; each has pages of its own."""
     async with async_playwright() as playwright:
-        running = await playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS, headless=True)
+        running = await playwright.chromium.launch(
+            executable_path=chromium,
+            args=ARGUMENTS,
+            ignore_default_args=["--disable-back-forward-cache"],  # people have it
+        )
         yield running
         await running.close()
 

@@ -22,10 +22,10 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 from flask import Flask
-from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
 from sqlalchemy.pool import QueuePool
 
-from example_app.beside_flask import PREFIXES, create_streaming_app
+from example_app.beside_flask import PREFIXES, create_streaming_app, main
 from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import db
 from quart_openai_sse.mount import mount
@@ -440,15 +440,15 @@ async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Si
             assert (await old.get("/")).text == stream.text
 
 
-@pytest.mark.slow
-async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_had_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     database = tmp_path / "missing" / "chat.db"
-    command = (sys.executable, "-m", "example_app.beside_flask", "--database", str(database), "--port", "0")
-    async with run(*command) as process:
-        _, errors = await process.communicate()
-    assert process.returncode == 1
-    assert errors.decode().endswith(f"Can't keep conversations in {database}. Try --database.\n")
-    assert b"Traceback" not in errors
+    monkeypatch.setattr(sys, "argv", ["beside_flask", "--database", str(database), "--port", "0"])
+    assert main() == 1
+    errors = capsys.readouterr().err
+    assert errors.endswith(f"Can't keep conversations in {database}. Try --database.\n")
+    assert "Traceback" not in errors
 
 
 async def test_a_form_elsewhere_logs_nobody_in_or_out_of_the_old_app(serve: Start) -> None:
@@ -472,15 +472,14 @@ async def test_half_an_emoji_is_no_reason_to_fail(serve: Start) -> None:
         assert [role for role, _ in shown(await client.get("/"))] == ["user", "assistant"]
 
 
-@pytest.mark.slow
-async def test_only_streams_is_refused_without_what_it_shares(tmp_path: Path) -> None:
+def test_only_streams_is_refused_without_what_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in ((), ("--database", str(tmp_path / "chat.db"))):
-        async with run(
-            sys.executable, "-m", "example_app.beside_flask", "--only-streams", *arguments, "--port", "0"
-        ) as process:
-            async with asyncio.timeout(20):
-                _, errors = await process.communicate()
-        assert (process.returncode, "needs a database and EXAMPLE_SECRET_KEY" in errors.decode()) == (2, True)
+        monkeypatch.setattr(sys, "argv", ["beside_flask", "--only-streams", *arguments, "--port", "0"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert "needs a database and EXAMPLE_SECRET_KEY" in capsys.readouterr().err
 
 
 async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(serve: Start, tmp_path: Path) -> None:
@@ -598,23 +597,17 @@ async def test_a_browser_that_says_no_more_than_its_origin_may_ask_from_the_same
 
 
 @asynccontextmanager
-async def browser_at(address: str, chromium: str) -> AsyncIterator[Page]:
+async def page_at(address: str, browser: Browser) -> AsyncIterator[Page]:
     """A page at *address*. It fails if its console complains of more than the icon, which the old app does not have."""
     complaints: list[str] = []
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox"],
-            ignore_default_args=["--disable-back-forward-cache"],  # people have it
-        )
-        page = await browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(f"{line.type}: {line.text} ({line.location['url']})"))
-        try:
-            await page.goto(address)
-            yield page
-        finally:
-            await browser.close()
+    page = await browser.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: complaints.append(f"{line.type}: {line.text} ({line.location['url']})"))
+    try:
+        await page.goto(address)
+        yield page
+    finally:
+        await page.context.close()
     assert [line for line in complaints if "/favicon.ico" not in line] == []
 
 
@@ -652,12 +645,13 @@ async def status_of(context: BrowserContext, url: str) -> int:
 
 
 @pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(180)  # answers take their time, several of them
-async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(site: Site, chromium: str) -> None:
+async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(site: Site, browser: Browser) -> None:
     first = answer({**BODY, "model": SLOW})
     messages = [*BODY["messages"], {"role": "assistant", "content": first}, {"role": "user", "content": "And the sun?"}]
     second = answer({"model": SLOW, "messages": messages})
-    async with browser_at(site.address, chromium) as page:
+    async with page_at(site.address, browser) as page:
         text = page.locator(".message[data-role=assistant] .text")
         completed = page.locator(".message[data-role=assistant][data-outcome=completed] .text")
         await log_in_at(page, "ada", "lovelace")
@@ -699,11 +693,12 @@ async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
 
 
 @pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(180)  # answers take their time, several of them
-async def test_a_page_follows_what_flask_has_started_for_its_user(site: Site, chromium: str) -> None:
+async def test_a_page_follows_what_flask_has_started_for_its_user(site: Site, browser: Browser) -> None:
     expected = answer({"model": SLOW, "messages": [*SAID, SUMMARISE]})
     say_something(site.folder)
-    async with browser_at(site.address, chromium) as page:
+    async with page_at(site.address, browser) as page:
         summary = page.locator("#summary")
         await log_in_at(page, "ada", "lovelace")
         await page.click("#summarise")

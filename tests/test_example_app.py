@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from openai import AsyncOpenAI
 
 from example_app import create_app
+from example_app.__main__ import main
 from example_app.handbook import HANDBOOK
 from quart_openai_sse.simulator import answer, serve_simulator
 from quart_openai_sse.testing import ReadStream, read, serve_app
@@ -74,6 +75,14 @@ class Started(Example):
         """The exit code, and what was written to stderr."""
         _, errors = await self.process.communicate()
         return self.process.returncode, errors.decode()
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    output: str
+    errors: str
 
 
 Start = Callable[..., Any]
@@ -511,11 +520,24 @@ async def test_the_address_and_the_model_are_taken_from_the_environment(start_pr
 # Its end ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-async def test_the_help_says_what_it_honours() -> None:
-    async with run("--help") as process:
-        output, errors = await process.communicate()
-    assert (process.returncode, errors) == (0, b"")
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs the command in this process, where it is to end before it serves."""
+
+    def run_here(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["example_app", *arguments])
+        try:
+            status: Any = main()
+        except SystemExit as leaving:
+            status = leaving.code
+        return Ended(status, *capsys.readouterr())
+
+    return run_here
+
+
+def test_the_help_says_what_it_honours(run_here: Callable[..., Ended]) -> None:
+    status, output, errors = run_here("--help")
+    assert (status, errors) == (0, "")
     names = (
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
@@ -527,39 +549,34 @@ async def test_the_help_says_what_it_honours() -> None:
         "--database",
         "EXAMPLE_DATABASE",
     )
-    assert [name for name in names if name not in output.decode()] == []
+    assert [name for name in names if name not in output] == []
 
 
-@pytest.mark.slow
-async def test_a_taken_port_is_said_in_a_sentence() -> None:
+def test_a_taken_port_is_said_in_a_sentence(run_here: Callable[..., Ended]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with run("--port", str(port)) as process:
-            output, errors = await process.communicate()
-    assert (process.returncode, output) == (1, b"")
-    assert errors.decode() == f"Can't listen on 127.0.0.1 port {port}: Address already in use. Try --port.\n"
+        ended = run_here("--port", str(port))
+    assert ended == (1, "", f"Can't listen on 127.0.0.1 port {port}: Address already in use. Try --port.\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--port", "70000"), ("--host", "203.0.113.1")], ids=["port", "host"])
-async def test_an_address_that_cannot_be_had_is_said_in_a_sentence(arguments: tuple[str, str]) -> None:
-    async with run(*arguments) as process:
-        output, errors = await process.communicate()
-    assert (process.returncode, output) == (1, b"")
-    assert re.fullmatch(r"Can't listen on \S+ port \d+: [^\n.]+\. Try --port\.\n", errors.decode())
+def test_an_address_that_cannot_be_had_is_said_in_a_sentence(
+    arguments: tuple[str, str], run_here: Callable[..., Ended]
+) -> None:
+    status, output, errors = run_here(*arguments)
+    assert (status, output) == (1, "")
+    assert re.fullmatch(r"Can't listen on \S+ port \d+: [^\n.]+\. Try --port\.\n", errors)
 
 
-@pytest.mark.slow
-async def test_a_database_that_cannot_be_had_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_had_is_said_in_a_sentence(run_here: Callable[..., Ended], tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.db"
     nonsense.write_bytes(b"nonsense" * 1000)
     for file in (nonsense, nonsense / "chat.db", tmp_path):
-        async with run("--port", "0", "--database", str(file)) as process:
-            output, errors = await process.communicate()
-        assert (process.returncode, output) == (1, b"")
-        last = errors.decode().splitlines()[-1]
+        status, output, errors = run_here("--port", "0", "--database", str(file))
+        assert (status, output) == (1, "")
+        last = errors.splitlines()[-1]
         assert re.fullmatch(rf"Can't keep conversations in {re.escape(str(file))}: [^\n.]+\. Try --database\.", last)
-        assert b"Traceback" not in errors
+        assert "Traceback" not in errors
 
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
