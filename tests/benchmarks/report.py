@@ -64,11 +64,11 @@ def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[s
         f"  {name}: not all streams ended in time, or some were refused; figures are of what came" for name in late
     ]
     compare = [f"  ratios are of {main.unit}"] if any(unit.startswith("of ") for unit, _ in columns) else []
-    return ["\n".join([title, *_aligned(rows), *compare, *notes])]
+    return ["\n".join([title, *aligned(rows), *compare, *notes])]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each of *rows*: the first column to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
         "  ".join(["", row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
