@@ -234,7 +234,7 @@ async def _about_builds(build: Build) -> list[str]:
     differ = f", with other dependencies: {', '.join(build.different)}" if build.different else ""
     return [
         f"ours: commit {await against.short('HEAD')}; …@{build.label}: commit {build.label}{differ}",
-        f"of @{build.label}: what this build takes for each 1 of that build, in the same round",
+        f"of @{build.label}: this build's figure, divided by that build's in the same round",
     ]
 
 

@@ -67,11 +67,16 @@ def table(
         return []
     main = compared(samples, mode)
     columns = [(figure.unit, _cells(samples, mode, figure)) for figure in mode.figures]
-    bases = [(f"of {base}", _same_build(names, base)) for base in against]
+    bases: list[tuple[str, Figure, Mapping[str, str]]] = []
     if pairs:
-        bases.insert(0, (f"of {build_in(next(iter(pairs.values())))[1]}", pairs))
-    for heading, of in bases:
-        found = ratios(samples, mode.name, main.name, against=of)
+        other = build_in(next(iter(pairs.values())))[1]
+        bases.append((f"of {other}", main, pairs))
+        work = cost(samples, mode)
+        if work and work != main:
+            bases.append((f"{work.unit.partition(' ')[0]} of {other}", work, pairs))
+    bases += [(f"of {base}", main, _same_build(names, base)) for base in against]
+    for heading, figure, of in bases:
+        found = ratios(samples, mode.name, figure.name, against=of)
         columns.append((heading, {name: ratio(spread) for name, spread in found.items()}))
     columns = [(unit, cells) for unit, cells in columns if cells]
     rows = [["", *(unit for unit, _ in columns)]]
@@ -101,12 +106,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def compared(samples: Iterable[Sample], mode: Mode) -> Figure:
-    """The figure that is compared: instructions in place of CPU time, where the machine counts them."""
+    """The figure that is compared: the first, or if that is CPU time what `cost` is."""
     first = mode.figures[0]
-    counted = [figure for figure in mode.figures if figure.name == "instructions"]
-    if first.name == "cpu" and counted and spreads(samples, mode.name, "instructions"):
-        return counted[0]
-    return first
+    return (cost(samples, mode) or first) if first.name == "cpu" else first
+
+
+def cost(samples: Iterable[Sample], mode: Mode) -> Figure | None:
+    """What a mode says of the work done: instructions where the machine counts them, otherwise CPU time."""
+    figures = {figure.name: figure for figure in mode.figures}
+    counted = spreads(samples, mode.name, "instructions")
+    return figures.get("instructions" if counted else "cpu", figures.get("cpu"))
 
 
 def ratio(spread: Spread) -> str:
