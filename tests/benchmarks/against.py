@@ -78,10 +78,11 @@ async def build_of(
         constraints.write_text(merged(pins.read_text("utf-8") if pins.exists() else "", installed), "utf-8")
         own = environment / "bin" / "python"
         try:
-            await run(own, "-m", "pip", "install", "-c", constraints, tree, *packages)
+            pip = ("env", f"TMPDIR={folder}", own, "-m", "pip")  # pip that is killed leaves its temporary folders
+            await run(*pip, "install", "-c", constraints, tree, *packages)
             file = await _ask(own, _PACKAGE_FILE)
         except Failed as failed:
-            said = [line for line in str(failed).splitlines() if line.strip()][-6:]
+            said = [line for line in str(failed).splitlines()[1:] if line.strip()][-6:]  # without the command
             raise Failed("\n  ".join([f"commit {label} does not install:", *said])) from None
         # The programs come from this checkout, and nothing else does: its package must not be found there.
         path = folder / "programs"
@@ -136,7 +137,7 @@ async def _ask(python: Path, code: str) -> str:
     """What *code* prints, alone with the packages of its environment. Raises `Failed`."""
     status, output, errors = await communicate((python, "-I", "-c", code), env=os.environ)
     if status:
-        raise Failed(errors)
+        raise Failed(f"{python} failed:\n{errors.strip().splitlines()[-1]}")
     return output.decode().strip()
 
 
@@ -145,7 +146,7 @@ async def _git(checkout: Path, *arguments: str) -> tuple[int, str, str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ("git", "-C", checkout, "-c", "core.hooksPath=/dev/null", *arguments)
     code, output, errors = await communicate(command, env=environ)
-    return code, output.decode().rstrip("\n"), errors.strip()
+    return code, output.decode().rstrip("\n"), " ".join(errors.split())
 
 
 def _canonical(name: str) -> str:
