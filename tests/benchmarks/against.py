@@ -31,7 +31,7 @@ async def resolve(name: str, checkout: Path = ROOT) -> str:
     code, top, errors = await _git(checkout, "rev-parse", "--show-toplevel")
     if code or Path(top) != checkout.resolve():
         raise Failed(f"--against needs a git checkout, and {checkout} is not the root of one. {errors}".strip())
-    code, commit, _ = await _git(checkout, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    code, commit, _ = await _git(checkout, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if code:
         raise Failed(f"there is no commit {name!r} in this checkout")
     _, changed, _ = await _git(checkout, "status", "--porcelain", "--", PACKAGE, "pyproject.toml")
