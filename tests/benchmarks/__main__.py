@@ -11,9 +11,12 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.benchmarks import against
 from tests.benchmarks.harness import (
     LOAD_CORE,
     SERVER_CORE,
@@ -26,9 +29,9 @@ from tests.benchmarks.harness import (
 )
 from tests.benchmarks.measure import Sample, above
 from tests.benchmarks.modes import MODES, Mode, modes, runs
-from tests.benchmarks.prepare import CACHE
+from tests.benchmarks.prepare import CACHE, python_with
 from tests.benchmarks.report import plot, tables
-from tests.benchmarks.servers import QUICK, SERVERS, Server, chosen
+from tests.benchmarks.servers import QUICK, SERVERS, Build, Server, chosen
 from tests.matrix.environments import Failed
 
 DESCRIPTION = "Measures what a relayed event costs: this extension beside its peers, in one run on one machine."
@@ -46,10 +49,18 @@ It needs Linux, Go with Gin's sources (Debian: golang-go, golang-github-gin-goni
 can't be had is listed with the reason. Programs, and an environment with the Python peers if this one lacks any, are
 made once and kept in --cache; LiteLLM alone is 750 MB. Close what else runs on the machine.
 
+--against COMMIT measures the build of another commit, too: every server that runs this extension runs twice in each
+round, once with each build, and the two change places from round to round. The commit is installed in an environment
+of its own in a temporary folder, with the versions that its .ci/constraints.txt pins; the servers, the load and the
+programs are those of this checkout. Names with @ are the other build's, and the column "of @..." has the ratio of this
+build to it. --against HEAD compares this build with itself: that spread is the machine's. The package must have no
+changes that are not committed.
+
 Examples:
   python -m tests.benchmarks --quick                                     under a minute
   python -m tests.benchmarks --json figures.json --plot figures.svg      everything; more than an hour
   python -m tests.benchmarks --only ours,gin --mode lockstep,paced
+  python -m tests.benchmarks --quick --against HEAD~1                    what a commit has changed; a few minutes
   python -m tests.benchmarks --only ours-uvicorn,features --mode lockstep   what each feature costs
 
 Exit codes:
@@ -88,41 +99,63 @@ async def _run(options: argparse.Namespace) -> int:
 async def _measure(options: argparse.Namespace) -> int:
     _allow_many_files()
     servers, wanted = _servers(options), _modes(options)
-    run = Run(servers, wanted, options)
+    commit = await against.resolve(options.against) if options.against else None
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as work:
-        async with start_load(options.cache, Path(work), tls=options.tls) as load:
+        async with (
+            start_load(options.cache, Path(work), tls=options.tls) as load,
+            _other_build(commit, servers, Path(work), options.cache) as build,
+        ):
+            run = Run(against.units(servers, build), wanted, options)
             await run.rounds(load)
-    about = _about(options, counting=run.counting)
-    groups = {each.name: each.group for each in servers}
-    sys.stdout.write("\n" + tables(run.samples, wanted, groups, run.missing, about))
+    about = _about(options, counting=run.counting) + (await _about_builds(build) if build else [])
+    groups = {each.name: each.group for each in run.servers}
+    pairs = {each.name: f"{each.name}@{build.label}" for each in servers if each.extension} if build else {}
+    sys.stdout.write("\n" + tables(run.samples, wanted, groups, run.missing, about, pairs))
     if options.json:
         kept = {"about": about, "began": began, "seconds": time.time() - began, "missing": run.missing}
+        kept["against"] = commit
         options.json.write_text(json.dumps({**kept, "samples": [*map(asdict, run.samples)]}, indent=1) + "\n", "utf-8")
     if options.plot:
         options.plot.write_text(plot(run.samples, wanted, groups), "utf-8")
+    if build and not {each.server for each in run.samples} & set(pairs.values()):
+        raise Failed(f"no server ran with the build of {build.label}; why is said above")
     return 1 if any(each.problems for each in run.samples) or not run.samples else 0
+
+
+@asynccontextmanager
+async def _other_build(
+    commit: str | None, servers: list[Server], work: Path, cache: Path
+) -> AsyncIterator[Build | None]:
+    """The build of *commit* for those of *servers* that run this extension; none if there is no *commit*."""
+    packages = sorted({package for each in servers if each.extension for package in each.packages})
+    if commit is None:
+        yield None
+        return
+    sys.stderr.write(f"installing commit {await against.short(commit)} in an environment of its own\n")
+    async with against.build_of(commit, packages, work, python=await python_with(cache, packages)) as build:
+        yield build
 
 
 class Run:
     """All rounds: what was measured, and what was not for which reason."""
 
-    def __init__(self, servers: list[Server], wanted: list[Mode], options: argparse.Namespace) -> None:
+    def __init__(self, units: Sequence[tuple[Server, ...]], wanted: list[Mode], options: argparse.Namespace) -> None:
+        self.servers = [server for unit in units for server in unit]
         self.samples: list[Sample] = []
         self.missing: dict[str, str] = {}
         self.counting = False
-        self._servers, self._modes, self._options = servers, wanted, options
-        self._progress = Progress(len(servers) * options.rounds)
+        self._units, self._modes, self._options = units, wanted, options
+        self._progress = Progress(len(self.servers) * options.rounds)
 
     async def rounds(self, load: Load) -> None:
         """Every server once in each round, beginning with another one each time."""
         self.counting = await counts_instructions()
         for number in range(self._options.rounds):
-            first = number % len(self._servers)
-            for server in self._servers[first:] + self._servers[:first]:
+            for server in against.turns(self._units, number):
                 await self._server(server, load, number + 1)
         self._progress.close()
-        self.samples = above(self.samples, "rss", {each.name: each.beside for each in self._servers})
+        self.samples = above(self.samples, "rss", {each.name: each.beside for each in self.servers})
 
     async def _server(self, server: Server, load: Load, number: int) -> None:
         self._progress.step(f"round {number} of {self._options.rounds}: {server.name}")
@@ -171,9 +204,12 @@ class Progress:
 def _servers(options: argparse.Namespace) -> list[Server]:
     try:
         names = options.only or (QUICK if options.quick else [server.group for server in SERVERS])
-        return chosen(list(names))
+        servers = chosen(list(names))
     except KeyError as unknown:
         raise Failed(f"there is no server {unknown}; --list says which there are") from None
+    if options.against and not any(each.extension for each in servers):
+        raise Failed("--against compares builds of this extension, and --only names no server that runs it")
+    return servers
 
 
 def _modes(options: argparse.Namespace) -> list[Mode]:
@@ -191,6 +227,14 @@ def _about(options: argparse.Namespace, *, counting: bool) -> list[str]:
         f"servers on core {SERVER_CORE}, API and clients on core {LOAD_CORE}{one}; upstream over {upstream}",
         "instructions: of user space and kernel" if counting else "instructions: not counted on this machine",
         f"{_processor()}, Linux {platform.release()}, Python {platform.python_version()}",
+    ]
+
+
+async def _about_builds(build: Build) -> list[str]:
+    differ = f", with other dependencies: {', '.join(build.different)}" if build.different else ""
+    return [
+        f"ours: commit {await against.short('HEAD')}; …@{build.label}: commit {build.label}{differ}",
+        f"of @{build.label}: this build's figure, divided by that build's in the same round",
     ]
 
 
@@ -219,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", type=_list, metavar="MODE[,MODE]", help="only these modes")
     add("--seconds", type=float, metavar="S", help="of lockstep, bulk and short (default: 2, with --quick 1)")
     add("--tls", action="store_true", help="ask the API over TLS, with a certificate made for the run")
+    add("--against", metavar="COMMIT", help="measure the build of that commit, too, and print ratios to it")
     add("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     add("--plot", type=Path, metavar="FILE", help="draw bars there, as SVG")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help=f"where what is built is kept (default: {CACHE})")

@@ -124,7 +124,8 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
     if not server.command:
         yield Running(server, urlsplit(load.base_url).netloc.replace("localhost", "127.0.0.1"), None)
         return
-    python = await python_with(cache, server.packages)
+    build = server.build
+    python = build.python if build else await python_with(cache, server.packages)
     found = await program(cache, server.program) if server.program else ""
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix=f"benchmark-{server.name}-"))
@@ -137,7 +138,7 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
         process = await asyncio.create_subprocess_exec(
             *(part.format(**values) for part in server.command),
             cwd=folder,
-            env=_environ(load, port) | dict(server.environ),
+            env=_environ(load, port, build.path if build else ROOT) | dict(server.environ),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -149,6 +150,8 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
             outcome = await load.run(running.task(**task))
             if outcome["problems"] or not outcome["streams"]:
                 raise Garbled("; ".join(outcome["problems"]) or outcome["refusal"] or "nothing came")
+        if server.extension:
+            check_build(log.read_text("utf-8", "replace"), build.package if build else ROOT / "quart_openai_sse")
         running.idle = measure.resident_kilobytes(running.pids())
         yield running
     except Failed as failed:
@@ -156,6 +159,13 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
     finally:
         await end(process, patience=3)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_build(log: str, package: Path) -> None:
+    """Raises `Failed` unless every process that wrote this *log* has imported quart_openai_sse from *package*."""
+    found = set(re.findall(r"^quart_openai_sse is (.+)$", log, re.M))
+    if found != {str(package / "__init__.py")}:
+        raise Failed(f"it imports quart_openai_sse from {', '.join(sorted(found)) or 'nowhere'}, not from {package}")
 
 
 def _last_lines(log: Path) -> list[str]:
@@ -189,11 +199,11 @@ def _surroundings(load: Load) -> dict[str, Any]:
     }
 
 
-def _environ(load: Load, port: int) -> dict[str, str]:
+def _environ(load: Load, port: int, path: Path) -> dict[str, str]:
     """Nothing of the machine's own settings but its `PATH`."""
     environ = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(path),
         "PORT": str(port),
         "TOKEN": TOKEN,
         "OPENAI_BASE_URL": load.base_url,

@@ -49,16 +49,19 @@ def spreads(samples: Iterable[Sample], mode: str, figure: str) -> dict[str, Spre
     return {server: Spread.of(values) for server, values in found.items()}
 
 
-def ratios(samples: Iterable[Sample], mode: str, figure: str, *, against: str) -> dict[str, Spread]:
-    """By server: the spread of its ratio to the server *against*, each taken within one round."""
+def ratios(samples: Iterable[Sample], mode: str, figure: str, *, against: str | Mapping[str, str]) -> dict[str, Spread]:
+    """By server: the spread of its ratio to the server *against*, each taken within one round.
+
+    *against* may name another one for each server; without one, it has no ratio.
+    """
     rounds: dict[int, dict[str, float]] = defaultdict(dict)
     for sample in samples:
         if sample.mode == mode and figure in sample.figures:
             rounds[sample.round][sample.server] = sample.figures[figure]
     found = defaultdict(list)
     for values in rounds.values():
-        if base := values.get(against):
-            for server, value in values.items():
+        for server, value in values.items():
+            if base := values.get(against if isinstance(against, str) else against.get(server, "")):
                 found[server].append(value / base)
     return {server: Spread.of(values) for server, values in found.items()}
 

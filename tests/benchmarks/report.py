@@ -19,16 +19,17 @@ def tables(
     groups: Mapping[str, str],
     missing: Mapping[str, str],
     about: Sequence[str],
+    pairs: Mapping[str, str] | None = None,
 ) -> str:
     """A table for each of *modes*, another for what features cost, and why some servers are *missing*.
 
-    *groups* are those of the servers, by name.
+    *groups* are those of the servers, by name. *pairs* are this checkout's servers and their names at another commit.
     """
     parts = ["\n".join(about)]
     for mode in modes:
         others, features = divided(samples, mode, groups)
-        parts += table(others, mode, mode.title, AGAINST)
-        parts += table(features, mode, f"{mode.title}; what features cost", (WHOLE,))
+        parts += table(others, mode, mode.title, AGAINST, pairs)
+        parts += table(features, mode, f"{mode.title}; what features cost", (WHOLE,), pairs)
     if missing:
         parts.append("Not measured\n" + "\n".join(f"  {name}: {why}" for name, why in missing.items()))
     if lost := [
@@ -43,19 +44,40 @@ def divided(samples: Sequence[Sample], mode: Mode, groups: Mapping[str, str]) ->
     own = [each for each in samples if each.mode == mode.name]
     others = [each for each in own if groups[each.server] != "features"]
     features = [each for each in own if groups[each.server] == "features"]
-    return others, [each for each in others if each.server == WHOLE] + features if features else []
+    whole = [each for each in others if build_in(each.server)[0] == WHOLE]
+    return others, whole + features if features else []
 
 
-def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[str]) -> list[str]:
+def build_in(name: str) -> tuple[str, str]:
+    """The server's name alone, and what follows it for another commit's build: `@1a2b3c4`, or nothing."""
+    server, at, label = name.partition("@")
+    return server, at + label
+
+
+def table(
+    samples: Sequence[Sample],
+    mode: Mode,
+    title: str,
+    against: Sequence[str],
+    pairs: Mapping[str, str] | None = None,
+) -> list[str]:
     """One mode: a line for each server with its figures, and the ratios of the first one. Nothing if there is none."""
     names = list(dict.fromkeys(sample.server for sample in samples if sample.mode == mode.name))
     if not names:
         return []
     main = compared(samples, mode)
     columns = [(figure.unit, _cells(samples, mode, figure)) for figure in mode.figures]
-    for base in against:
-        found = ratios(samples, mode.name, main.name, against=base)
-        columns.append((f"of {base}", {name: ratio(spread) for name, spread in found.items()}))
+    bases: list[tuple[str, Figure, Mapping[str, str]]] = []
+    if pairs:
+        other = build_in(next(iter(pairs.values())))[1]
+        bases.append((f"of {other}", main, pairs))
+        work = cost(samples, mode)
+        if work and work != main:
+            bases.append((f"{work.unit.partition(' ')[0]} of {other}", work, pairs))
+    bases += [(f"of {base}", main, _same_build(names, base)) for base in against]
+    for heading, figure, of in bases:
+        found = ratios(samples, mode.name, figure.name, against=of)
+        columns.append((heading, {name: ratio(spread) for name, spread in found.items()}))
     columns = [(unit, cells) for unit, cells in columns if cells]
     rows = [["", *(unit for unit, _ in columns)]]
     rows += [[name, *(cells.get(name, "-") for _, cells in columns)] for name in names]
@@ -64,11 +86,18 @@ def table(samples: Sequence[Sample], mode: Mode, title: str, against: Sequence[s
         f"  {name}: not all streams ended in time, or some were refused; figures are of what came" for name in late
     ]
     compare = [f"  ratios are of {main.unit}"] if any(unit.startswith("of ") for unit, _ in columns) else []
-    return ["\n".join([title, *_aligned(rows), *compare, *notes])]
+    return ["\n".join([title, *aligned(rows), *compare, *notes])]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+def _same_build(names: Iterable[str], base: str) -> dict[str, str]:
+    """What each is compared with: *base*, or *base* at the same commit where that was measured."""
+    names = list(names)
+    at_commit = {name: base + build_in(name)[1] for name in names}
+    return {name: other if other in names else base for name, other in at_commit.items()}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each of *rows*: the first column to the left, the others to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
         "  ".join(["", row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
@@ -77,12 +106,16 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def compared(samples: Iterable[Sample], mode: Mode) -> Figure:
-    """The figure that is compared: instructions in place of CPU time, where the machine counts them."""
+    """The figure that is compared: the first, or if that is CPU time what `cost` is."""
     first = mode.figures[0]
-    counted = [figure for figure in mode.figures if figure.name == "instructions"]
-    if first.name == "cpu" and counted and spreads(samples, mode.name, "instructions"):
-        return counted[0]
-    return first
+    return (cost(samples, mode) or first) if first.name == "cpu" else first
+
+
+def cost(samples: Iterable[Sample], mode: Mode) -> Figure | None:
+    """What a mode says of the work done: instructions where the machine counts them, otherwise CPU time."""
+    figures = {figure.name: figure for figure in mode.figures}
+    counted = spreads(samples, mode.name, "instructions")
+    return figures.get("instructions" if counted else "cpu", figures.get("cpu"))
 
 
 def ratio(spread: Spread) -> str:

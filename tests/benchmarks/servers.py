@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 CHAT, STREAMS = "/v1/chat/completions", "/v1/streams"
 PACKAGES = ("quart", "httpx")
 PEERS = "tests.benchmarks.peers"
+
+
+@dataclass(frozen=True)
+class Build:
+    """This extension as another commit has it, installed."""
+
+    label: str
+    """The commit's hash, abbreviated."""
+    python: Path
+    path: Path
+    """`PYTHONPATH` of its servers."""
+    package: Path
+    """The folder that `quart_openai_sse` must be imported from."""
+    different: tuple[str, ...] = ()
+    """The dependencies whose versions are not those of this checkout's environment."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,13 @@ class Server:
     """The bare server whose memory is taken from its own."""
     bare: bool = False
     """Whether it makes its events itself."""
+    build: Build | None = None
+    """The build of this extension that it runs; `None`: that of this checkout."""
+
+    @property
+    def extension(self) -> bool:
+        """Whether it runs this extension."""
+        return self.group in ("ours", "features")
 
 
 _HYPERCORN = ("{python}", "-m", "hypercorn", "--bind", "127.0.0.1:{port}")
