@@ -144,6 +144,7 @@ class TestBuilding:
         assert not (tmp_path / "tree").exists()
         assert len(worktrees(checkout)) == 1
 
+    @pytest.mark.slow
     async def test_a_build_is_imported_from_its_own_environment(self, checkout: Path, tmp_path: Path) -> None:
         async with build_of("HEAD", [], tmp_path, python=Path(sys.executable), checkout=checkout) as build:
             assert build.package.is_relative_to(tmp_path / "environment")
@@ -158,6 +159,7 @@ class TestBuilding:
             ]
         assert len(worktrees(checkout)) == 1
 
+    @pytest.mark.slow
     async def test_a_commit_that_does_not_install_is_a_sentence(self, checkout: Path, tmp_path: Path) -> None:
         label = git(checkout, "rev-parse", "--short", "HEAD~1")
         with pytest.raises(Failed, match=f"^commit {label} does not install:\n"):
