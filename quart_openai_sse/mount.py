@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from a2wsgi import WSGIMiddleware
@@ -22,6 +23,11 @@ T = TypeVar("T")
 
 _LEFT = "quart_openai_sse.left"
 
+# How long a client may go on sending a body that the app has not read, in seconds: in all, and between two pieces.
+# In all as nginx's lingering_time; the second is short because curl stops sending once it sees an error status.
+LINGERING_TIME = 30.0
+LINGERING_TIMEOUT = 2.0
+
 
 def mount(
     flask_app: WSGIApplication, quart_app: Quart, *, prefix: str | Collection[str] = "/v1", threads: int = 16
@@ -29,7 +35,8 @@ def mount(
     """One ASGI app: what is below *prefix*, or one of several, is for *quart_app*, everything else for *flask_app*.
 
     Paths are not changed: the Quart app's own routes begin with the prefix. *threads* is how many requests the Flask
-    app answers at a time; streams take none of them. Raises `ConfigurationError` for a prefix that is none.
+    app answers at a time; streams take none of them. Headers whose names have an underscore are not passed to the
+    Flask app. Raises `ConfigurationError` for an invalid prefix.
     """
     prefixes = {each.rstrip("/") for each in ([prefix] if isinstance(prefix, str) else prefix)}
     if not prefixes or not all(each.startswith("/") for each in prefixes):
@@ -58,57 +65,154 @@ class _Mounted:
 
 
 async def _in_a_thread(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """One request of the old app. If the client leaves, or the server gives it up, its thread ends too."""
-    left = asyncio.get_running_loop().create_future()
-    arrived: asyncio.Queue[Message] = asyncio.Queue(1)
-
-    async def listen() -> None:
-        # Always, since the adapter listens only while it reads the body, and servers say nothing to who sends.
-        while (message := await receive())["type"] != "http.disconnect":
-            await arrived.put(message)
-        leave()
-
-    def leave(*_: Any) -> None:
-        if not left.done():
-            left.set_result(None)
-
-    async def until_left(awaitable: Awaitable[T], otherwise: T) -> T:
-        task = asyncio.ensure_future(awaitable)
-        try:
-            await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else otherwise
-        finally:
-            task.cancel()
+    """One request of the old app. If the client disconnects, or the server gives it up, its thread ends too."""
+    client = _Client()
+    upload = _Upload(receive)
+    response = _Response(scope["method"])
 
     async def receive_until_left() -> Message:
         # What has arrived first: a whole request is carried out, also for a client that did not wait.
-        message = await until_left(arrived.get(), None) if arrived.empty() else arrived.get_nowait()
+        message = upload.arrived() or await client.unless_left(upload.read(), None)
         if message is None:
             raise ClientDisconnected  # the adapter would take it for the end of the body
         return message
 
     async def send_until_left(message: Message) -> None:
-        if not left.done():  # else what broke off would end like something whole
-            await until_left(send(message), None)
+        for each in response.sendable(message, hold=not upload.complete):
+            if response.finished:
+                await client.unless_left(upload.discard(), None)
+            if not client.left.done():  # else what broke off would end like something whole
+                await client.unless_left(send(each), None)
 
-    listening = asyncio.ensure_future(listen())
-    listening.add_done_callback(leave)
-    answering = asyncio.ensure_future(app({**_for_wsgi(scope), _LEFT: left}, receive_until_left, send_until_left))
+    # Always, since the adapter listens only while it reads the body, and servers say nothing to who sends.
+    listening = asyncio.ensure_future(upload.listen())
+    listening.add_done_callback(client.leave)
+    scope = {**_for_wsgi(scope), _LEFT: client.left}
+    answering = asyncio.ensure_future(app(scope, receive_until_left, send_until_left))
     try:
         await asyncio.shield(answering)
+    except Exception:
+        # For as long as the client sends: when an app raises, hypercorn can't close a connection that has more for it.
+        await client.unless_left(upload.discard(forever=True), None)
+        raise
     finally:
         listening.cancel()
-        leave()
+        client.leave()
         await asyncio.wait({answering, listening})
 
 
+class _Client:
+    """Whether the client is still there."""
+
+    def __init__(self) -> None:
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def leave(self, *_: Any) -> None:
+        """It has disconnected, or the server has given up its request."""
+        if not self.left.done():
+            self.left.set_result(None)
+
+    async def unless_left(self, awaitable: Awaitable[T], otherwise: T) -> T:
+        """The result of *awaitable*, or *otherwise* once the client has left."""
+        task = asyncio.ensure_future(awaitable)
+        either: set[asyncio.Future[Any]] = {task, self.left}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else otherwise
+        finally:
+            task.cancel()
+
+
+class _Upload:
+    """The body of a request: the app reads it, and what it has not read when its response ends is discarded.
+
+    At most one message waits here. While it waits, the server is asked for no more, so that the client must wait too.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue(1)
+        self._discarded = False
+        self.complete = False
+
+    async def listen(self) -> None:
+        """Returns when the client has disconnected, or when the server has ended the response."""
+        while (message := await self._receive())["type"] != "http.disconnect":
+            self.complete = not message.get("more_body")
+            if not self._discarded:
+                await self._waiting.put(message)
+
+    async def read(self) -> Message:
+        """The next message of the body."""
+        return await self._waiting.get()
+
+    def arrived(self) -> Message | None:
+        """The next message of the body, if it is here."""
+        return None if self._waiting.empty() else self._waiting.get_nowait()
+
+    async def discard(self, *, forever: bool = False) -> None:
+        """Discards what the app has not read; returns when the body has arrived whole, or its time is over.
+
+        *forever*: its time is over only when the client stops sending.
+
+        Call it before the response ends. A server that ends a response closes a connection that is still receiving,
+        and many clients that are still sending then fail without having read the response.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if forever else LINGERING_TIME):
+                while not self.complete and not self._discarded:
+                    async with asyncio.timeout(LINGERING_TIMEOUT):
+                        await self.read()
+        # From now on listen() does it: hypercorn can't close the connection while its queue for the app is full.
+        self._discarded = True
+        self.arrived()
+
+
+class _Response:
+    """Holds back the message that completes a response, as long as the app may still read the request's body.
+
+    With the last byte of a Content-Length granian ends the response, without waiting for the last message.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._head_only = method == "HEAD"
+        self._missing: int | None = None
+        self._held: list[Message] = []
+        self.finished = False
+
+    def sendable(self, message: Message, *, hold: bool) -> list[Message]:
+        """The messages to send now that the app has sent *message*. *hold*: the request's body is not complete."""
+        self._count(message)
+        if hold and self._missing == 0 and not self.finished and not self._held:
+            self._held.append(message)
+            return []
+        messages = [*self._held, message]
+        self._held.clear()
+        return messages
+
+    def _count(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            lengths = [int(value) for name, value in message["headers"] if name == b"content-length"]
+            empty = self._head_only or message["status"] in (204, 304)
+            self._missing = 0 if empty else lengths[0] if lengths else None
+        else:
+            if self._missing is not None:
+                self._missing = max(0, self._missing - len(message.get("body", b"")))
+            self.finished = not message.get("more_body")
+
+
 def _for_wsgi(scope: Scope) -> Scope:
-    """The scope with its cookies in one header: HTTP/2 may send them in several (RFC 9113, 8.2.3)."""
-    cookies = [value for name, value in scope["headers"] if name.lower() == b"cookie"]
-    if len(cookies) < 2:
-        return scope
-    others = [(name, value) for name, value in scope["headers"] if name.lower() != b"cookie"]
-    return {**scope, "headers": [*others, (b"cookie", b"; ".join(cookies))]}
+    """The scope without headers whose names have an underscore, and with its cookies in one header.
+
+    WSGI can't tell `X_Forwarded_For`, which anybody may send, from `X-Forwarded-For`, which the proxy sets. HTTP/2 may
+    send cookies in several headers (RFC 9113, 8.2.3).
+    """
+    headers = [(name, value) for name, value in scope["headers"] if b"_" not in name]
+    cookies = [value for name, value in headers if name.lower() == b"cookie"]
+    if len(cookies) > 1:
+        headers = [(name, value) for name, value in headers if name.lower() != b"cookie"]
+        headers.append((b"cookie", b"; ".join(cookies)))
+    return {**scope, "headers": headers}
 
 
 class _Leavable:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,13 +18,17 @@ import pytest
 from flask import Flask
 from flask import Response as FlaskResponse
 from flask import request as flask_request
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, StreamEnded
+from playwright.async_api import Browser, expect
 from quart import Quart, request, websocket
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.middleware import ASGIApp, Message
 from quart_openai_sse.mount import mount
-from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
 from tests.conftest import QUESTION, CreateApp, Serve
 
 
@@ -420,3 +428,292 @@ async def test_an_upload_that_the_server_gives_up_ends_its_thread(flask_app: Fla
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(request, 10)
+
+
+# Uploads that Flask does not read ------------------------------------------------------------------------------------
+
+PIECE = 1 << 16
+LARGE = 40_000_000
+
+
+@pytest.fixture
+def refusing_app(flask_app: Flask) -> Flask:
+    """It answers uploads before it has read them, or as it reads them."""
+
+    @flask_app.get("/page")
+    def page() -> str:
+        return "<form method=post enctype=multipart/form-data action=/forbidden><input type=file name=f><button>Go"
+
+    @flask_app.post("/forbidden")
+    def forbidden() -> tuple[str, int]:
+        return "no", 403
+
+    @flask_app.post("/too-large")
+    def too_large() -> str:
+        flask_request.max_content_length = 1000
+        return str(len(flask_request.get_data()))
+
+    @flask_app.post("/half")
+    def half() -> str:
+        return str(len(flask_request.stream.read(100_000)))
+
+    @flask_app.post("/empty")
+    def empty() -> tuple[str, int]:
+        return "", 204
+
+    @flask_app.post("/pieces")
+    def pieces() -> FlaskResponse:
+        return FlaskResponse(iter(["n", "o"]), status=403)
+
+    @flask_app.post("/breaks-off")
+    def breaks_off() -> FlaskResponse:
+        def lines() -> Iterator[str]:
+            yield "no"
+            raise ZeroDivisionError
+
+        return FlaskResponse(lines(), status=403)
+
+    return flask_app
+
+
+@pytest.fixture
+def late_app(flask_app: Flask) -> Flask:
+    """It reads an upload after its response has begun, and then has its size in `READ`."""
+    read: list[int] = flask_app.config.setdefault("READ", [])
+
+    @flask_app.post("/late", defaults={"length": ""})
+    @flask_app.post("/late/<length>")
+    def late(length: str) -> FlaskResponse:
+        stream = flask_request.stream
+
+        def answer() -> Iterator[str]:
+            yield "begun"
+            read.append(sum(len(piece) for piece in iter(lambda: stream.read(PIECE), b"")))
+
+        return FlaskResponse(answer(), headers={"Content-Length": length} if length else {})
+
+    return flask_app
+
+
+def send_all_then_read(address: str, path: str, size: int) -> tuple[int, bytes]:
+    """The status and the rest, of a client that reads until the server has closed the connection."""
+    host, _, port = address.partition(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head.encode() + bytes(size))
+        received = b"".join(iter(lambda: connection.recv(PIECE), b""))
+    return int(received.split(b" ", 2)[1]), received.partition(b"\r\n\r\n")[2]
+
+
+REFUSED = {
+    "/forbidden": (403, b"no"),
+    "/half": (200, b"100000"),
+    "/empty": (204, b""),
+    "/pieces": (403, b"1\r\nn\r\n1\r\no\r\n0\r\n\r\n"),
+    "/breaks-off": (403, b"2\r\nno\r\n"),
+}
+
+
+async def test_a_client_that_sends_all_of_a_refused_upload_reads_the_answer_and_is_not_kept(
+    refusing_app: Flask, quart_app: Quart
+) -> None:
+    async with serve_app(mount(refusing_app, quart_app)) as address:
+        for path, expected in REFUSED.items():
+            assert await asyncio.to_thread(send_all_then_read, address, path, LARGE) == expected
+        many = [asyncio.to_thread(send_all_then_read, address, "/forbidden", 1_000_000) for _ in range(50)]
+        assert await asyncio.gather(*many) == [(403, b"no")] * 50
+
+
+async def test_an_app_that_raises_before_it_has_read_an_upload_is_a_500_and_no_socket_is_kept(
+    quart_app: Quart,
+) -> None:
+    def broken(environ: Any, start_response: Any) -> Any:
+        raise ZeroDivisionError
+
+    async with serve_app(mount(broken, quart_app)) as address:
+        assert await asyncio.to_thread(send_all_then_read, address, "/", LARGE) == (500, b"")
+
+
+async def test_a_blocking_client_is_answered_and_keeps_its_connection(refusing_app: Flask, quart_app: Quart) -> None:
+    def ask(address: str) -> list[tuple[int, bytes]]:
+        client = http.client.HTTPConnection(address, timeout=20)
+        answers = []
+        with closing(client):
+            for path in ("/forbidden", "/too-large", "/forbidden"):
+                client.request("POST", path, body=bytes(LARGE))
+                response = client.getresponse()
+                answers.append((response.status, response.read()[:2]))
+                answers.append(client.sock)
+        return answers
+
+    async with serve_app(mount(refusing_app, quart_app)) as address:
+        answers = await asyncio.to_thread(ask, address)
+    connections = answers[1::2]
+    assert answers[::2] == [(403, b"no"), (413, b"<!"), (403, b"no")]
+    assert connections[0] is connections[1] is connections[2] is not None
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_browser_shows_the_answer_to_a_refused_upload(
+    refusing_app: Flask, quart_app: Quart, browser: Browser, tmp_path: Path
+) -> None:
+    upload = tmp_path / "upload"
+    upload.write_bytes(bytes(LARGE))
+    fetch = """async ([path, size]) => {
+        const response = await fetch(path, { method: "POST", body: new Uint8Array(size) });
+        return [response.status, await response.text()];
+    }"""
+    async with serve_app(mount(refusing_app, quart_app)) as address, await browser.new_context() as context:
+        page = await context.new_page()
+        await page.goto(f"http://{address}/page")
+        assert await page.evaluate(fetch, ["/half", LARGE]) == [200, "100000"]
+        await page.locator("input").set_input_files(upload)
+        await page.get_by_role("button", name="Go").click()
+        await expect(page.locator("body")).to_have_text("no")
+
+
+@pytest.mark.parametrize("path", ["/late", "/late/5"], ids=["chunked", "with its length"])
+async def test_an_app_reads_all_of_an_upload_after_its_response_has_begun(
+    path: str, late_app: Flask, quart_app: Quart, serve: Serve
+) -> None:
+    client = await serve(mount(late_app, quart_app))
+    assert (await client.post(path, content=bytes(5_000_000))).text == "begun"
+    assert late_app.config["READ"] == [5_000_000]
+
+
+async def test_a_response_streams_while_its_upload_still_arrives(late_app: Flask, quart_app: Quart) -> None:
+    async with serve_app(mount(late_app, quart_app)) as address:
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nConnection: close\r\n\r\nfirst")
+        assert (await reader.readuntil(b"begun\r\n")).startswith(b"HTTP/1.1 200")
+        writer.write(b"other")
+        assert await reader.read() == b"0\r\n\r\n"
+        writer.close()
+    assert late_app.config["READ"] == [10]
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["it stops sending", "it never stops"])
+async def test_a_client_is_not_waited_for_without_end(
+    silent: bool, refusing_app: Flask, quart_app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIMEOUT", 0.05 if silent else 1000)
+    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIME", 1000 if silent else 0.05)
+    async with serve_app(mount(refusing_app, quart_app)) as address:
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /pieces HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n")
+
+        async def send() -> None:
+            while not silent:
+                writer.write(bytes(PIECE))
+                await writer.drain()
+
+        sending = asyncio.ensure_future(send())
+        assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 403")
+        with suppress(ConnectionError):  # a reset, if it was still sending
+            assert await reader.read() == b""
+        await asyncio.wait({sending})
+        assert silent or sending.exception()
+        writer.close()
+
+
+class Piece(bytes):
+    """A piece of an upload, counted as long as it is in memory."""
+
+    alive = 0
+
+    def __init__(self, *_: Any) -> None:
+        Piece.alive += 1
+
+    def __del__(self) -> None:
+        Piece.alive -= 1
+
+
+async def test_an_upload_that_flask_does_not_read_is_not_in_memory(flask_app: Flask, quart_app: Quart) -> None:
+    holds, goes_on = threading.Event(), threading.Event()
+    taken, most = 0, 0
+    sent: list[Message] = []
+
+    @flask_app.post("/holds")
+    def holding() -> tuple[str, int]:
+        holds.set()
+        assert goes_on.wait(10)
+        return "no", 403
+
+    async def receive() -> Message:
+        nonlocal taken, most
+        if taken == 600:
+            await asyncio.Event().wait()
+        taken += 1
+        await asyncio.sleep(0)
+        most = max(most, Piece.alive)
+        return {"type": "http.request", "body": Piece(bytes(PIECE)), "more_body": taken < 600}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"a"), (b"content-length", b"%d" % (600 * PIECE))]
+    scope = {"type": "http", "method": "POST", "path": "/holds", "query_string": b"", "headers": headers}
+    request = asyncio.ensure_future(mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send))
+    assert await asyncio.to_thread(holds.wait, 10)
+    assert taken <= 2  # the client must wait as long as Flask does not read
+    goes_on.set()
+    await request
+    assert (taken, sent[0]["status"], sent[-1]["type"]) == (600, 403, "http.response.body")
+    assert most <= 3
+
+
+async def test_another_request_of_the_same_http2_connection_survives_a_refused_upload(
+    refusing_app: Flask, quart_app: Quart
+) -> None:
+    goes_on = threading.Event()
+
+    @refusing_app.get("/slow")
+    def slow() -> str:
+        assert goes_on.wait(10)
+        return "done"
+
+    def ask(address: str) -> dict[int | None, bytes]:
+        host, _, port = address.partition(":")
+        bodies: dict[int | None, bytes] = {1: b"", 3: b""}
+        left, ended = 2_000_000, set()
+        http2 = H2Connection(H2Configuration(client_side=True))
+        http2.initiate_connection()
+        common = [(":scheme", "http"), (":authority", "a")]
+        http2.send_headers(1, [(":method", "GET"), (":path", "/slow"), *common], end_stream=True)
+        http2.send_headers(3, [(":method", "POST"), (":path", "/forbidden"), *common])
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while ended != {1, 3}:
+                while left and (size := min(left, http2.local_flow_control_window(3), 16_384)):
+                    left -= size
+                    http2.send_data(3, bytes(size), end_stream=not left)
+                connection.sendall(http2.data_to_send())
+                received = connection.recv(PIECE)
+                assert received, "the server has closed the connection"
+                for event in http2.receive_data(received):
+                    if isinstance(event, DataReceived):
+                        bodies[event.stream_id] += event.data
+                    elif isinstance(event, StreamEnded):
+                        ended.add(event.stream_id)
+                if 3 in ended and not left:
+                    goes_on.set()
+        return bodies
+
+    async with serve_app(mount(refusing_app, quart_app)) as address:
+        assert await asyncio.to_thread(ask, address) == {1: b"done", 3: b"no"}
+
+
+async def test_flask_is_not_told_of_headers_whose_names_have_an_underscore(
+    flask_app: Flask, quart_app: Quart, serve: Serve
+) -> None:
+    @flask_app.get("/headers")
+    def headers() -> dict[str, str]:
+        return dict(flask_request.headers)
+
+    client = await serve(mount(flask_app, quart_app))
+    seen = (await client.get("/headers", headers={"X_Forwarded_For": "6.6.6.6", "X-Forwarded-Host": "b"})).json()
+    assert "X-Forwarded-For" not in seen
+    assert seen["X-Forwarded-Host"] == "b"

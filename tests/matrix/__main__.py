@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.matrix.environments import Failed
-from tests.matrix.plan import CHECKS, CLIENTS, KNOWN, QUARTS, SERVERS, UPSTREAM_CLIENTS, WAYS
+from tests.matrix.plan import CHECKS, CLIENTS, KNOWN, QUARTS, SERVERS, UPSTREAM_CLIENTS, WAYS, WITHOUT_CLIENT
 from tests.matrix.run import Run
 from tests.matrix.servers import nginx
 
@@ -20,8 +20,9 @@ DESCRIPTION = "Proves that servers and clients work with the extension unchanged
 EPILOG = """\
 Every server of docs/how-to/deploy.md is started by the command of that page, in an environment of its own for each
 Python and Quart, in front of a simulator of OpenAI's API: by itself, behind nginx, and behind nginx below /ai. Then
-every client makes every check it can against it, in an environment of its own with pinned versions. "drain" is no
-client: it tells the server to stop, and watches what becomes of its streams.
+every client makes every check it can against it, in an environment of its own with pinned versions. Two columns are
+no clients: "drain" tells the server to stop, and watches what becomes of its streams; "flask" serves a Flask app by
+`mount`, and uploads to it.
 
 It needs nginx, node with npm, curl and Chromium, and what .[test] installs. Environments are kept in --cache; the
 first run installs about ten of them.
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [*(client.name for client in CLIENTS), "drain"]
+    names = [*(client.name for client in CLIENTS), *WITHOUT_CLIENT]
     add = parser.add_argument
     add("--python", action="append", metavar="PATH", help="an interpreter for servers; again for more (default: this)")
     add("--server", action="append", choices=list(SERVERS), help="only this server; again for more (default: all)")

@@ -39,7 +39,7 @@ async def server_environment(cache: Path, environment: Environment, python: str)
     if not (folder / "ready").exists():
         await create(folder, python)
         (folder / "pins.txt").write_text(pins, "utf-8")
-        wanted = ("-e", f"{ROOT}[httpx2]", *SERVER_PACKAGES)
+        wanted = ("-e", f"{ROOT}[flask,httpx2]", *SERVER_PACKAGES)
         await run(folder / "bin" / "pip", "install", "-c", folder / "pins.txt", *wanted)
         (folder / "ready").touch()
     return folder

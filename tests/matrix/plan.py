@@ -20,7 +20,11 @@ CHECKS = {
     "stop": "DELETE ends the stream for its reader, and the request upstream",
     "upgrade": "a request that offers HTTP/2 by `Upgrade: h2c` is answered as any other",
     "drain": "told to stop, the server lets a stream end, and ends another with an event that says so",
+    "refuse": "a mounted Flask app refuses uploads: clients read the whole answer, no socket and no memory is kept",
+    "header": "a mounted Flask app is told of no header whose name has an underscore",
 }
+WITHOUT_CLIENT = {"drain": ("drain",), "flask": ("refuse", "header")}
+"""The checks of a server that no client makes, by their column."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Client:
     def checks(self) -> tuple[str, ...]:
         """The checks that it makes."""
         missing = {check for check, _ in self.without}
-        return tuple(check for check in CHECKS if check not in missing and check != "drain")
+        missing |= {check for checks in WITHOUT_CLIENT.values() for check in checks}
+        return tuple(check for check in CHECKS if check not in missing)
 
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

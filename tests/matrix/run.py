@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from quart_openai_sse.simulator import answer
 from tests.matrix.environments import Failed, client_command, server_environment, version_of, versions
+from tests.matrix.flask import check_flask
 from tests.matrix.judge import Outcomes, judge, table
 from tests.matrix.page import PAGE, read_page
-from tests.matrix.plan import CLIENTS, KNOWN, QUARTS, SERVERS, Client, Environment, Row, rows
+from tests.matrix.plan import CLIENTS, KNOWN, QUARTS, SERVERS, WITHOUT_CLIENT, Client, Environment, Row, rows
 from tests.matrix.processes import communicate
 from tests.matrix.servers import TOKEN, Site, nginx, serve
 from tests.matrix.shutdown import check_drain
@@ -44,7 +45,7 @@ class Run:
         self._pythons = {version_of(python): python for python in options.python or [sys.executable]}
         self._servers = tuple(name for name in SERVERS if name in (options.server or SERVERS))
         self._clients = [client for client in CLIENTS if client.name in (options.client or [client.name])]
-        self._drains = "drain" in (options.client or ["drain"])
+        self._alone = [column for column in WITHOUT_CLIENT if column in (options.client or [column])]
         self._cache = (options.cache or Path(tempfile.gettempdir()) / "quart-openai-sse-matrix").resolve()
         self._work = work
         self._began = time.monotonic()
@@ -98,9 +99,8 @@ class Run:
             async with serve(site, here) as urls:
                 self.say(f"{environment}: {len(urls)} addresses")
                 await self._some_at_a_time(self._one_client(client, urls, upstream) for client in self._clients)
-        if self._drains:
-            each_server = [row for row in here if row.way == "direct" and row.upstream_client == "httpx"]
-            await self._some_at_a_time(self._one_drain(site, row) for row in each_server)
+        each_server = [row for row in here if row.way == "direct" and row.upstream_client == "httpx"]
+        await self._some_at_a_time(self._one_alone(site, row, each) for each in self._alone for row in each_server)
 
     async def _one_client(self, client: Client, urls: dict[str, Row], upstream: str) -> None:
         for row in urls.values():
@@ -126,11 +126,13 @@ class Run:
         self._outcomes.note(urls[line["url"]], client.name, line["check"], problem)
         return not problem
 
-    async def _one_drain(self, site: Site, row: Row) -> None:
-        self._outcomes.expect(row, "drain", ["drain"])
-        problem = await check_drain(site, row.server, row.upstream_client)
-        self._outcomes.note(row, "drain", "drain", problem)
-        self.say(f"  drain, {row.server}: {problem or 'as it should be'}")
+    async def _one_alone(self, site: Site, row: Row, column: str) -> None:
+        self._outcomes.expect(row, column, WITHOUT_CLIENT[column])
+        check = {"drain": check_drain, "flask": check_flask}[column]
+        problems = await check(site, row.server, row.upstream_client)
+        for name in WITHOUT_CLIENT[column]:
+            self._outcomes.note(row, column, name, problems[name])
+            self.say(f"  {name}, {row.server}: {problems[name] or 'as it should be'}")
 
     async def _some_at_a_time(self, jobs: Iterable[Awaitable[T]]) -> list[T]:
         async def one(job: Awaitable[T]) -> T:
@@ -141,7 +143,7 @@ class Run:
 
     def _report(self) -> int:
         verdict = judge(self._outcomes, KNOWN)
-        columns = [client.name for client in self._clients] + (["drain"] if self._drains else [])
+        columns = [client.name for client in self._clients] + self._alone
         clients = ", ".join(sorted(self._client_versions))
         say = self.say_plainly
         say("", *table(verdict, self._rows, columns), "", *self._server_versions, f"Clients: {clients}")

@@ -23,6 +23,7 @@ from tests.matrix.processes import end
 TOKEN = "s3cret"
 PATIENCE = 60.0  # seconds, for a start or a stop
 APP = Path(__file__).with_name("app.py")
+MOUNTED = Path(__file__).with_name("mounted.py")
 # Below the ports that the system gives to outgoing connections.
 _PORTS = itertools.count(20_000 + os.getpid() % 10_000)
 
@@ -71,15 +72,20 @@ async def serve(site: Site, rows: Sequence[Row]) -> AsyncIterator[dict[str, Row]
         yield {f"http://127.0.0.1:{ports[row]}{'/ai' if '/ai' in row.way else ''}/v1": row for row in rows}
 
 
-async def begin(site: Site, name: str, upstream_client: str, *, below: bool = False, drain: int = 20) -> Server:
-    """Starts the server *name* as the page says. *below*: below `/ai`. *drain*: its seconds."""
+async def begin(
+    site: Site, name: str, upstream_client: str, *, below: bool = False, drain: int = 20, app: Path = APP
+) -> Server:
+    """Starts the server *name* as the page says. *below*: below `/ai`. *drain*: its seconds. *app*: what it serves."""
     port = free_port()
     folder = site.work / f"{name}-{upstream_client}-{port}"
     folder.mkdir()
     for script in site.page.scripts:
         code = site.page.script(script, port, below=below).replace("drain(20)", f"drain({drain})")
+        if app == MOUNTED:  # as docs/how-to/beside-flask.md says
+            code = code.replace("import ai, app\n", "import ai, app, streaming_app\n")
+            code = code.replace("@app.before_serving", "@streaming_app.before_serving")
         folder.joinpath(script).write_text(code, "utf-8")
-    shutil.copy(APP, folder / "app.py")
+    shutil.copy(app, folder / "app.py")
     special = f"{name} at /ai"
     program, *arguments = site.page.command(special if below and special in site.page.servers else name, port)
     command = [site.python / "bin" / program, *arguments]

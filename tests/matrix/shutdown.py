@@ -16,18 +16,18 @@ from tests.matrix.upstream import HELD_AFTER
 DRAIN = 4  # seconds, in place of the page's
 
 
-async def check_drain(site: Site, name: str, upstream_client: str) -> str:
-    """The problem, or ""."""
+async def check_drain(site: Site, name: str, upstream_client: str) -> dict[str, str]:
+    """The problem, or "", by the name of the check."""
     server = await begin(site, name, upstream_client, drain=DRAIN)
     try:
         async with asyncio.timeout(60):
             await ready(server)
             await _drain(server, site.upstream)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return {"drain": f"{type(error).__name__}: {error}"}
     finally:
         await server.stop()
-    return ""
+    return {"drain": ""}
 
 
 async def _drain(server: Server, upstream: str) -> None:
