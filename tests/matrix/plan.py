@@ -49,7 +49,7 @@ class Client:
         return tuple(check for check in CHECKS if check not in missing)
 
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 _NO_UPGRADE = ("upgrade", "it offers no upgrade; Java's HttpClient does, and curl")
 _NO_STREAMS = (

@@ -13,7 +13,7 @@ from common import Target, run_async, same
 from playwright.async_api import BrowserContext, Page, async_playwright
 
 HERE = Path(__file__).parent
-EXECUTABLES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+EXECUTABLES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Tab:
