@@ -554,7 +554,7 @@ async def test_a_blocking_client_is_answered_and_keeps_its_connection(refusing_a
 
 
 @pytest.mark.browser
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_browser_shows_the_answer_to_a_refused_upload(
     refusing_app: Flask, quart_app: Quart, browser: Browser, tmp_path: Path
 ) -> None:
