@@ -27,6 +27,11 @@ def need_curl() -> None:
     _program("curl", install="curl")
 
 
+def need_git() -> None:
+    """For the comparison with another commit."""
+    _program("git", install="git")
+
+
 def need_go_and_gin() -> None:
     """For the benchmark's programs."""
     _program("go", install="golang-go")

@@ -751,6 +751,7 @@ async def test_on_a_terminal_thoughts_are_dimmed_and_controls_are_not_obeyed() -
 # simulate -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_simulate_serves_until_a_signal_also_with_a_stream_open(number: signal.Signals) -> None:
     async with running(*CLI, "simulate", "--port", "0") as process, httpx.AsyncClient(timeout=30) as http:

@@ -78,7 +78,8 @@ async def build_of(
         constraints.write_text(merged(pins.read_text("utf-8") if pins.exists() else "", installed), "utf-8")
         own = environment / "bin" / "python"
         try:
-            pip = ("env", f"TMPDIR={folder}", own, "-m", "pip")  # pip that is killed leaves its temporary folders
+            # pip that is killed leaves its temporary folders, and this checkout's pins are not that commit's.
+            pip = ("env", "-u", "PIP_CONSTRAINT", f"TMPDIR={folder}", own, "-m", "pip")
             await run(*pip, "install", "-c", constraints, tree, *packages)
             file = await _ask(own, _PACKAGE_FILE)
         except Failed as failed:

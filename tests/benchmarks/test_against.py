@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ from tests.benchmarks.measure import Sample, Spread, ratios
 from tests.benchmarks.modes import modes
 from tests.benchmarks.report import tables
 from tests.benchmarks.servers import Build, chosen
+from tests.machine import need_git
 from tests.matrix.environments import Failed
 from tests.matrix.processes import communicate
 
@@ -54,9 +53,8 @@ def git(checkout: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with two commits, of which the first can't be installed. Without git it is skipped, except in CI."""
-    if not shutil.which("git"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("git is not found")
+    """A repository with two commits, of which the first can't be installed."""
+    need_git()
     folder = tmp_path / "checkout"
     (folder / "quart_openai_sse").mkdir(parents=True)
     package = folder / "quart_openai_sse" / "__init__.py"
