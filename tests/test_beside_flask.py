@@ -483,7 +483,7 @@ def test_only_streams_is_refused_without_what_it_shares(
 
 
 async def test_who_logs_out_is_kept_what_there_is_when_linger_has_passed(serve: Start, tmp_path: Path) -> None:
-    address = await serve(model="sim-long-rate-20", OPENAI_SSE_LINGER=0.2)
+    address = await serve(model="sim-long-rate-20", OPENAI_SSE_LINGER=1)
     async with client_of(address) as client:
         await log_in(client)
         url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]

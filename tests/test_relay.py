@@ -197,15 +197,16 @@ async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end
     assert [end.outcome] == told == ["stopped"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 is the first with eager tasks")
-async def test_a_stream_may_begin_at_once(relays: Any) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-    try:
-        relay = relays(scripted(chunk("hi"), finish(), prompt=True))
-        assert (await ended(relay, (await relay.start(BODY, principal=ME)).key)).outcome == "completed"
-    finally:
-        loop.set_task_factory(None)
+if sys.version_info >= (3, 12):  # the first with eager tasks
+
+    async def test_a_stream_may_begin_at_once(relays: Any) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        try:
+            relay = relays(scripted(chunk("hi"), finish(), prompt=True))
+            assert (await ended(relay, (await relay.start(BODY, principal=ME)).key)).outcome == "completed"
+        finally:
+            loop.set_task_factory(None)
 
 
 async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: Any) -> None:
