@@ -13,7 +13,7 @@ import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from quart_openai_sse.mount import mount
 from quart_openai_sse.simulator import Simulator, answer
 from quart_openai_sse.testing import read, serve_app, simulator_thread
 from tests.machine import nginx_path
+from tests.matrix.servers import free_port
 from tests.test_docs import blocks
 
 ROOT = Path(__file__).parent.parent
@@ -181,16 +182,9 @@ async def behind_nginx(nginx: str, folder: Path, **environ: str) -> AsyncIterato
         yield f"http://127.0.0.1:{port}"
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens."""
-    with ExitStack() as taken:
-        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
-
-
 def substituted(conf: str, others: dict[str, str]) -> tuple[str, int]:
     """*conf* with free ports in place of its own, and the port of nginx itself."""
-    old, streams, proxy = free_ports(3)
+    old, streams, proxy = free_port(), free_port(), free_port()
     places = {"127.0.0.1:8000": f"127.0.0.1:{old}", "127.0.0.1:5000": f"127.0.0.1:{streams}"}
     places |= {"--port 5000": f"--port {streams}", "listen 8080;": f"listen 127.0.0.1:{proxy};", **others}
     for place, ours in places.items():
@@ -377,7 +371,7 @@ async def test_the_end_of_the_process_is_an_end_of_the_stream_and_is_stored(
 
 async def test_in_two_processes_the_cookie_and_the_database_are_enough(start_process: Start, tmp_path: Path) -> None:
     secret = {**SECRETS, "EXAMPLE_DATABASE": str(tmp_path / "chat.db")}
-    (port,) = free_ports(1)
+    port = free_port()
     _, address = await start_process("--only-streams", **secret)
     command = ("flask", "--app", "example_app.flask_app", "run", "--port", str(port))
     async with (
@@ -419,7 +413,7 @@ async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Si
     (streams,) = (block.code for block in page if block.how == "run: script streams.py")
     assert len(list(filter(str.strip, streams.splitlines()))) == 13  # as the page says
     (tmp_path / "old_app.py").write_text(old_app, "utf-8")
-    old_port, new_port = free_ports(2)
+    old_port, new_port = free_port(), free_port()
     hypercorn = ("hypercorn", "--bind", f"127.0.0.1:{new_port}", "streams:app")
     async with (
         run("flask", "--app", "old_app:flask_app", "run", "--port", str(old_port), cwd=tmp_path),

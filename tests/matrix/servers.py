@@ -24,8 +24,9 @@ TOKEN = "s3cret"
 PATIENCE = 60.0  # seconds, for a start or a stop
 APP = Path(__file__).with_name("app.py")
 MOUNTED = Path(__file__).with_name("mounted.py")
-# Below the ports that the system gives to outgoing connections.
-_PORTS = itertools.count(20_000 + os.getpid() % 10_000)
+# Below the ports that the system gives to outgoing connections. The processes of a test run have neighbouring ids, and
+# must not try the same ports.
+_PORTS = itertools.count(20_000 + os.getpid() * 97 % 10_000)
 
 
 @dataclass(frozen=True)
