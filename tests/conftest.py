@@ -64,10 +64,11 @@ PROGRAMS = {"chromium", "nginx", "start_process", "running_site"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that are slow by what they use."""
+    """Marks the tests that are slow by what they use, and begins with those that may take minutes."""
     for item in items:
         if isinstance(item, pytest.Function) and PROGRAMS.intersection(item.fixturenames):
             item.add_marker("slow")
+    items.sort(key=lambda item: all(mark.args[0] < 300 for mark in item.iter_markers("timeout")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
