@@ -22,6 +22,7 @@ from tests.browser import (
     asked,
     last_event_ids,
     log_in,
+    log_in_by_form,
     text_of,
 )
 
@@ -39,7 +40,7 @@ async def test_an_answer_grows_before_ones_eyes_and_is_the_models_to_the_letter(
     # Without Markdown: what is shown then has the letters of what was written.
     questions = (f"How far is the moon, {number}?" for number in range(100))
     question = next(each for each in questions if not set("*`|>1") & set(answer(asked(each, model))))
-    await log_in(page, site)
+    await log_in_by_form(page, site)
     chat = Chat(page)
     await expect(page.get_by_text("What would you like to know?")).to_be_visible()
     await page.evaluate(
@@ -531,6 +532,42 @@ async def test_two_conversations_are_answered_at_once_and_the_list_marks_them(
         [{"role": "user", "content": "One?"}],
         [{"role": "user", "content": "Two?"}],
     ]
+
+
+async def test_a_click_in_the_list_is_not_lost_while_the_list_is_refreshed(
+    new_site: NewSite, new_page: NewPage
+) -> None:
+    site, page = await new_site(), await new_page()
+    one = site.gated(LONG, 1)
+    await log_in(page, site)
+    chat = Chat(page)
+    await chat.ask("One?")
+    await chat.shows(one.so_far[0])
+    await chat.new_chat.click()
+    entry = chat.listed.get_by_text("One?")
+    await entry.hover()
+    await page.mouse.down()
+    for _ in range(2):  # as long as it is answered
+        await page.wait_for_event("requestfinished", lambda request: request.url.endswith("/conversations"))
+    await page.mouse.up()
+    await chat.shows(one.so_far[0])
+    one.gates[0].set()
+    assert await chat.ends("completed") == LONG
+
+
+async def test_the_list_says_when_an_answer_is_complete_that_nobody_follows(
+    new_site: NewSite, new_page: NewPage
+) -> None:
+    site, page = await new_site(), await new_page()
+    one = site.gated(LONG, 1)
+    await log_in(page, site)
+    chat = Chat(page)
+    await chat.ask("One?")
+    await chat.shows(one.so_far[0])
+    await chat.new_chat.click()
+    await expect(chat.listed).to_have_text(["One?, answering"])
+    one.gates[0].set()
+    await expect(chat.listed).to_have_text(["One?"])
 
 
 async def test_who_leaves_while_the_question_is_on_its_way_finds_it_in_the_list(

@@ -36,6 +36,7 @@ async function show() {
   opened.title = listed.find(({ id }) => id === opened.id)?.title ?? "";
   showState();
   toEnd();
+  void refreshList(); // what was left may be answered meanwhile
   await refresh(opened);
   showState();
 }
@@ -233,4 +234,3 @@ function fitComposer() {
 
 chooseModel(sessionStorage.getItem("model") ?? model.value);
 void show();
-void refreshList();

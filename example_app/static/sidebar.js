@@ -6,27 +6,41 @@ const sidebar = document.getElementById("sidebar");
 const menu = document.getElementById("menu");
 const main = document.getElementById("main");
 
+/** The entries by their conversation's id. @type {Map<string, Element>} */
+let entries = new Map();
+
 /** @param {{ id: string, title: string, answering: boolean }[]} conversations @param {string} current */
 export function showList(conversations, current) {
-  const focused = list.contains(document.activeElement) ? document.activeElement.pathname : "";
-  list.replaceChildren(...conversations.map((conversation) => item(conversation, conversation.id === current)));
+  entries = new Map(conversations.map(({ id }) => [id, entries.get(id) ?? entry(id)]));
+  for (const conversation of conversations) update(entries.get(conversation.id), conversation, current);
   none.hidden = conversations.length > 0;
-  if (focused) list.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  // An element that is removed and put back between a press and a release gets no click: nothing moves without need.
+  const wanted = [...entries.values()];
+  if (wanted.length === list.children.length && wanted.every((each, place) => each === list.children[place])) return;
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  list.replaceChildren(...wanted);
+  focused?.focus();
 }
 
-function item({ id, title, answering }, current) {
+function entry(id) {
   const element = document.createElement("li");
   const link = document.createElement("a");
   const name = document.createElement("span");
   link.href = `/c/${id}`;
-  link.title = title;
-  if (current) link.ariaCurrent = "page";
   name.className = "name";
-  name.textContent = title;
   link.append(name);
-  if (answering) link.append(mark());
   element.append(link);
   return element;
+}
+
+function update(element, { id, title, answering }, current) {
+  const link = element.firstChild;
+  const name = link.firstChild;
+  link.title = title;
+  link.ariaCurrent = id === current ? "page" : null;
+  if (name.textContent !== title) name.textContent = title;
+  if (!answering) name.nextSibling?.remove();
+  else if (!name.nextSibling) link.append(mark());
 }
 
 function mark() {
