@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 exec </dev/null
 
-export CI=true PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+export CI=true PY_COLORS=0 PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export PIP_CONSTRAINT=$pins PIP_BUILD_CONSTRAINT=$pins
 unset PYTHONDONTWRITEBYTECODE # several processes import the same modules
 

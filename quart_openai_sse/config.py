@@ -22,7 +22,7 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 KEY_PREFIX = "OPENAI_SSE_"
 
 TEST_DEFAULTS: dict[str, Any] = {}
-"""Options that have another default while tests run; the pytest plugin sets them. What the app sets stands above it."""
+"""Options with another default while tests run, set by the pytest plugin. Values that the app sets take precedence."""
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -23,10 +23,13 @@ T = TypeVar("T")
 
 _LEFT = "quart_openai_sse.left"
 
-# How long a client may go on sending a body that the app has not read, in seconds: in all, and between two pieces.
-# In all as nginx's lingering_time; the second is short because curl stops sending once it sees an error status.
 LINGERING_TIME = 30.0
+"""Seconds for which the rest of an upload that the app has not read is discarded, as nginx's option of this name."""
 LINGERING_TIMEOUT = 2.0
+"""Seconds of silence after which it no longer is. curl stops sending at an error status, and waits for the response."""
+
+_draining: set[asyncio.Future[None]] = set()
+"""The uploads that are discarded though their request is over."""
 
 
 def mount(
@@ -42,7 +45,7 @@ def mount(
     if not prefixes or not all(each.startswith("/") for each in prefixes):
         raise ConfigurationError('mount needs prefix= as paths that begin with "/", and are longer than that.')
     if threads < 1:
-        raise ConfigurationError("mount needs at least one of threads=.")
+        raise ConfigurationError("mount(): threads must be at least 1.")
     adapter = WSGIMiddleware(cast(Any, _Leavable(flask_app)), workers=threads)
     return _Mounted(cast(ASGIApp, adapter), cast(ASGIApp, quart_app), prefixes)
 
@@ -61,44 +64,63 @@ class _Mounted:
             await receive()
             await send({"type": "websocket.close", "code": 1000})  # before it is accepted: the server answers 403
         else:
-            await _in_a_thread(self._flask_app, scope, receive, send)
+            await _Request(scope, receive, send).run(self._flask_app)
 
 
-async def _in_a_thread(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+class _Request:
     """One request of the old app. If the client disconnects, or the server gives it up, its thread ends too."""
-    client = _Client()
-    upload = _Upload(receive)
-    response = _Response(scope["method"])
 
-    async def receive_until_left() -> Message:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        self._client = _Client()
+        self._upload = _Upload(receive)
+        self._response = _Response(scope["method"])
+        self._failures: list[Exception] = []
+        self._scope = {**_for_wsgi(scope), _LEFT: self._client.left}
+
+    async def run(self, app: ASGIApp) -> None:
+        """Returns when the app's thread has ended. Raises what the app raised, or the server."""
+        # Always, since the adapter listens only while it reads the body, and servers tell a sender nothing.
+        listening = asyncio.ensure_future(self._upload.listen())
+        listening.add_done_callback(self._client.leave)
+        answering = asyncio.ensure_future(app(self._scope, self._receive_until_left, self._send_until_left))
+        try:
+            await asyncio.shield(answering)
+            if self._failures:
+                raise self._failures[0]
+        except Exception:
+            await self._client.unless_left(self._upload.discard(), None)
+            # hypercorn can't close a connection while it has more for the app: what comes until then is discarded.
+            _draining.add(listening)
+            listening.add_done_callback(_draining.discard)
+            raise
+        finally:
+            self._client.leave()
+            ending: set[asyncio.Future[None]] = {answering}
+            if listening not in _draining or self._upload.complete:
+                listening.cancel()
+                ending.add(listening)
+            await asyncio.wait(ending)
+
+    async def _receive_until_left(self) -> Message:
         # What has arrived first: a whole request is carried out, also for a client that did not wait.
-        message = upload.arrived() or await client.unless_left(upload.read(), None)
+        message = self._upload.arrived() or await self._client.unless_left(self._upload.read(), None)
         if message is None:
             raise ClientDisconnected  # the adapter would take it for the end of the body
         return message
 
-    async def send_until_left(message: Message) -> None:
-        for each in response.sendable(message, hold=not upload.complete):
-            if response.finished:
-                await client.unless_left(upload.discard(), None)
-            if not client.left.done():  # else what broke off would end like something whole
-                await client.unless_left(send(each), None)
-
-    # Always, since the adapter listens only while it reads the body, and servers say nothing to who sends.
-    listening = asyncio.ensure_future(upload.listen())
-    listening.add_done_callback(client.leave)
-    scope = {**_for_wsgi(scope), _LEFT: client.left}
-    answering = asyncio.ensure_future(app(scope, receive_until_left, send_until_left))
-    try:
-        await asyncio.shield(answering)
-    except Exception:
-        # For as long as the client sends: when an app raises, hypercorn can't close a connection that has more for it.
-        await client.unless_left(upload.discard(forever=True), None)
-        raise
-    finally:
-        listening.cancel()
-        client.leave()
-        await asyncio.wait({answering, listening})
+    async def _send_until_left(self, message: Message) -> None:
+        for each in self._response.sendable(message, hold=not self._upload.complete):
+            if self._response.finished:
+                await self._client.unless_left(self._upload.discard(), None)
+            if self._client.left.done():  # else what broke off would end like something whole
+                return
+            try:
+                await self._client.unless_left(self._send(each), None)
+            except Exception as error:
+                # Raised here it would end the adapter's sender, and the thread would wait for that for ever.
+                self._failures.append(error)
+                self._client.leave()
 
 
 class _Client:
@@ -150,16 +172,14 @@ class _Upload:
         """The next message of the body, if it is here."""
         return None if self._waiting.empty() else self._waiting.get_nowait()
 
-    async def discard(self, *, forever: bool = False) -> None:
+    async def discard(self) -> None:
         """Discards what the app has not read; returns when the body has arrived whole, or its time is over.
-
-        *forever*: its time is over only when the client stops sending.
 
         Call it before the response ends. A server that ends a response closes a connection that is still receiving,
         and many clients that are still sending then fail without having read the response.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if forever else LINGERING_TIME):
+            async with asyncio.timeout(LINGERING_TIME):
                 while not self.complete and not self._discarded:
                     async with asyncio.timeout(LINGERING_TIMEOUT):
                         await self.read()
@@ -192,7 +212,9 @@ class _Response:
 
     def _count(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            lengths = [int(value) for name, value in message["headers"] if name == b"content-length"]
+            lengths = [
+                int(value) for name, value in message["headers"] if name == b"content-length" and value.isdigit()
+            ]
             empty = self._head_only or message["status"] in (204, 304)
             self._missing = 0 if empty else lengths[0] if lengths else None
         else:

@@ -17,10 +17,20 @@ if TYPE_CHECKING:
     from quart_openai_sse.testing import ScriptedUpstream, Step, ThreadedSimulator
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """A request for which a test has no script fails at once: `retries` is 0 unless the app sets it."""
+# A request for which a test has no script fails at once, unless the app sets `retries`. The first hook comes before a
+# conftest.py can import the app, and not at all if a conftest.py names this plugin; the second one always comes.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Sets the default of `retries`."""
     TEST_DEFAULTS["retries"] = 0
-    config.add_cleanup(TEST_DEFAULTS.clear)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the default of `retries` until the run is over."""
+    TEST_DEFAULTS["retries"] = 0
+    config.add_cleanup(lambda: TEST_DEFAULTS.pop("retries", None))
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_a_prefix_that_is_none_is_refused(prefix: Any, flask_app: Flask, quart_a
 
 
 def test_no_threads_are_refused(flask_app: Flask, quart_app: Quart) -> None:
-    with pytest.raises(ConfigurationError, match="threads="):
+    with pytest.raises(ConfigurationError, match="threads must be at least 1"):
         mount(flask_app, quart_app, threads=0)
 
 
@@ -617,6 +617,58 @@ async def test_a_client_is_not_waited_for_without_end(
         await asyncio.wait({sending})
         assert silent or sending.exception()
         writer.close()
+
+
+async def test_a_client_of_an_app_that_raised_is_not_waited_for_without_end(
+    refusing_app: Flask, quart_app: Quart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIMEOUT", 1000)
+    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIME", 0.05)
+    async with serve_app(mount(refusing_app, quart_app)) as address:
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /breaks-off HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n")
+
+        async def send() -> None:
+            while True:
+                writer.write(bytes(PIECE))
+                await writer.drain()
+
+        sending = asyncio.ensure_future(send())
+        with suppress(ConnectionError):  # a reset, as it was still sending
+            assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        await asyncio.wait({sending})
+        assert sending.exception()
+        writer.close()
+
+
+@pytest.mark.parametrize("length", [b"5", b"many"], ids=["the server fails", "and the length is none"])
+async def test_a_server_that_fails_to_send_does_not_keep_the_thread(
+    length: bytes, flask_app: Flask, quart_app: Quart
+) -> None:
+    @flask_app.get("/long")
+    def long() -> FlaskResponse:
+        return FlaskResponse(iter(["piece"] * 50), headers={"Content-Length": length.decode()})
+
+    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        if (message := next(messages, None)) is None:
+            await asyncio.Event().wait()
+        assert message
+        return message
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise ConnectionResetError("it is gone")
+
+    app = mount(flask_app, quart_app, threads=1)
+    scope = {"type": "http", "method": "GET", "path": "/long", "query_string": b"", "headers": [(b"host", b"a")]}
+    for _ in range(2):  # the one thread is free again
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectionResetError):
+                await app({**scope, "http_version": "1.1"}, receive, send)
+        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
 
 class Piece(bytes):

@@ -86,8 +86,8 @@ async def test_the_simulator(openai_simulator, anyio_backend):
     assert (await openai_simulator.ended(1)).outcome == "finished"
 """
 
-# A project that does not use the plugin, in which a request has no script.
-OWN = """
+# A project that does not use the fixtures. Its app is imported by its conftest.py.
+OWN_APP = """
 from quart import Quart
 from quart_openai_sse import QuartOpenAISSE, allow_anonymous
 
@@ -99,9 +99,16 @@ def retries(config=None, **options):
     return ai.config(app).retries
 
 
+FOUND = [retries(), retries(retries=2), retries({"OPENAI_SSE_RETRIES": "1"})]
+"""
+OWN_CONFTEST = "import own_app"
+OWN_TEST = """
+import own_app
+
+
 def test_a_request_without_a_script_is_not_repeated_unless_the_app_says_so():
-    found = [retries(), retries(retries=2), retries({"OPENAI_SSE_RETRIES": "1"})]
-    assert found == [EXPECTED, 2, 1]
+    assert own_app.FOUND == [EXPECTED, 2, 1]
+    assert own_app.retries() == EXPECTED
 """
 
 # One run for each way in which a project may be set up: each starts a Python.
@@ -115,25 +122,23 @@ def test_the_example_of_the_documentation_runs_in_both_modes_of_pytest_asyncio(m
         block.how.split()[-1].removesuffix(".py"): block.code for block in page if block.how.startswith("run: script")
     }
     assert {"shop", "conftest", "test_shop"} == files.keys()
-    files["test_own"] = OWN.replace("EXPECTED", "0")
+    files |= {"own_app": OWN_APP, "test_own": OWN_TEST.replace("EXPECTED", "0")}
+    files["conftest"] += OWN_CONFTEST
     assert "9 passed" in run_pytest(*asyncio_mode(mode), **files)
 
 
-def test_a_project_without_an_asyncio_plugin_can_use_the_simulator_and_may_name_the_plugin_again(
-    run_pytest: Pytest,
-) -> None:
+def test_a_project_without_an_asyncio_plugin_can_use_the_simulator(run_pytest: Pytest) -> None:
+    assert "2 passed" in run_pytest(*WITHOUT_ASYNCIO, "-p", "no:anyio", test_sync=SYNC)
+
+
+def test_the_simulator_serves_tests_of_anyio_and_the_plugin_may_be_named_again(run_pytest: Pytest) -> None:
     conftest = f"pytest_plugins = [{PLUGIN!r}]\n"
-    named_again = ("-p", PLUGIN, *WITHOUT_ASYNCIO, "-p", "no:anyio")
-    assert "2 passed" in run_pytest(*named_again, conftest=conftest, test_sync=SYNC)
-
-
-def test_the_simulator_serves_tests_of_anyio(run_pytest: Pytest) -> None:
-    assert "1 passed" in run_pytest(*WITHOUT_ASYNCIO, test_anyio=ANYIO)
+    assert "1 passed" in run_pytest("-p", PLUGIN, *WITHOUT_ASYNCIO, conftest=conftest, test_anyio=ANYIO)
 
 
 def test_the_plugin_can_be_left_out(run_pytest: Pytest) -> None:
     own = f"import sys\n\n\ndef test_own():\n    assert {PLUGIN!r} not in sys.modules\n"
-    files = {"test_own": own, "test_retries": OWN.replace("EXPECTED", "3")}
+    files = {"test_own": own, "own_app": OWN_APP, "test_retries": OWN_TEST.replace("EXPECTED", "3")}
     assert "2 passed" in run_pytest("-p", f"no:{PLUGIN}", *WITHOUT_ASYNCIO, **files)
 
 

@@ -79,7 +79,7 @@ async def build_of(
         own = environment / "bin" / "python"
         try:
             # pip that is killed leaves its temporary folders, and this checkout's pins are not that commit's.
-            pip = ("env", "-u", "PIP_CONSTRAINT", f"TMPDIR={folder}", own, "-m", "pip")
+            pip = ("env", "-u", "PIP_CONSTRAINT", "-u", "PIP_BUILD_CONSTRAINT", f"TMPDIR={folder}", own, "-m", "pip")
             await run(*pip, "install", "-c", constraints, tree, *packages)
             file = await _ask(own, _PACKAGE_FILE)
         except Failed as failed:
