@@ -18,15 +18,15 @@ _THREAD = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 
 # https://github.com/Kludex/uvicorn/issues/2722. Java's HttpClient offers h2c with each request over plain HTTP.
 _LOST = (
-    " It has an Upgrade header: uvicorn with httptools loses the body of such a request. Start uvicorn with --http h11,"
-    " or let the client not offer an upgrade (in Java: HttpClient.Version.HTTP_1_1)."
+    " It has an Upgrade header, and uvicorn with httptools loses the body of such a request. If that is the server,"
+    " start it with --http h11, or let the client not offer an upgrade (in Java: HttpClient.Version.HTTP_1_1)."
 )
 
 
 def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str, Any]:
     """The JSON object of a request's body. Raises `UnsupportedMediaType` and `InvalidRequest`.
 
-    *upgrade* is the header of that name: an error about a missing body says what it has to do with it.
+    *upgrade* is the header of that name: an error about a missing body names it as the likely cause.
     """
     # A page of another origin can post text/plain without asking; it can't post application/json.
     if content_type.partition(";")[0].strip().lower() != "application/json":

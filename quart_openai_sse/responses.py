@@ -42,7 +42,7 @@ STREAM_HEADERS = {
     # RFC 10036: the same for every proxy that knows it. A boolean of RFC 9651.
     "Incremental": "?1",
 }
-"""What every response that is a stream of events has, beside its own."""
+"""The headers that every event stream has."""
 
 
 @dataclass(frozen=True, slots=True)

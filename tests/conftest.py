@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Says what was left out."""
     if config.option.markexpr == "not slow":
         terminalreporter.write_line(
-            "Not run: CI's group (`python -m pytest -m slow`), for which Chromium, nginx, curl, Go and Gin are needed."
+            "Not run: CI's group (`python -m pytest -m slow`), which needs Chromium, nginx, and Go with Gin's sources."
         )
 
 

@@ -1,4 +1,4 @@
-"""What a test needs of the machine: where it is missing, the test is skipped with the way to get it; CI fails."""
+"""The programs that tests need. Without one, a test is skipped with a line that names the package; in CI it fails."""
 
 from __future__ import annotations
 

@@ -104,23 +104,27 @@ async def strange(page: Page) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(180)  # each is shown twice
 async def test_a_hostile_answer_is_text(new_site: NewSite, new_page: NewPage) -> None:
     site, page = await new_site(), await new_page()
     await log_in(page, site)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     chat = Chat(page)
+    obeyed = {}
     for name, hostile in HOSTILE.items():
         site.says(hostile)
+        requests.clear()
         await page.goto(site.url)
         await chat.ask("Do your worst.")
         shown = [await chat.ends("completed"), await strange(page)]
         await page.reload()
         shown += [await chat.ends("completed"), await strange(page)]
-        assert {name: shown} == {name: [hostile, [], hostile, []]}
-        assert {name: await page.title()} == {name: "Do your worst. · quart-openai-sse"}
-        assert page.url.startswith(f"{site.url}/c/"), name
-        assert {name: [url for url in requests if not url.startswith(site.url)]} == {name: []}
+        title, own = await page.title(), page.url.startswith(f"{site.url}/c/")
+        foreign = [url for url in requests if not url.startswith(site.url)]
+        if [*shown, title, own, foreign] != [hostile, [], hostile, [], "Do your worst. · quart-openai-sse", True, []]:
+            obeyed[name] = [*shown, title, own, foreign]
+    assert obeyed == {}
 
 
 async def test_what_is_cleaned_away_would_have_been_there(new_site: NewSite, new_page: NewPage) -> None:

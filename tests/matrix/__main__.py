@@ -20,8 +20,8 @@ DESCRIPTION = "Proves that servers and clients work with the extension unchanged
 EPILOG = """\
 Every server of docs/how-to/deploy.md is started by the command of that page, in an environment of its own for each
 Python and Quart, in front of a simulator of OpenAI's API: by itself, behind nginx, and behind nginx below /ai. Then
-every client makes every check it can against it, in an environment of its own with pinned versions. Two columns are
-no clients: "drain" tells the server to stop, and watches what becomes of its streams; "flask" serves a Flask app by
+every client makes every check it can against it, in an environment of its own with pinned versions. Two columns need
+no client: "drain" tells the server to stop, and watches what becomes of its streams; "flask" serves a Flask app by
 `mount`, and uploads to it.
 
 It needs nginx, node with npm, curl and Chromium, and what .[test] installs. Environments are kept in --cache; the

@@ -21,9 +21,10 @@ CHECKS = {
     "upgrade": "a request that offers HTTP/2 by `Upgrade: h2c` is answered as any other",
     "drain": "told to stop, the server lets a stream end, and ends another with an event that says so",
     "refuse": "a mounted Flask app refuses uploads: clients read the whole answer, no socket and no memory is kept",
+    "browser": "Chromium shows the answer of a mounted Flask app that refuses its upload",
     "header": "a mounted Flask app is told of no header whose name has an underscore",
 }
-WITHOUT_CLIENT = {"drain": ("drain",), "flask": ("refuse", "header")}
+WITHOUT_CLIENT = {"drain": ("drain",), "flask": ("refuse", "browser", "header")}
 """The checks of a server that no client makes, by their column."""
 
 

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 from quart_openai_sse.simulator import answer
 from tests.matrix.environments import Failed, client_command, server_environment, version_of, versions
-from tests.matrix.flask import check_flask
 from tests.matrix.judge import Outcomes, judge, table
 from tests.matrix.page import PAGE, read_page
 from tests.matrix.plan import CLIENTS, KNOWN, QUARTS, SERVERS, WITHOUT_CLIENT, Client, Environment, Row, rows
 from tests.matrix.processes import communicate
 from tests.matrix.servers import TOKEN, Site, nginx, serve
 from tests.matrix.shutdown import check_drain
+from tests.matrix.uploads import check_flask
 from tests.matrix.upstream import serve_upstream
 
 QUESTION = 'How far is the moon? "Tell" me — 月 🌕'

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+from playwright.async_api import async_playwright
 
+from tests.matrix.plan import CHROMIUM
 from tests.matrix.servers import MOUNTED, Server, Site, begin, ready
 
 SIZE = 40_000_000
 SMALL = 1_000_000
 MEMORY = 60_000_000
-"""How much a server may grow while it is sent ten times as much. It keeps a few pieces for each connection."""
+"""Bytes by which a server may grow while it is sent 220 MB. It keeps a few pieces for each connection."""
+
+UPLOAD = """async (size) => {
+    const response = await fetch("/missing", { method: "POST", body: new Uint8Array(size) });
+    await response.text();
+    return response.status;
+}"""
 
 
 async def check_flask(site: Site, name: str, upstream_client: str) -> dict[str, str]:
@@ -24,10 +34,10 @@ async def check_flask(site: Site, name: str, upstream_client: str) -> dict[str, 
     problems = {}
     try:
         await ready(server)
-        for check, run in {"refuse": _refuse, "header": _header}.items():
+        for check, run in {"refuse": _refuse, "browser": _browser, "header": _header}.items():
             try:
                 async with asyncio.timeout(60):
-                    await asyncio.to_thread(run, server)
+                    await run(server)
                 problems[check] = ""
             except Exception as error:
                 problems[check] = f"{type(error).__name__}: {error}"
@@ -36,8 +46,27 @@ async def check_flask(site: Site, name: str, upstream_client: str) -> dict[str, 
     return problems
 
 
-def _refuse(server: Server) -> None:
-    """Uploads by clients that send everything before they read, and one hundred of them that go away."""
+async def _refuse(server: Server) -> None:
+    before = _sockets(server.process.pid)
+    await asyncio.to_thread(_upload, server)
+    while _sockets(server.process.pid) > before:  # until the check's time is over
+        await asyncio.sleep(0.05)
+
+
+async def _browser(server: Server) -> None:
+    """An upload by a page."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM)))
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = await browser.new_page()
+        await page.goto(f"http://127.0.0.1:{server.port}/headers")
+        if (status := await page.evaluate(UPLOAD, SIZE)) != 404:
+            raise AssertionError(f"Chromium was answered {status}")
+        await browser.close()
+
+
+def _upload(server: Server) -> None:
+    """Uploads by clients that send everything before they read the answer, and one hundred smaller ones."""
     before = _memory(server.process.pid)
     clients: list[Callable[[int, int], int]] = [_blocking_client, _httpx_client, send_all_then_read]
     for client in clients:
@@ -49,9 +78,10 @@ def _refuse(server: Server) -> None:
         raise AssertionError(f"its memory has grown by {grown} bytes")
 
 
-def _header(server: Server) -> None:
+async def _header(server: Server) -> None:
     headers = {"X_Forwarded_For": "6.6.6.6", "X-Forwarded-Host": "here"}
-    seen = httpx.get(f"http://127.0.0.1:{server.port}/headers", headers=headers).json()
+    async with httpx.AsyncClient() as client:
+        seen = (await client.get(f"http://127.0.0.1:{server.port}/headers", headers=headers)).json()
     if "HTTP_X_FORWARDED_FOR" in seen or seen["HTTP_X_FORWARDED_HOST"] != "here":
         raise AssertionError(f"Flask was told of {sorted(seen)}")
 
@@ -87,6 +117,22 @@ def send_all_then_read(port: int, size: int, path: str = "/missing") -> int:
 
 def _memory(pid: int) -> int:
     """The bytes that a process and its children have in memory."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 + sum(map(_memory, map(int, children.split())))
+    return sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) * 4096 for each in _family(pid))
+
+
+def _sockets(pid: int) -> int:
+    """The sockets that a process and its children have open."""
+    links = (link for each in _family(pid) for link in Path(f"/proc/{each}/fd").iterdir())
+    return sum(_target(link).startswith("socket:") for link in links)
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # it has been closed meanwhile
+        return ""
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
