@@ -16,6 +16,7 @@ from tests.browser import (
     MARKDOWN,
     PATIENCE,
     Chat,
+    Gated,
     NewPage,
     NewSite,
     Site,
@@ -500,16 +501,22 @@ async def test_a_conversation_has_an_address_for_reload_and_back(new_site: NewSi
     await expect(chat.asked).to_have_text(["Two?"])
 
 
-async def test_two_conversations_are_answered_at_once_and_the_list_marks_them(
-    new_site: NewSite, new_page: NewPage
-) -> None:
-    site, page = await new_site(), await new_page()
+async def asked_and_left(page: Page, site: Site) -> tuple[Chat, Gated]:
+    """A chat in which "One?" is being answered, and the page is at a new conversation."""
     one = site.gated(LONG, 1)
     await log_in(page, site)
     chat = Chat(page)
     await chat.ask("One?")
     await chat.shows(one.so_far[0])
     await chat.new_chat.click()
+    return chat, one
+
+
+async def test_two_conversations_are_answered_at_once_and_the_list_marks_them(
+    new_site: NewSite, new_page: NewPage
+) -> None:
+    site, page = await new_site(), await new_page()
+    chat, one = await asked_and_left(page, site)
     async with asyncio.timeout(PATIENCE):  # the page reads it no longer; it goes on all the same
         await site.proxy.left.wait()
     await expect(chat.composer).to_be_focused()
@@ -538,12 +545,7 @@ async def test_a_click_in_the_list_is_not_lost_while_the_list_is_refreshed(
     new_site: NewSite, new_page: NewPage
 ) -> None:
     site, page = await new_site(), await new_page()
-    one = site.gated(LONG, 1)
-    await log_in(page, site)
-    chat = Chat(page)
-    await chat.ask("One?")
-    await chat.shows(one.so_far[0])
-    await chat.new_chat.click()
+    chat, one = await asked_and_left(page, site)
     entry = chat.listed.get_by_text("One?")
     await entry.hover()
     await page.mouse.down()
@@ -559,12 +561,7 @@ async def test_the_list_says_when_an_answer_is_complete_that_nobody_follows(
     new_site: NewSite, new_page: NewPage
 ) -> None:
     site, page = await new_site(), await new_page()
-    one = site.gated(LONG, 1)
-    await log_in(page, site)
-    chat = Chat(page)
-    await chat.ask("One?")
-    await chat.shows(one.so_far[0])
-    await chat.new_chat.click()
+    chat, one = await asked_and_left(page, site)
     await expect(chat.listed).to_have_text(["One?, answering"])
     one.gates[0].set()
     await expect(chat.listed).to_have_text(["One?"])

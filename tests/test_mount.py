@@ -8,7 +8,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from quart import Quart, request, websocket
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.middleware import ASGIApp, Message
+from quart_openai_sse.middleware import ASGIApp, Message, Scope
 from quart_openai_sse.mount import mount
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
 from tests.conftest import QUESTION, CreateApp, Serve
@@ -77,6 +77,18 @@ def quart_app() -> Quart:
         app.config["SERVED"].append("end")
 
     return app
+
+
+def request_to(path: str, *, method: str = "GET", headers: Iterable[tuple[bytes, bytes]] = ((b"host", b"a"),)) -> Scope:
+    """An ASGI scope."""
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "headers": [*headers],
+    }
 
 
 PATHS = {
@@ -164,8 +176,8 @@ async def test_half_a_body_is_not_taken_for_a_whole_one(
         pass
 
     headers = [(b"host", b"a"), header]
-    scope = {"type": "http", "method": "POST", "path": "/half", "query_string": b"", "headers": headers}
-    await mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send)
+    scope = request_to("/half", method="POST", headers=headers)
+    await mount(flask_app, quart_app)(scope, receive, send)
     assert (received, len(refused)) == ([], 1)
 
 
@@ -193,8 +205,8 @@ async def test_a_whole_request_is_carried_out_for_a_client_that_did_not_wait(
         pass
 
     headers = [(b"host", b"a"), (b"content-length", b"4")]
-    scope = {"type": "http", "method": "POST", "path": "/beacon", "query_string": b"", "headers": headers}
-    await mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send)
+    scope = request_to("/beacon", method="POST", headers=headers)
+    await mount(flask_app, quart_app)(scope, receive, send)
     assert received == [b"seen"]
 
 
@@ -220,8 +232,8 @@ async def test_who_leaves_while_flask_computes_is_sent_nothing(flask_app: Flask,
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/slow", "query_string": b"", "headers": [(b"host", b"a")]}
-    await mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send)
+    scope = request_to("/slow")
+    await mount(flask_app, quart_app)(scope, receive, send)
     assert sent == []  # not an end without the body before it, which servers log as an error
 
 
@@ -398,8 +410,8 @@ async def test_a_request_that_the_server_gives_up_ends_its_thread(
             if stalled:
                 await asyncio.Event().wait()
 
-    scope = {"type": "http", "method": "GET", "path": "/endless", "query_string": b"", "headers": [(b"host", b"a")]}
-    request = asyncio.ensure_future(mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send))
+    scope = request_to("/endless")
+    request = asyncio.ensure_future(mount(flask_app, quart_app)(scope, receive, send))
     await begun.wait()
     if stalled:
         while endless.made < 11:  # until the adapter's queue to the client is full
@@ -422,8 +434,8 @@ async def test_an_upload_that_the_server_gives_up_ends_its_thread(flask_app: Fla
         pass
 
     headers = [(b"host", b"a"), (b"content-length", b"10")]
-    scope = {"type": "http", "method": "POST", "path": "/up", "query_string": b"", "headers": headers}
-    request = asyncio.ensure_future(mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send))
+    scope = request_to("/up", method="POST", headers=headers)
+    request = asyncio.ensure_future(mount(flask_app, quart_app)(scope, receive, send))
     await begun.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -663,11 +675,11 @@ async def test_a_server_that_fails_to_send_does_not_keep_the_thread(
             raise ConnectionResetError("it is gone")
 
     app = mount(flask_app, quart_app, threads=1)
-    scope = {"type": "http", "method": "GET", "path": "/long", "query_string": b"", "headers": [(b"host", b"a")]}
+    scope = request_to("/long")
     for _ in range(2):  # the one thread is free again
         async with asyncio.timeout(10):
             with pytest.raises(ConnectionResetError):
-                await app({**scope, "http_version": "1.1"}, receive, send)
+                await app(scope, receive, send)
         messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
 
@@ -707,8 +719,8 @@ async def test_an_upload_that_flask_does_not_read_is_not_in_memory(flask_app: Fl
         sent.append(message)
 
     headers = [(b"host", b"a"), (b"content-length", b"%d" % (600 * PIECE))]
-    scope = {"type": "http", "method": "POST", "path": "/holds", "query_string": b"", "headers": headers}
-    request = asyncio.ensure_future(mount(flask_app, quart_app)({**scope, "http_version": "1.1"}, receive, send))
+    scope = request_to("/holds", method="POST", headers=headers)
+    request = asyncio.ensure_future(mount(flask_app, quart_app)(scope, receive, send))
     assert await asyncio.to_thread(holds.wait, 10)
     assert taken <= 2  # the client must wait as long as Flask does not read
     goes_on.set()
