@@ -53,6 +53,13 @@ async def test_a_stream_is_the_upstreams_bytes_and_nothing_else(create_app: Crea
     assert response.content == chunk("", role="assistant") + b"data: " + odd + b"\n\n" + finish()
 
 
+async def test_blanks_around_a_chunk_are_the_chunks(create_app: CreateApp, serve: Serve) -> None:
+    odd = b' {"choices": [{"index": 0, "delta": {"content": "hi"}}]}\t '
+    client = await serve(create_app(ScriptedUpstream([b"data: " + odd + b"\n\n", finish()]))[0])
+    response = await client.post("/v1/chat/completions", json=STREAM)
+    assert response.content == b"data: " + odd + b"\n\n" + finish()
+
+
 async def test_usage_is_asked_of_the_upstream_and_withheld_from_who_did_not_ask(
     create_app: CreateApp, serve: Serve
 ) -> None:
@@ -193,6 +200,20 @@ async def test_every_last_event_id_gives_exactly_the_rest(create_app: CreateApp,
         for how in ({"headers": {"Last-Event-ID": last}}, {"params": {"last_event_id": last}}):
             rest = await read((await client.get(url, **how)).content)
             assert rest.events == whole.events[place + 1 :]
+
+
+async def test_a_page_that_was_opened_in_the_middle_reconnects_at_its_latest_event(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    """EventSource asks the same address again: the parameter is where it began, the header is where it is."""
+    client = await serve(create_app(ScriptedUpstream("one two three four five"))[0])
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    whole = await read((await client.get(url)).content)
+    began, latest, end = whole.ids[0], whole.ids[2], whole.ids[-1]
+    again = await client.get(url, params={"last_event_id": began}, headers={"Last-Event-ID": latest})
+    assert (await read(again.content)).events == whole.events[3:]
+    ended = await client.get(url, params={"last_event_id": began}, headers={"Last-Event-ID": end})
+    assert ended.status_code == 204
 
 
 async def test_who_has_the_end_is_told_to_stop_asking(create_app: CreateApp, serve: Serve) -> None:

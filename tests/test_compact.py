@@ -15,6 +15,7 @@ CHUNK = (
     b'{"id":"chatcmpl-A1b2C3d4E5f6G7h8I9j0K1l2M3n4O","object":"chat.completion.chunk","created":1700000000,'
     b'"model":"gpt-5-mini","choices":[{"index":0,"delta":{"content":"%b"},"logprobs":null,"finish_reason":null}]}'
 )
+SAME = b"a" * 40
 THOUGHT = CHUNK.replace(b'"content"', b'"reasoning_content"')
 
 data = st.binary(max_size=80) | st.builds(
@@ -27,6 +28,7 @@ groups = st.lists(st.lists(entries, max_size=5), max_size=8)
 @given(groups, st.integers(0, 40), st.integers(1, 1000))
 @example([[Entry(CHUNK % b"a")], [Entry(CHUNK % b"b")], [Entry(CHUNK[:-2])], [Entry(CHUNK % b"c")]], 0, 1 << 20)
 @example([[Entry(b"a" * 64), Entry(b"a" * 64), Entry(b"a" * 40), Entry(b"a" * 100)]], 1, 1 << 20)
+@example([[Entry(SAME + b"x" + SAME), Entry(SAME + b"y" + SAME), Entry(b"a" * 60)]], 0, 1 << 20)
 def test_every_entry_is_read_as_it_was_added(added: list[list[Entry]], start: int, size: int) -> None:
     kept = CompactEntries()
     for group in added:

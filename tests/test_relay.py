@@ -657,6 +657,24 @@ async def test_one_read_of_the_upstream_is_one_write_to_the_client(create_app: C
 # Shutdown -----------------------------------------------------------------------------------------------------------
 
 
+async def test_draining_waits_until_every_reader_has_had_its_last_event(relays: Any) -> None:
+    forever, ended = asyncio.Event(), asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("one"), forever.wait]))
+    relay.hooks.observers.append(lambda event: ended.set() if event.kind == "ended" else None)
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    draining = asyncio.ensure_future(relay.drain(0))
+    await ended.wait()
+    for _ in range(20):  # turns for what is due at once
+        await asyncio.sleep(0)
+    assert not draining.done()  # after which a server cuts its connections
+    *_, last = [batch async for batch in reader]
+    assert (last.end.outcome, last.end.reason) == ("failed", "server_shutdown")
+    await relay.leave(reader)
+    async with asyncio.timeout(5):
+        await draining
+
+
 async def test_draining_refuses_new_streams_and_lets_running_ones_end(create_app: CreateApp, serve: Serve) -> None:
     gate = asyncio.Event()
     app, ai = create_app(ScriptedUpstream([chunk("one"), gate.wait, chunk(" two"), finish()]))

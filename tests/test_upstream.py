@@ -430,6 +430,14 @@ async def test_a_key_that_no_header_can_carry_is_not_told(client: Any) -> None:
     await upstream.aclose()
 
 
+async def test_a_key_that_the_client_refuses_is_not_told_with_the_cause(client: Any) -> None:
+    async def hang_up(peer: Peer) -> None:
+        raise Hangup
+
+    error, _ = await failure(hang_up, client, api_key="key-12345 ")
+    assert "key-12345" not in "".join(traceback.format_exception(error))
+
+
 async def test_a_redirect_is_not_followed(client: Any) -> None:
     async def redirect(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n")
