@@ -58,9 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two workers per core, since most tests wait for a socket; none for files or tests that are named one by one."""
+    """One worker more than cores, since most tests wait for a socket; none for files or tests that are named."""
     named = [argument for argument in config.args if not Path(argument.partition("::")[0]).is_dir()]
-    return 0 if named else 2 * (os.cpu_count() or 1)
+    return 0 if named else (os.cpu_count() or 1) + 1
 
 
 PROGRAMS = {"chromium", "nginx", "start_process", "running_site"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.async_api import Page, expect
 
@@ -104,27 +106,43 @@ async def strange(page: Page) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(180)  # each is shown twice
+RENDERED = """async (texts) => {
+    const { Markdown } = await import("/static/markdown.js");
+    return [...document.querySelectorAll("[data-role=assistant] .text")].map((shown, place) => {
+        const rendered = document.createElement("div");
+        new Markdown(rendered).show(texts[place]);
+        return shown.innerHTML === rendered.innerHTML;
+    });
+}"""
+
+
+@pytest.mark.timeout(180)  # there are many
 async def test_a_hostile_answer_is_text(new_site: NewSite, new_page: NewPage) -> None:
     site, page = await new_site(), await new_page()
     await log_in(page, site)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     chat = Chat(page)
-    obeyed = {}
-    for name, hostile in HOSTILE.items():
+
+    async def seen() -> list[Any]:
+        """What would tell of a script that ran, an element that is not ours, a request that left the page."""
+        own = page.url.startswith(f"{site.url}/c/")
+        return [own, await page.title(), await strange(page), [url for url in requests if not url.startswith(site.url)]]
+
+    obeyed, harmless = {}, [True, "Do your worst. · quart-openai-sse", [], []]
+    for number, (name, hostile) in enumerate(HOSTILE.items(), start=1):
         site.says(hostile)
-        requests.clear()
-        await page.goto(site.url)
         await chat.ask("Do your worst.")
-        shown = [await chat.ends("completed"), await strange(page)]
-        await page.reload()
-        shown += [await chat.ends("completed"), await strange(page)]
-        title, own = await page.title(), page.url.startswith(f"{site.url}/c/")
-        foreign = [url for url in requests if not url.startswith(site.url)]
-        if [*shown, title, own, foreign] != [hostile, [], hostile, [], "Do your worst. · quart-openai-sse", True, []]:
-            obeyed[name] = [*shown, title, own, foreign]
+        await expect(chat.answers).to_have_count(number)
+        if (found := [await chat.ends("completed"), *await seen()]) != [hostile, *harmless]:
+            obeyed[name] = found
     assert obeyed == {}
+
+    await page.reload()
+    await chat.ends("completed")
+    texts = list(HOSTILE.values())
+    assert await page.evaluate(RENDERED, texts) == [True] * len(texts)
+    assert await seen() == harmless
 
 
 async def test_what_is_cleaned_away_would_have_been_there(new_site: NewSite, new_page: NewPage) -> None:

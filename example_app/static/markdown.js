@@ -58,9 +58,13 @@ export class Markdown {
   }
 }
 
+/** A line with a hundred levels of quotes or lists: whether the parser's stack has room for them is chance. */
+const TOO_DEEP = /^(?:[ \t]*(?:>|[*+-][ \t]|\d{1,9}[.)][ \t])){100}/m;
+
 /** The HTML of each block, not to be trusted. @param {string} text @returns {string[]} */
 function htmlOf(text) {
   try {
+    if (TOO_DEEP.test(text)) throw new RangeError();
     return marked.lexer(text).map((token) => marked.parser([token])).filter(Boolean);
   } catch {
     return [`<p>${escape(text)}</p>`]; // nested too deeply
