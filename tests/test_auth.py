@@ -265,6 +265,16 @@ async def test_anonymous_callers_share_no_list_and_no_keys(create_app: CreateApp
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
+async def test_a_running_stream_of_an_anonymous_caller_is_on_no_list(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    app, _ = create_app(ScriptedUpstream([chunk("hi"), forever.wait]), auth=allow_anonymous())
+    client = await serve(app, headers={})
+    url = (await client.post("/v1/streams", json={**BODY, "thread": "t"})).json()["url"]
+    async with client.stream("GET", url) as response:
+        await anext(response.aiter_raw())
+        assert (await client.get("/v1/streams", params={"thread": "t"})).json()["data"] == []
+
+
 # What a principal may do ---------------------------------------------------------------------------------------------
 
 

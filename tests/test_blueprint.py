@@ -14,6 +14,7 @@ from quart import Quart, request
 
 from quart_openai_sse import Event
 from quart_openai_sse.formats import FORMATS
+from quart_openai_sse.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
 
@@ -58,6 +59,52 @@ async def test_blanks_around_a_chunk_are_the_chunks(create_app: CreateApp, serve
     client = await serve(create_app(ScriptedUpstream([b"data: " + odd + b"\n\n", finish()]))[0])
     response = await client.post("/v1/chat/completions", json=STREAM)
     assert response.content == b"data: " + odd + b"\n\n" + finish()
+
+
+async def test_a_stream_that_is_not_kept_has_one_reader_also_before_it_says_anything(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    gate = asyncio.Event()
+    app, _ = create_app(ScriptedUpstream([gate.wait, chunk("hi"), finish()]), commit_after=0)
+    client = await serve(app)
+    async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        other = client.stream("GET", f"/v1/streams/{response.headers['x-stream-id']}")
+        async with asyncio.timeout(5), other as refused:
+            assert refused.status_code == 410
+        gate.set()
+        assert (await read(response.aiter_raw())).text == "hi"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/streams?format=openai"])
+async def test_one_read_upstream_is_one_write_downstream(create_app: CreateApp, path: str) -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+    said = [chunk("one") + chunk(" two") + chunk(" three"), chunk(" four") + chunk(" five"), finish()]
+    app, _ = create_app(ScriptedUpstream([said[0], first.wait, said[1], second.wait, said[2]]))
+    async with app.test_app() as running:
+        headers = {**ANN, **EVENTS, "Content-Type": "application/json"}
+        async with running.test_client().request(path, method="POST", headers=headers) as connection:
+            await connection.send(json.dumps(STREAM).encode())
+            await connection.send_complete()
+            received = await connection.receive()
+            if received.startswith(b"retry:"):
+                received = await connection.receive()
+            first.set()
+            writes = [received, await connection.receive()]
+            second.set()
+            await connection.disconnect()
+    decoded = [[event.data for event in SSEDecoder().feed(data)] for data in writes]
+    assert decoded == [[event.data for event in SSEDecoder().feed(data)] for data in said[:2]]
+
+
+async def test_the_linger_is_not_for_streams_that_are_not_kept(create_app: CreateApp, serve: Serve) -> None:
+    forever = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("hi"), forever.wait])
+    client = await serve(create_app(upstream, linger=3600)[0])
+    async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        await anext(response.aiter_raw())
+    async with asyncio.timeout(10):
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
 
 
 async def test_usage_is_asked_of_the_upstream_and_withheld_from_who_did_not_ask(

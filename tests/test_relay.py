@@ -389,6 +389,7 @@ async def test_a_prepare_hook_may_abort_and_change_what_it_is_given(create_app: 
         assert (await read((await client.post("/ask")).content)).outcome == "completed"
     assert mine["messages"] == QUESTION
     assert [len(request["messages"]) for request in upstream.requests] == [2, 2]
+    assert [request["stream"] for request in upstream.requests] == [True, True]
     assert (await client.post("/v1/chat/completions", json={**BODY, "user": "nobody"})).status_code == 403
 
 
@@ -673,6 +674,32 @@ async def test_draining_waits_until_every_reader_has_had_its_last_event(relays: 
     await relay.leave(reader)
     async with asyncio.timeout(5):
         await draining
+
+
+async def test_a_stream_that_is_being_stopped_stays_stopped_when_the_server_drains(relays: Any) -> None:
+    stopping, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_stop() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopping.set()
+            await cleaned.wait()
+
+    relay = relays(ScriptedUpstream([chunk("one"), slow_to_stop]))
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle.key)
+    await anext(reader)
+    await relay.stop(handle, "first")
+    await stopping.wait()
+    draining = asyncio.ensure_future(relay.drain(0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    cleaned.set()
+    end = await ended(relay, handle.key)
+    assert (end.outcome, end.reason) == ("stopped", "first")
+    await relay.leave(reader)
+    await draining
 
 
 async def test_draining_refuses_new_streams_and_lets_running_ones_end(create_app: CreateApp, serve: Serve) -> None:

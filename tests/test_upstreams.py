@@ -462,3 +462,14 @@ def test_the_keys_of_upstreams_are_not_to_be_seen() -> None:
         api_keys=("sk-secret",), upstreams=(UpstreamConfig(base_url="https://x.example", api_key="sk-secret"),)
     )
     assert "sk-secret" not in repr(config)
+
+
+@pytest.mark.parametrize("code", [401, 429])
+async def test_no_other_key_is_taken_after_output(create_app: CreateApp, serve: Serve, code: int) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(chunk("one")) + chunked(error("no more", code=code)) + END)
+
+    async with raw_upstream(answer) as server:
+        client = await serve(create_app(None, base_url=server.base_url, api_keys=["one-key", "other-key"])[0])
+        seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+        assert (seen.text, seen.outcome, len(server.requests)) == ("one", "failed", 1)
