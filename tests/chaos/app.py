@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "max_bytes": 1 << 20,
     "linger": 0,
     "max_streams_per_principal": 1000,
+    "connect_timeout": 30,  # a machine that is busy for three seconds is no fault; a cell about it sets its own
 }
 
 
