@@ -90,14 +90,15 @@ class _Request:
                 raise self._failures[0]
         except Exception:
             await self._client.unless_left(self._upload.discard(), None)
-            # hypercorn can't close a connection while it has more for the app: what comes until then is discarded.
-            _draining.add(listening)
-            listening.add_done_callback(_draining.discard)
+            if not self._client.left.done() and not self._upload.complete:
+                # hypercorn can't close a connection while it has more for the app: what comes until then is discarded.
+                _draining.add(listening)
+                listening.add_done_callback(_draining.discard)
             raise
         finally:
             self._client.leave()
             ending: set[asyncio.Future[None]] = {answering}
-            if listening not in _draining or self._upload.complete:
+            if listening not in _draining:
                 listening.cancel()
                 ending.add(listening)
             await asyncio.wait(ending)
@@ -110,17 +111,17 @@ class _Request:
         return message
 
     async def _send_until_left(self, message: Message) -> None:
-        for each in self._response.sendable(message, hold=not self._upload.complete):
-            if self._response.finished:
-                await self._client.unless_left(self._upload.discard(), None)
-            if self._client.left.done():  # else what broke off would end like something whole
-                return
-            try:
+        try:
+            for each in self._response.sendable(message, hold=not self._upload.complete):
+                if self._response.finished:
+                    await self._client.unless_left(self._upload.discard(), None)
+                if self._client.left.done():  # else what broke off would end like something whole
+                    return
                 await self._client.unless_left(self._send(each), None)
-            except Exception as error:
-                # Raised here it would end the adapter's sender, and the thread would wait for that for ever.
-                self._failures.append(error)
-                self._client.leave()
+        except Exception as error:
+            # Raised here it would end the adapter's sender, and the thread would wait for that for ever.
+            self._failures.append(error)
+            self._client.leave()
 
 
 class _Client:

@@ -592,10 +592,10 @@ async def test_a_browser_that_says_no_more_than_its_origin_may_ask_from_the_same
 
 @asynccontextmanager
 async def page_at(address: str, browser: Browser) -> AsyncIterator[Page]:
-    """A page at *address*. What its console complains of fails the test.
+    """A page at *address*. Any complaint on its console fails the test, with two exceptions.
 
-    Except for the icon, which the old app does not have, and for a stream that is refused: who logs out in the middle
-    of an answer, and goes back, leaves a page that may ask for it once more.
+    The old app has no icon. A page that the browser goes back to after a log-out may request its stream once more,
+    and that request is refused.
     """
     complaints: list[str] = []
     page = await browser.new_page()

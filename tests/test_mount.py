@@ -26,7 +26,7 @@ from quart import Quart, request, websocket
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.middleware import ASGIApp, Message, Scope
+from quart_openai_sse.middleware import ASGIApp, Message, Receive, Scope
 from quart_openai_sse.mount import mount
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
 from tests.conftest import QUESTION, CreateApp, Serve
@@ -89,6 +89,19 @@ def request_to(path: str, *, method: str = "GET", headers: Iterable[tuple[bytes,
         "query_string": b"",
         "headers": [*headers],
     }
+
+
+def received() -> Receive:
+    """An ASGI `receive` that gives a request without a body, and then waits."""
+    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        if (message := next(messages, None)) is None:
+            await asyncio.Event().wait()
+        assert message
+        return message
+
+    return receive
 
 
 PATHS = {
@@ -376,7 +389,7 @@ class Endless:
         while True:
             self.made += 1
             yield b"x" * 1000
-            time.sleep(0.001)
+            time.sleep(0.001)  # only its pace: nothing waits for it
 
 
 async def test_a_client_that_leaves_ends_its_thread(flask_app: Flask, quart_app: Quart, serve: Serve) -> None:
@@ -396,13 +409,6 @@ async def test_a_request_that_the_server_gives_up_ends_its_thread(
     endless = Endless()
     flask_app.add_url_rule("/endless", view_func=endless)
     begun = asyncio.Event()
-    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
-
-    async def receive() -> Message:
-        if (message := next(messages, None)) is None:
-            await asyncio.Event().wait()
-        assert message
-        return message
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
@@ -410,8 +416,7 @@ async def test_a_request_that_the_server_gives_up_ends_its_thread(
             if stalled:
                 await asyncio.Event().wait()
 
-    scope = request_to("/endless")
-    request = asyncio.ensure_future(mount(flask_app, quart_app)(scope, receive, send))
+    request = asyncio.ensure_future(mount(flask_app, quart_app)(request_to("/endless"), received(), send))
     await begun.wait()
     if stalled:
         while endless.made < 11:  # until the adapter's queue to the client is full
@@ -654,33 +659,32 @@ async def test_a_client_of_an_app_that_raised_is_not_waited_for_without_end(
         writer.close()
 
 
-@pytest.mark.parametrize("length", [b"5", b"many"], ids=["the server fails", "and the length is none"])
-async def test_a_server_that_fails_to_send_does_not_keep_the_thread(
-    length: bytes, flask_app: Flask, quart_app: Quart
+@pytest.mark.parametrize("length", ["5", "many"], ids=["a valid Content-Length", "an invalid one"])
+@pytest.mark.parametrize("method", ["GET", "POST"], ids=["no body", "an upload that is not read"])
+async def test_a_server_that_fails_to_send_keeps_neither_the_thread_nor_a_task(
+    method: str, length: str, flask_app: Flask, quart_app: Quart
 ) -> None:
-    @flask_app.get("/long")
+    @flask_app.route("/long", methods=[method])
     def long() -> FlaskResponse:
-        return FlaskResponse(iter(["piece"] * 50), headers={"Content-Length": length.decode()})
-
-    messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        return FlaskResponse(iter(["piece"] * 50), headers={"Content-Length": length})
 
     async def receive() -> Message:
-        if (message := next(messages, None)) is None:
-            await asyncio.Event().wait()
-        assert message
-        return message
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"more", "more_body": True}
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
             raise ConnectionResetError("it is gone")
 
     app = mount(flask_app, quart_app, threads=1)
-    scope = request_to("/long")
-    for _ in range(2):  # the one thread is free again
+    before = asyncio.all_tasks()
+    for _ in range(2):  # the second request needs the one thread again
         async with asyncio.timeout(10):
             with pytest.raises(ConnectionResetError):
-                await app(scope, receive, send)
-        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+                await app(request_to("/long", method=method), receive if method == "POST" else received(), send)
+    for _ in range(5):  # the cancelled tasks end
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 class Piece(bytes):
