@@ -16,7 +16,7 @@ from example_app.conversations import ConversationNotFound, Conversations
 from example_app.handbook import add_handbook
 from quart_openai_sse import Principal, QuartOpenAISSE, Stream, StreamEnd, bearer_tokens, first_of, quart_auth_user
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, RequestError, RequestTooLarge
-from quart_openai_sse.requests import parse_body
+from quart_openai_sse.protocol.requests import parse_body
 
 LONGEST_QUESTION = 20_000
 LONGEST_TITLE = 200

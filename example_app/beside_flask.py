@@ -31,7 +31,7 @@ from quart_openai_sse import (
 )
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
 from quart_openai_sse.mount import mount
-from quart_openai_sse.requests import parse_body
+from quart_openai_sse.protocol.requests import parse_body
 
 PREFIXES = ("/v1", "/ask")
 """What the streaming app answers."""

@@ -8,19 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    JSON,
-    URL,
-    ColumnElement,
-    ForeignKey,
-    and_,
-    create_engine,
-    delete,
-    event,
-    exists,
-    select,
-    update,
-)
+from sqlalchemy import JSON, URL, ColumnElement, ForeignKey, and_, create_engine, delete, event, exists, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload

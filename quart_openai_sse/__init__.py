@@ -21,10 +21,10 @@ from quart_openai_sse.forward import forward_auth
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.models import Chat, Event
 from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder, encode
+from quart_openai_sse.protocol.trace_context import TraceIdFilter, current_trace_id
 from quart_openai_sse.responses import Stream, StreamItem
 from quart_openai_sse.sessions import share_session
-from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode
-from quart_openai_sse.trace import TraceIdFilter, current_trace_id
 from quart_openai_sse.transforms import Transform
 from quart_openai_sse.upstream import OpenAIUpstream, Sink, Upstream
 

@@ -16,7 +16,6 @@ from typing import Any
 from quart import Blueprint, Response, current_app, request, url_for
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate, authenticate
 from quart_openai_sse.errors import (
     AuthenticationRequired,
@@ -33,10 +32,11 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.formats import create_format
 from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.requests import check_thread, parse_body, validate
+from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay import Relay
-from quart_openai_sse.requests import check_thread, parse_body, validate
 from quart_openai_sse.responses import STREAM_HEADERS, error_response, read_answer, stream_response, translator
-from quart_openai_sse.trace import current_trace_id
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -281,7 +281,7 @@ _STARTED = int(time.time())
 
 
 def _json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    data = body if isinstance(body, bytes) else _json.encode(body)
+    data = body if isinstance(body, bytes) else json.encode(body)
     return Response(data, status=status, mimetype="application/json", headers=dict(headers or {}))
 
 

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
-from quart_openai_sse.assembly import Assembly
-from quart_openai_sse.completion import Completion, decode_chunk
 from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import StreamTooLong
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Attempts, ChunkSink
+from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.chunks import decode_chunk
+from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstream import Upstream
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from quart_openai_sse.messages import Translate, english
-
 Side = Literal["caller", "server", "app", "upstream"]
+
+Translate = Callable[[str], str]
+"""Returns an English sentence in another language, or the sentence itself if there is no translation."""
+
+
+def english(sentence: str) -> str:
+    """The sentence itself."""
+    return sentence
 
 
 class OpenAISSEError(Exception):

@@ -12,7 +12,6 @@ from weakref import WeakSet
 from quart import Blueprint, Quart, Response, current_app
 from quart.blueprints import BlueprintSetupState
 
-from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate, authenticate
 from quart_openai_sse.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.config import KEY_PREFIX, Config, UpstreamConfig
@@ -25,10 +24,11 @@ from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.models import Model
 from quart_openai_sse.observers import Observer
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.trace_context import install_filter
 from quart_openai_sse.relay import Relay
 from quart_openai_sse.responses import CATALOGUES, Stream, error_response, read_answer, remember_request_task
 from quart_openai_sse.retries import Backoff, Breaker
-from quart_openai_sse.trace import install_filter
 from quart_openai_sse.transforms import Transform
 from quart_openai_sse.upstream import OpenAIUpstream, Upstream
 from quart_openai_sse.upstreams import Candidate, Upstreams
@@ -158,7 +158,7 @@ class QuartOpenAISSE:
         """The assistant's whole message (`role`, `content`, …). Raises what went wrong, as an `OpenAISSEError`."""
         relay = self._relay()
         handle = await relay.start({**body, "stream": False}, principal=principal, retain=False, metadata=metadata)
-        answer = _json.decode(await read_answer(relay, handle))
+        answer = json.decode(await read_answer(relay, handle))
         message: dict[str, Any] = answer["choices"][0]["message"]
         return message
 

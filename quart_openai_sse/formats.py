@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from quart_openai_sse import _json
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
-from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, StreamStopped
-from quart_openai_sse.messages import Translate, english
-from quart_openai_sse.sse import encode_all, encode_data
+from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, StreamStopped, Translate, english
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import chunk_text
+from quart_openai_sse.protocol.sse import encode_all, encode_data
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
 """Names an app event can't have: ours, and those at which EventSource's own listeners fire."""
@@ -57,7 +57,7 @@ class OpenAIFormat:
     def end(self, end: End, *, ids: bool) -> bytes:
         """`[DONE]` for a completed stream only: SDKs take anything that just ends for complete."""
         error = end_error(end)
-        return _id(END_ID, ids) + encode_data(b"[DONE]" if error is None else _json.encode(error.body(self._translate)))
+        return _id(END_ID, ids) + encode_data(b"[DONE]" if error is None else json.encode(error.body(self._translate)))
 
 
 class TextFormat:
@@ -74,7 +74,7 @@ class TextFormat:
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """The one last event; never one named `error`, at which EventSource's own listener would fire."""
-        data = _json.encode(end_data(end, self._translate))
+        data = json.encode(end_data(end, self._translate))
         return b"event: " + end.outcome.encode() + b"\n" + _id(END_ID, ids) + encode_data(data)
 
     def _entry(self, number: int, entry: Entry, ids: bool) -> bytes:
@@ -83,7 +83,7 @@ class TextFormat:
         text = chunk_text(entry.data)
         if not text:
             return b""
-        data = _json.encode({"text": text, "t": round(entry.t, 3)})
+        data = json.encode({"text": text, "t": round(entry.t, 3)})
         return b"event: delta\n" + _id(number, ids) + encode_data(data)
 
 
@@ -114,27 +114,6 @@ def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
     if end.outcome == "completed":
         return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
     return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body(translate)
-
-
-def chunk_text(data: bytes, members: tuple[str, ...] = ("content", "refusal")) -> str:
-    """What the first choice of a chunk says in words: its content, or its refusal; the first of *members*."""
-    for choice in _choices(data):
-        if isinstance(choice, dict) and (choice.get("index") or 0) == 0:
-            delta = choice.get("delta") or choice.get("message")
-            said = delta if isinstance(delta, dict) else {}
-            texts = (said.get(member) for member in members)
-            return next((text for text in texts if isinstance(text, str) and text), "")
-    return ""
-
-
-def _choices(data: bytes) -> list[Any]:
-    """A chunk's choices. What is odd has none: a reader shows what it can."""
-    try:
-        chunk = _json.decode(data)
-    except ValueError:
-        return []
-    choices = chunk.get("choices") if isinstance(chunk, dict) else None
-    return choices if isinstance(choices, list) else []
 
 
 def _id(value: int | str, ids: bool) -> bytes:

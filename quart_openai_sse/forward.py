@@ -14,19 +14,11 @@ from urllib.parse import urlsplit
 import httpx
 from quart import request
 
-from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate
 from quart_openai_sse.errors import AuthUnavailable
-from quart_openai_sse.lookups import (
-    BadAnswer,
-    ClientFactory,
-    PerLoop,
-    SingleFlight,
-    check_address,
-    fetch,
-    what_failed,
-)
+from quart_openai_sse.lookups import BadAnswer, ClientFactory, PerLoop, SingleFlight, check_address, fetch, what_failed
 from quart_openai_sse.principal import Principal, is_id
+from quart_openai_sse.protocol import json
 
 __all__ = ["forward_auth"]
 
@@ -138,7 +130,7 @@ class _OtherApp:
             return None
         if response.status_code != 200:
             raise BadAnswer(f"its status is {response.status_code}")
-        user = response.headers.get(self._id_header) if self._id_header else _json.decode(body)["id"]
+        user = response.headers.get(self._id_header) if self._id_header else json.decode(body)["id"]
         if user is None or user == "":
             return None
         if isinstance(user, int) and not isinstance(user, bool):

@@ -13,7 +13,7 @@ from typing import Any
 from quart_openai_sse.models import Model
 from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord, log_stream
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.requests import validate
+from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.tasks import Background
 from quart_openai_sse.transforms import Transform
 

@@ -14,19 +14,11 @@ import httpx
 import jwt
 from jwt.algorithms import get_default_algorithms
 
-from quart_openai_sse import _json
 from quart_openai_sse.auth import Authenticate, bearer_token
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
-from quart_openai_sse.lookups import (
-    BadAnswer,
-    ClientFactory,
-    PerLoop,
-    SingleFlight,
-    check_address,
-    fetch,
-    what_failed,
-)
+from quart_openai_sse.lookups import BadAnswer, ClientFactory, PerLoop, SingleFlight, check_address, fetch, what_failed
 from quart_openai_sse.principal import Principal, is_id
+from quart_openai_sse.protocol import json
 
 __all__ = ["Claims", "jwt_bearer"]
 
@@ -276,7 +268,7 @@ def _read_keys(response: httpx.Response, body: bytes, algorithms: tuple[str, ...
     """The keys of a JWK set. Raises for an answer without any: the last ones are better than that."""
     if response.status_code != 200:
         raise BadAnswer(f"its status is {response.status_code}")
-    listed = _json.decode(body)["keys"]
+    listed = json.decode(body)["keys"]
     if not isinstance(listed, list):
         raise BadAnswer("it is not a set of keys")
     keys = tuple(key for each in listed[:_MAX_KEYS] if (key := _read_key(each, algorithms)) is not None)

@@ -17,8 +17,8 @@ from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.observers import StreamEnd, StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Intake, Producer
+from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.tasks import Background, run_abandonable
-from quart_openai_sse.trace import current_trace_id
 
 logger = logging.getLogger("quart_openai_sse")
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
-from quart_openai_sse.trace import reset_trace_id, set_trace_id, trace_id_from
+from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id, trace_id_from
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -9,15 +9,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import add_usage
 from quart_openai_sse.calls import Call
-from quart_openai_sse.completion import Completion, Signal, stream_error
 from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.formats import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import APP, Intake
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import add_usage
+from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.transforms import Transform, transformed
 
 
@@ -252,6 +253,6 @@ def _dumped(item: Any) -> Mapping[str, Any]:
 
 def _encoded(value: Any) -> bytes:
     try:
-        return _json.encode(value)
+        return json.encode(value)
     except (TypeError, ValueError) as error:
         raise ModelFailed(f"A model yielded what is not JSON: {error}.") from error

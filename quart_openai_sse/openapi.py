@@ -36,7 +36,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
 )
 from quart_openai_sse.formats import FORMATS, RESERVED_EVENTS
-from quart_openai_sse.requests import ROLES
+from quart_openai_sse.protocol.requests import ROLES
 from quart_openai_sse.responses import STREAM_HEADERS
 
 __all__ = ["openapi_document"]

@@ -7,16 +7,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import Assembly
-from quart_openai_sse.completion import Completion, Signal, stream_error
 from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.sse import EventTooLarge, SSEDecoder
+from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.retries import Attempt
-from quart_openai_sse.sse import EventTooLarge, SSEDecoder
 from quart_openai_sse.upstream import Headers, Upstream, is_prompt
 
 APP = "app"
@@ -123,7 +124,7 @@ class Intake:
         if (message := self.message) is not None:
             for entry in entries:
                 if entry.event:
-                    self.events.append((entry.event, _json.decode(entry.data)))
+                    self.events.append((entry.event, json.decode(entry.data)))
                 else:
                     message.add(entry.data)
         if self._charge is not None:
@@ -274,7 +275,7 @@ class ChunkSink:
 def _not_a_stream(body: bytes) -> OpenAISSEError:
     """The failure of a server that answers a streaming request with status 200 and a document."""
     try:
-        decoded = _json.decode(body)
+        decoded = json.decode(body)
     except ValueError:
         decoded = None
     failure = stream_error(decoded) if isinstance(decoded, dict) else None
@@ -376,7 +377,7 @@ class AnswerProducer:
     def finish(self) -> None:
         """See `Sink.finish`."""
         try:
-            answer = _json.decode(self._data)
+            answer = json.decode(self._data)
         except ValueError:
             raise UpstreamGarbled("The upstream's answer is not JSON.") from None
         if not isinstance(answer, dict):
@@ -387,7 +388,7 @@ class AnswerProducer:
         if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
             raise UpstreamGarbled("The upstream's answer has no choices with a message.")
         as_chunk = {**answer, "choices": [{**choice, "delta": choice["message"]} for choice in choices]}
-        self.completion.feed(_json.encode(as_chunk))
+        self.completion.feed(json.encode(as_chunk))
 
 
 def _is_whole_choice(choice: object) -> bool:
@@ -396,6 +397,6 @@ def _is_whole_choice(choice: object) -> bool:
 
 def whole_answer(data: bytes) -> bool:
     """Whether an entry is an answer in one piece rather than a chunk."""
-    choices = _json.decode(data).get("choices")
+    choices = json.decode(data).get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     return isinstance(first, dict) and "delta" not in first

@@ -35,7 +35,7 @@ from quart_openai_sse.models import ModelProducer, relayed
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
 from quart_openai_sse.producers import APP, AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body
-from quart_openai_sse.requests import check_idempotency_key, digest, validate
+from quart_openai_sse.protocol.requests import check_idempotency_key, digest, validate
 from quart_openai_sse.tasks import Background
 from quart_openai_sse.upstream import Upstream
 from quart_openai_sse.upstreams import Upstreams

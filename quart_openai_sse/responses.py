@@ -15,18 +15,18 @@ from quart import Response, current_app, request
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import Assembly
-from quart_openai_sse.completion import decode_chunk
 from quart_openai_sse.entries import END_ID, End, Entry
-from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
-from quart_openai_sse.formats import Format, chunk_text, create_format, end_data, end_error
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, Translate
+from quart_openai_sse.formats import Format, create_format, end_data, end_error
 from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
-from quart_openai_sse.messages import Catalogues, Translate, shipped
+from quart_openai_sse.messages import Catalogues, shipped
 from quart_openai_sse.producers import whole_answer
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
+from quart_openai_sse.protocol.sse import HEARTBEAT
 from quart_openai_sse.relay import Relay
-from quart_openai_sse.sse import HEARTBEAT
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -59,7 +59,7 @@ class StreamItem:
     @property
     def text(self) -> str:
         """What a chunk's first choice says in words, or ""."""
-        return chunk_text(_json.encode(self.data)) if self.name == "chunk" else ""
+        return chunk_text(json.encode(self.data)) if self.name == "chunk" else ""
 
 
 class Stream:
@@ -102,7 +102,7 @@ class Stream:
 async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
     async for batch in reader:
         for number, entry in enumerate(batch.entries, batch.first_id):
-            data = _json.decode(entry.data) if entry.event else decode_chunk(entry.data)
+            data = json.decode(entry.data) if entry.event else decode_chunk(entry.data)
             yield StreamItem(entry.event or "chunk", data, str(number))
         if (end := batch.end) is not None:
             yield StreamItem(end.outcome, end_data(end), END_ID)
@@ -201,7 +201,7 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
         return whole
     if (message := assembly.message()) is None:
         raise StreamTooLong("The answer is too large for one piece.")
-    return _json.encode(message)
+    return json.encode(message)
 
 
 def translator() -> Translate:
@@ -221,7 +221,7 @@ def _sentences(catalogues: Catalogues, header: str | None) -> Mapping[str, str]:
 
 def error_response(error: OpenAISSEError) -> Response:
     """An error as OpenAI's API would answer it, with a sentence in the client's language."""
-    body = _json.encode(error.body(translator()))
+    body = json.encode(error.body(translator()))
     response = Response(body, status=error.status, mimetype="application/json")
     response.headers.update(error.headers())
     response.vary.add("Accept-Language")

@@ -10,9 +10,6 @@ from typing import Any, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import Assembly
-from quart_openai_sse.completion import Completion, Signal
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import (
     InvalidLastEventID,
@@ -26,8 +23,11 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder, encode_data
 from quart_openai_sse.simulator import Exchange, Simulator, SimulatorOptions, serve_simulator
-from quart_openai_sse.sse import ServerSentEvent, SSEDecoder, encode_data
 from quart_openai_sse.upstream import Sink, refusal
 
 __all__ = [
@@ -73,7 +73,7 @@ def tool_call(
 
     A second call of the same answer has another *id* and the next *index*; `finish("tool_calls")` comes after the last.
     """
-    text = arguments if isinstance(arguments, str) else _json.encode(arguments).decode()
+    text = arguments if isinstance(arguments, str) else json.encode(arguments).decode()
     middle = len(text) // 2
     head = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
     pieces = [{"index": index, "function": {"arguments": piece}} for piece in (text[:middle], text[middle:])]
@@ -88,7 +88,7 @@ def finish(finish_reason: str = "stop", *, usage: Mapping[str, Any] | None = Non
 
 def error(message: str, *, code: str | int | None = None, type: str = "server_error") -> bytes:  # noqa: A002
     """An error within the stream, as an upstream would send it."""
-    return encode_data(_json.encode({"error": {"message": message, "type": type, "param": None, "code": code}}))
+    return encode_data(json.encode({"error": {"message": message, "type": type, "param": None, "code": code}}))
 
 
 def refused(
@@ -96,12 +96,12 @@ def refused(
 ) -> OpenAISSEError:
     """A step that answers with an error status: the error that `OpenAIUpstream` makes of it."""
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    return refusal(status, headers, _json.encode({"error": {"message": message, "code": code}}))
+    return refusal(status, headers, json.encode({"error": {"message": message, "code": code}}))
 
 
 def _chunk(choices: list[dict[str, Any]], **members: Any) -> bytes:
     head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
-    return encode_data(_json.encode({**head, "choices": choices, **members}))
+    return encode_data(json.encode({**head, "choices": choices, **members}))
 
 
 class Gate:
@@ -217,7 +217,7 @@ class _Whole:
     def finish(self) -> None:
         if self._message is not None:
             self._completion.end()
-            self._feed(_json.encode(self._message.message()))
+            self._feed(json.encode(self._message.message()))
         self._finish()
 
 
@@ -281,7 +281,7 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         if event.data == "[DONE]":
             outcome = "completed"
             continue
-        data = _json.decode(event.data.encode())
+        data = json.decode(event.data.encode())
         if event.event == "delta":
             text += data["text"]
         elif event.event in ("completed", "failed", "stopped"):

@@ -14,9 +14,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
-from quart_openai_sse import _json
 from quart_openai_sse.clients import Answer, Client, DirectClient, Outgoing
-from quart_openai_sse.completion import error_from
 from quart_openai_sse.config import Config
 from quart_openai_sse.deadlines import Deadlines
 from quart_openai_sse.errors import (
@@ -30,8 +28,10 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.foreign import ForeignClient
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.trace_context import current_trace_id
+from quart_openai_sse.protocol.upstream_errors import error_from
 from quart_openai_sse.retries import Attempt
-from quart_openai_sse.trace import current_trace_id
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
@@ -207,7 +207,7 @@ class OpenAIUpstream:
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, key: str | None) -> Answer:
         """The answer, when its head has come. What was sent is not held any longer than that."""
-        content = b"" if body is None else _json.encode(body)
+        content = b"" if body is None else json.encode(body)
         return await self._client.send(
             Outgoing(method, _url(self._config.base_url, path), self._headers(key), content),
         )
@@ -255,7 +255,7 @@ async def _list(answer: Answer) -> list[dict[str, Any]]:
     if answer.status != 200:
         raise refusal(answer.status, answer.headers, body)
     try:
-        listed = _json.decode(body)["data"]
+        listed = json.decode(body)["data"]
         return [model for model in listed if isinstance(model["id"], str)]
     except (ValueError, KeyError, TypeError):
         raise UpstreamError("The upstream's list of models can't be read.") from None
@@ -302,7 +302,7 @@ def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
 def _error_object(body: bytes) -> object:
     """What an error's body says: OpenAI's shape, `{"detail": …}`, a bare string, or nothing (HTML)."""
     try:
-        decoded = _json.decode(body)
+        decoded = json.decode(body)
     except ValueError:
         text = body[:300].decode("utf-8", "replace").strip()
         return None if text.startswith("<") else text

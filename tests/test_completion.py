@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from json import dumps
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,9 +13,6 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import Assembly, add_usage
-from quart_openai_sse.completion import TRANSITIONS, Completion, Signal, State, error_from, stream_error
 from quart_openai_sse.errors import (
     OpenAISSEError,
     UpstreamCredentials,
@@ -25,6 +22,10 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import Assembly, add_usage
+from quart_openai_sse.protocol.completion import TRANSITIONS, Completion, Signal, State
+from quart_openai_sse.protocol.upstream_errors import error_from, stream_error
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 DONE = "[DONE]"
@@ -72,7 +73,7 @@ def follow(pieces: Iterable[Piece], *, n: int = 1, limit: int = 1 << 26) -> Foll
         if piece == EOF:
             completion.end()
         else:
-            completion.feed(piece.encode() if isinstance(piece, str) else _json.encode(piece))
+            completion.feed(piece.encode() if isinstance(piece, str) else json.encode(piece))
     return completion
 
 
@@ -287,7 +288,7 @@ def test_only_a_finished_stream_can_become_done(state: State, signal: Signal) ->
 
 def test_nothing_comes_after_done() -> None:
     completion = follow([text("Hi"), FINISH, DONE])
-    for piece in (b"[DONE]", _json.encode(text("more")), _json.encode(text("and more"))):
+    for piece in (b"[DONE]", json.encode(text("more")), json.encode(text("and more"))):
         with pytest.raises(OpenAISSEError):
             completion.feed(piece)
     assert completion.done
@@ -307,13 +308,13 @@ MEANINGS: list[tuple[Any, Signal]] = [
 
 def test_feed_says_what_each_chunk_means() -> None:
     completion = Completion()
-    assert [completion.feed(_json.encode(piece)) for piece, _ in MEANINGS] == [meaning for _, meaning in MEANINGS]
+    assert [completion.feed(json.encode(piece)) for piece, _ in MEANINGS] == [meaning for _, meaning in MEANINGS]
     assert completion.feed(b" [DONE]") is Signal.DONE
 
 
 def test_a_chunk_of_many_lines_is_a_chunk() -> None:
     completion = Followed()
-    completion.feed(json.dumps(text("Hi"), indent=2).encode())
+    completion.feed(dumps(text("Hi"), indent=2).encode())
     assert message(completion)["content"] == "Hi"
 
 
@@ -352,7 +353,7 @@ def test_half_an_emoji_is_no_harm() -> None:
     for half in (b"\\ud83d", b"\\ude00"):
         completion.feed(b'{"choices": [{"index": 0, "delta": {"content": "%s"}}]}' % half)
     assert message(completion)["content"] == "\U0001f600"
-    assert _json.decode(_json.encode(completion.message()))["choices"][0]["message"]["content"] == "\U0001f600"
+    assert json.decode(json.encode(completion.message()))["choices"][0]["message"]["content"] == "\U0001f600"
 
 
 # Errors within the stream -------------------------------------------------------------------------------------------
@@ -411,7 +412,7 @@ ERRORS: dict[str, tuple[Any, Expected]] = {
 def test_an_error_object_of_any_shape_fails_the_stream(data: Any, expected: Expected, before: list[Piece]) -> None:
     completion = follow(before)
     with pytest.raises(UpstreamFailed) as raised:
-        completion.feed(_json.encode(data))
+        completion.feed(json.encode(data))
     error = raised.value
     assert (error.message, error.status, error.type, error.param, error.code) == expected
     assert not completion.done
@@ -431,13 +432,13 @@ def test_an_error_object_of_any_shape_fails_the_stream(data: Any, expected: Expe
 )
 def test_what_is_no_error_is_a_chunk(data: Any) -> None:
     assert stream_error(data) is None
-    Followed().feed(_json.encode(data))
+    Followed().feed(json.encode(data))
 
 
 @pytest.mark.parametrize("code", [401, 403, "invalid_api_key"])
 def test_an_error_about_our_key_is_not_the_visitors_and_not_told(code: Any) -> None:
     with pytest.raises(UpstreamCredentials) as raised:
-        Followed().feed(_json.encode({"error": {"message": "Incorrect API key: sk-1***2", "code": code}}))
+        Followed().feed(json.encode({"error": {"message": "Incorrect API key: sk-1***2", "code": code}}))
     assert raised.value.status == 502
     assert "sk-1" not in str(raised.value.body())
 
@@ -637,14 +638,14 @@ def test_the_message_is_a_chat_completion() -> None:
 def test_asking_for_the_message_early_changes_nothing() -> None:
     completion = Followed()
     for content in "abc":
-        completion.feed(_json.encode(text(content)))
+        completion.feed(json.encode(text(content)))
         completion.message()
     assert message(completion)["content"] == "abc"
 
 
 def test_a_message_is_assembled_up_to_a_limit_and_the_stream_followed_beyond_it() -> None:
     pieces = [ROLE, text("Hi"), FINISH, USAGE_CHUNK, DONE]
-    size = sum(len(_json.encode(piece)) for piece in pieces[:-1])
+    size = sum(len(json.encode(piece)) for piece in pieces[:-1])
     assert follow(pieces, limit=size + 1).message() is not None
     for limit in (0, 1, size):
         completion = follow(pieces, limit=limit)
@@ -658,7 +659,7 @@ def test_however_a_text_is_cut_into_deltas_the_message_is_the_text(contents: lis
     completion = follow(chunk(choice({"content": content}, index=index)) for content in contents)
     assert completion.has_output is any(contents)
     if contents:
-        assert message(completion, index)["content"] == _json.decode(_json.encode("".join(contents)))
+        assert message(completion, index)["content"] == json.decode(json.encode("".join(contents)))
 
 
 # As OpenAI's SDK does -----------------------------------------------------------------------------------------------
@@ -799,9 +800,9 @@ def test_an_odd_chunk_raises_nothing_but_an_error_of_ours(odd: Any) -> None:
     for other in HOSTILE.values():
         completion = Followed()
         for each in (odd, other, odd, text("x"), FINISH):
-            _feed(completion, _json.encode(each))
+            _feed(completion, json.encode(each))
         whole = completion.message()
-        assert _json.encode(whole)
+        assert json.encode(whole)
         assert isinstance(completion.assembly.id + completion.assembly.model, str)
 
 
@@ -894,8 +895,8 @@ _chunks = _values | st.fixed_dictionaries(
 def test_no_json_whatsoever_raises_anything_but_an_error_of_ours(values: list[Any], n: int) -> None:
     completion = Followed(n=n)
     for value in values:
-        _feed(completion, _json.encode(value))
-        assert _json.encode(completion.message())
+        _feed(completion, json.encode(value))
+        assert json.encode(completion.message())
     try:
         completion.end()
     except UpstreamTruncated:
@@ -941,10 +942,10 @@ SUMS: dict[str, tuple[Any, Any, Any]] = {
 
 @pytest.mark.parametrize(("total", "usage", "expected"), SUMS.values(), ids=SUMS)
 def test_usages_add_up(total: Any, usage: Any, expected: Any) -> None:
-    before = json.dumps([total, usage])
+    before = dumps([total, usage])
     summed = add_usage(total, usage)
     assert summed == expected
-    assert json.dumps([total, usage]) == before
+    assert dumps([total, usage]) == before
     assert summed is None or (summed is not total and summed is not usage)
 
 

@@ -8,26 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse import _json
 from quart_openai_sse.entries import Batch, End, Entry
-from quart_openai_sse.errors import (
-    InvalidRequest,
-    OpenAISSEError,
-    ServerShutdown,
-    UpstreamFailed,
-    UpstreamTruncated,
-)
+from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, ServerShutdown, UpstreamFailed, UpstreamTruncated
 from quart_openai_sse.formats import (
     FORMATS,
     RESERVED_EVENTS,
     Format,
     OpenAIFormat,
     TextFormat,
-    chunk_text,
     create_format,
     end_error,
 )
-from quart_openai_sse.sse import ServerSentEvent, SSEDecoder
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import chunk_text
+from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
 # With spaces, unknown members and an order of its own, so that only the very same bytes will do.
 ROLE = b'{"choices": [{"delta": {"role": "assistant", "content": ""}, "index": 0}], "id":"c"}'
@@ -93,7 +87,7 @@ def test_any_other_end_is_an_error_object_at_which_sdks_raise(end: End) -> None:
     (event,) = decode(wire)
     assert (event.event, event.id) == ("message", "")
     assert b"[DONE]" not in wire
-    body = _json.decode(event.data.encode())
+    body = json.decode(event.data.encode())
     assert list(body) == ["error"]
     assert {"message", "type", "param", "code"} <= body["error"].keys()
     assert OpenAIFormat().end(end, ids=True) == b"id: end\n" + wire
@@ -208,12 +202,12 @@ TEXTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("chunk", "text"), TEXTS.values(), ids=TEXTS)
 def test_a_chunk_says_in_words_and_odd_ones_say_nothing(chunk: Any, text: str) -> None:
-    data = _json.encode(chunk)
+    data = json.encode(chunk)
     assert chunk_text(data) == text
     for entry in (Entry(data), Entry(data, usage=True)):
         wire = TextFormat().encode(Batch(1, [entry]), ids=True)
         if text:
-            assert wire == b"event: delta\nid: 1\ndata: " + _json.encode({"text": text, "t": 0.0}) + b"\n\n"
+            assert wire == b"event: delta\nid: 1\ndata: " + json.encode({"text": text, "t": 0.0}) + b"\n\n"
         else:
             assert wire == b""
 
@@ -229,7 +223,7 @@ _data = st.binary() | st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["choices", "index", "delta", "content", "refusal", "message"]), inner)
     ),
-).map(_json.encode)
+).map(json.encode)
 _entries = st.builds(
     Entry,
     _data,

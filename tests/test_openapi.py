@@ -23,7 +23,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
 )
 from quart_openai_sse.openapi import openapi_document, subclasses
-from quart_openai_sse.requests import validate
+from quart_openai_sse.protocol.requests import validate
 from tests.conftest import QUESTION
 from tests.test_requests import _bodies
 

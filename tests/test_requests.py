@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse import _json
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, UnsupportedMediaType
 from quart_openai_sse.principal import Principal, stream_key
-from quart_openai_sse.requests import (
-    ROLES,
-    check_idempotency_key,
-    check_thread,
-    digest,
-    parse_body,
-    validate,
-)
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.requests import ROLES, check_idempotency_key, check_thread, digest, parse_body, validate
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "m", "messages": MESSAGES}
@@ -110,26 +103,26 @@ def test_half_an_emoji_passes_and_comes_out_as_it_went_in() -> None:
     data = b'{"a":"\\ud83d","b":"\\ud83d\\ude00","c":1.5}'
     body = parse(data)
     assert body == {"a": "\ud83d", "b": "\U0001f600", "c": 1.5}
-    assert parse(_json.encode(body)) == body
+    assert parse(json.encode(body)) == body
 
 
 def test_large_integers_pass_as_they_are() -> None:
     body = {**BODY, "seed": 10**300}
-    assert validate(parse(_json.encode(body))) == body
+    assert validate(parse(json.encode(body))) == body
 
 
 def test_no_json_is_written_that_is_none() -> None:
-    assert _json.encode({"a": [1, "x", None, True]}) == b'{"a":[1,"x",null,true]}'
+    assert json.encode({"a": [1, "x", None, True]}) == b'{"a":[1,"x",null,true]}'
     with pytest.raises(ValueError, match="JSON compliant"):
-        _json.encode({"a": "\ud83d", "b": float("nan")})
+        json.encode({"a": "\ud83d", "b": float("nan")})
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
     for value in (deep, ["\ud83d", deep]):
         with pytest.raises(ValueError, match="nested too deeply"):
-            _json.encode(value)
+            json.encode(value)
     with pytest.raises(TypeError):
-        _json.encode(object())
+        json.encode(object())
 
 
 # The members --------------------------------------------------------------------------------------------------------
@@ -172,7 +165,7 @@ def test_a_member_of_the_wrong_type_or_out_of_range_is_named(member: str, value:
     error = raised.value
     assert (error.status, error.param, error.code) == (400, member, "invalid_request")
     assert error.message.startswith(f"{member} must be a")
-    assert _json.encode(error.body())
+    assert json.encode(error.body())
 
 
 @pytest.mark.parametrize("value", [0, "true", [], {}])
@@ -223,11 +216,11 @@ def test_unknown_members_pass_and_the_body_given_stays_as_it_is() -> None:
         "made_up": [{"a": None}],
         "messages": [{"role": "user", "content": [{"type": "image_url"}], "cache_control": {"a": 1}}],
     }
-    before = json.dumps(body)
+    before = dumps(body)
     checked = validate(body, default_model="other")
     assert checked == body
     assert checked is not body
-    assert json.dumps(body) == before
+    assert dumps(body) == before
 
 
 @pytest.mark.parametrize("missing", [{}, {"model": None}], ids=["left out", "null"])
@@ -301,10 +294,10 @@ def _check(data: bytes) -> None:
     result = _validated(data)
     if isinstance(result, OpenAISSEError):
         assert 400 <= result.status < 500
-        assert _json.encode(result.body())
+        assert json.encode(result.body())
     else:
         assert len(digest(result)) == 64
-        assert _json.decode(_json.encode(result)) == result
+        assert json.decode(json.encode(result)) == result
 
 
 def _validated(data: bytes) -> dict[str, Any] | OpenAISSEError:
@@ -323,7 +316,7 @@ def test_no_bytes_raise_anything_but_an_error_of_ours(data: bytes) -> None:
 @settings(deadline=None, max_examples=300)
 @given(_bodies)
 def test_no_json_raises_anything_but_an_error_of_ours(body: Any) -> None:
-    _check(_json.encode(body))
+    _check(json.encode(body))
 
 
 @pytest.mark.parametrize("depth", [50, 500, 900, 960, 5000, 9000])
@@ -331,9 +324,7 @@ def test_no_json_raises_anything_but_an_error_of_ours(body: Any) -> None:
 def test_no_depth_raises_anything_but_an_error_of_ours(depth: int, start: str) -> None:
     deep = "[" * depth + "]" * depth
     try:
-        digest(
-            validate(parse(f'{{"model": "m", "messages": {json.dumps(MESSAGES)}, "x": [{start}, {deep}]}}'.encode()))
-        )
+        digest(validate(parse(f'{{"model": "m", "messages": {dumps(MESSAGES)}, "x": [{start}, {deep}]}}'.encode())))
     except InvalidRequest as error:
         assert error.code == "invalid_json"  # noqa: PT017 (how deep Python goes is its own affair)
 

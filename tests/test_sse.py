@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse.sse import (
+from quart_openai_sse.protocol.sse import (
     HEARTBEAT,
     EventTooLarge,
     RawEvent,

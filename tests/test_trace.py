@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quart_openai_sse.trace import (
+from quart_openai_sse.protocol.trace_context import (
     TraceIdFilter,
     current_trace_id,
     install_filter,

@@ -30,8 +30,8 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.testing import chunk, finish
-from quart_openai_sse.trace import reset_trace_id, set_trace_id
 from quart_openai_sse.transport import create_transport
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 

@@ -15,12 +15,12 @@ import click
 from quart import Quart
 from quart.cli import ScriptInfo
 
-from quart_openai_sse.completion import Completion
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import ChunkSink, streaming_body
+from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstream import Headers, OpenAIUpstream, Upstream
 
 PREFIX = f"QUART_{KEY_PREFIX}"  # as Quart's from_prefixed_env() reads it

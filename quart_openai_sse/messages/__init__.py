@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-Translate = Callable[[str], str]
-"""Gives an English sentence in another language, or as it is."""
-
 Catalogues = Mapping[str, Mapping[str, str]]
 """By language (`zh`, `pt-BR`): from English sentences to that language's."""
-
-
-def english(sentence: str) -> str:
-    """The sentence as it is."""
-    return sentence
 
 
 @cache

@@ -14,19 +14,19 @@ from unicodedata import category
 
 from quart import Quart
 
-from quart_openai_sse import _json
-from quart_openai_sse.assembly import Assembly
 from quart_openai_sse.auth import authenticate
-from quart_openai_sse.completion import Completion
 from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
 from quart_openai_sse.formats import OpenAIFormat, TextFormat
 from quart_openai_sse.jwt import _header, _read_key, jwt_bearer
 from quart_openai_sse.logs.memory import MemoryLog
-from quart_openai_sse.requests import digest, parse_body, validate
-from quart_openai_sse.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.requests import digest, parse_body, validate
+from quart_openai_sse.protocol.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
+from quart_openai_sse.protocol.trace_context import trace_id_from
 from quart_openai_sse.testing import chunk, finish
-from quart_openai_sse.trace import trace_id_from
 
 Target = Callable[[bytes], None]
 
@@ -52,9 +52,9 @@ def request(data: bytes) -> None:
         refusal = error
     if refusal is not None:
         assert 400 <= refusal.status < 500
-        assert _json.encode(refusal.body())
+        assert json.encode(refusal.body())
     else:
-        assert _json.decode(_json.encode(body)) == body
+        assert json.decode(json.encode(body)) == body
         assert body["model"].isprintable()
 
 
@@ -69,7 +69,7 @@ def completion(data: bytes) -> None:
             entries.append(Entry(line))
         followed.end()
         assert followed.done
-    assert _json.encode(assembly.message())
+    assert json.encode(assembly.message())
     for spoken in (OpenAIFormat(include_usage=True), TextFormat()):
         wire = spoken.encode(Batch(1, entries), ids=True) + spoken.end(End("completed"), ids=True)
         *places, end = [event.id for event in SSEDecoder(max_event_bytes=1 << 24).feed_raw(wire)]
@@ -90,7 +90,7 @@ def token(data: bytes) -> None:
     assert header is None or isinstance(header["alg"], str)
     assert _asked({"Authorization": f"Bearer {text}"}) is None
     try:
-        key = _json.decode(data)
+        key = json.decode(data)
     except ValueError:
         return
     found = _read_key(key, ("RS256", "ES256", "EdDSA"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
+from json import dumps
 from typing import Any
 
-from quart_openai_sse import _json
 from quart_openai_sse.errors import InvalidRequest, UnsupportedMediaType
+from quart_openai_sse.protocol import json
 
 ROLES = frozenset({"developer", "system", "user", "assistant", "tool", "function"})
 
@@ -34,7 +34,7 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
     if not data:
         raise InvalidRequest(f"The request has no body.{_LOST if upgrade else ''}", code="invalid_json")
     try:
-        body = _json.decode(data)
+        body = json.decode(data)
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
@@ -67,7 +67,7 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
 def digest(body: Mapping[str, Any]) -> str:
     """A fingerprint of *body*, the same for every order of its members. Raises `InvalidRequest` if it is too deep."""
     try:
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        text = dumps(body, sort_keys=True, separators=(",", ":"))
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     return hashlib.sha256(text.encode()).hexdigest()

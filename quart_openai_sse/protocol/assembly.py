@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quart_openai_sse import _json
-from quart_openai_sse.completion import Chunk, find_index
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import find_index
+from quart_openai_sse.protocol.upstream_errors import Chunk
 
 
 class Assembly:
@@ -37,7 +38,7 @@ class Assembly:
         if self._room <= 0:
             return
         try:
-            self.add_chunk(_json.decode(data), size=len(data))
+            self.add_chunk(json.decode(data), size=len(data))
         except ValueError:
             self._room = 0
 

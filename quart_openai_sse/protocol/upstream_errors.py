@@ -1,0 +1,61 @@
+"""The errors that an upstream reports, in their many shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamFailed, UpstreamRefused
+
+Chunk = Mapping[str, Any]
+"""A `chat.completion.chunk` as OpenAI documents it, unknown members included."""
+
+
+def stream_error(chunk: Chunk) -> OpenAISSEError | None:
+    """The failure that an object within a stream reports, or `None` if it is a chunk.
+
+    Next to OpenAI's `{"error": {…}}` there are bare strings, `{"detail": …}` and vLLM's `{"object": "error", …}`.
+    """
+    error = chunk.get("error")
+    if not error and "choices" not in chunk:
+        error = chunk if chunk.get("object") == "error" else chunk.get("detail")
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in (401, 403, "invalid_api_key"):  # about our key, and perhaps with a part of it
+        return UpstreamCredentials("The upstream refused our key within its stream.")
+    return error_from(error, cls=UpstreamFailed)
+
+
+def error_from(
+    error: object,
+    *,
+    cls: type[UpstreamRefused],
+    status: int | None = None,
+) -> UpstreamRefused:
+    """An upstream's error object, whatever its shape, as an exception. `code` may be a number or a string."""
+    members = error if isinstance(error, dict) else {"message": _details(error)}
+    message = members.get("message")
+    code = members.get("code")
+    if status is None:
+        status = code if isinstance(code, int) and 400 <= code < 600 else 502
+    return cls(
+        message if isinstance(message, str) and message else "The upstream reported an error.",
+        status=status,
+        type=_string(members.get("type")),
+        code=_string(code),
+        param=_string(members.get("param")),
+    )
+
+
+def _details(error: object) -> object:
+    """FastAPI lists what is wrong: `[{"loc": […], "msg": …}]`."""
+    if not isinstance(error, list):
+        return error
+    return "; ".join(each["msg"] for each in error if isinstance(each, dict) and isinstance(each.get("msg"), str))
+
+
+def _string(value: object) -> str | None:
+    # It goes into log lines, too.
+    text = str(value) if isinstance(value, str | int) else ""
+    return text if text.isprintable() and 0 < len(text) <= 100 else None
