@@ -13,14 +13,15 @@ from quart_openai_sse.auth import (
 from quart_openai_sse.blueprint import EXPOSED_HEADERS
 from quart_openai_sse.calls import Call
 from quart_openai_sse.config import Config, UpstreamConfig
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import QuartOpenAISSE
 from quart_openai_sse.formats import Format
 from quart_openai_sse.forward import forward_auth
+from quart_openai_sse.hooks import StreamEnd
 from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.models import Chat, Event
-from quart_openai_sse.observers import Observer, StreamEnd, StreamEvent, StreamRecord
+from quart_openai_sse.observers import Observer, StreamEvent, StreamRecord
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder, encode
 from quart_openai_sse.protocol.trace_context import TraceIdFilter, current_trace_id
 from quart_openai_sse.responses import Stream, StreamItem

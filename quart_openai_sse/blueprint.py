@@ -29,7 +29,7 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     StreamNotFound,
 )
-from quart_openai_sse.formats import create_format
+from quart_openai_sse.formats.registry import create_format
 from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json

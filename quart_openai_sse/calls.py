@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import StreamTooLong
+from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Attempts, ChunkSink
 from quart_openai_sse.protocol.assembly import Assembly

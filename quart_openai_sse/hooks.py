@@ -10,14 +10,48 @@ from dataclasses import dataclass, field, replace
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
 
+from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.logs.entries import Outcome
 from quart_openai_sse.models import Model
-from quart_openai_sse.observers import EventKind, Observer, StreamEnd, StreamEvent, StreamRecord, log_stream
+from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
+from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.tasks import Background
 from quart_openai_sse.transforms import Transform
 
 logger = logging.getLogger("quart_openai_sse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnd:
+    """What `on_end` gets: plain values, good outside of any request."""
+
+    id: str
+    outcome: Outcome
+    reason: str
+    error: OpenAISSEError | None
+    principal: Principal
+    thread: str
+    model: str
+    body: Mapping[str, Any]
+    """The request, after `prepare`."""
+    metadata: Mapping[str, Any]
+    message: Mapping[str, Any] | None
+    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if there was none, or too much
+    to keep."""
+    events: tuple[tuple[str, Any], ...]
+    """The app's events: names and data."""
+    finish_reasons: Mapping[int, str]
+    usage: Mapping[str, Any] | None
+    record: StreamRecord
+
+    @property
+    def text(self) -> str:
+        """The message's content, or "". Half of an emoji, where an answer was cut in one, is a "\ufffd"."""
+        content = (self.message or {}).get("content")
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
+
 
 Prepare = Callable[[dict[str, Any], Principal], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]
 OnEnd = Callable[[StreamEnd], Awaitable[None] | None]

@@ -11,10 +11,11 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from quart_openai_sse.entries import End, Outcome
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, ServerShutdown, StreamStopped, StreamTooLong
+from quart_openai_sse.hooks import StreamEnd
 from quart_openai_sse.logs import Reader, Writer
-from quart_openai_sse.observers import StreamEnd, StreamRecord
+from quart_openai_sse.logs.entries import End, Outcome
+from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Intake, Producer
 from quart_openai_sse.protocol.trace_context import current_trace_id

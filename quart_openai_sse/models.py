@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from quart_openai_sse.calls import Call
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
-from quart_openai_sse.formats import RESERVED_EVENTS
+from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import APP, Intake
 from quart_openai_sse.protocol import json

@@ -35,7 +35,8 @@ from quart_openai_sse.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from quart_openai_sse.formats import FORMATS, RESERVED_EVENTS
+from quart_openai_sse.formats.registry import FORMATS
+from quart_openai_sse.logs.entries import RESERVED_EVENTS
 from quart_openai_sse.protocol.requests import ROLES
 from quart_openai_sse.responses import STREAM_HEADERS
 

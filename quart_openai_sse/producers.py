@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
 from quart_openai_sse.logs import Writer
+from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json

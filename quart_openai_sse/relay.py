@@ -14,10 +14,8 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, cast
 
-from quart_openai_sse.budgets import TokenBudget
 from quart_openai_sse.calls import Call
 from quart_openai_sse.config import Config
-from quart_openai_sse.entries import End
 from quart_openai_sse.errors import (
     Draining,
     InvalidRequest,
@@ -29,8 +27,10 @@ from quart_openai_sse.errors import (
     TooManyStreams,
 )
 from quart_openai_sse.hooks import Hooks
+from quart_openai_sse.limits.tokens import TokenBudget
 from quart_openai_sse.live import CLEAN_UP, Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.logs.entries import End
 from quart_openai_sse.models import ModelProducer, relayed
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key

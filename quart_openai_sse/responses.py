@@ -15,11 +15,12 @@ from quart import Response, current_app, request
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-from quart_openai_sse.entries import END_ID, End, Entry
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, Translate
-from quart_openai_sse.formats import Format, create_format, end_data, end_error
+from quart_openai_sse.formats import Format, end_data, end_error
+from quart_openai_sse.formats.registry import create_format
 from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
+from quart_openai_sse.logs.entries import END_ID, End, Entry
 from quart_openai_sse.messages import Catalogues, shipped
 from quart_openai_sse.producers import whole_answer
 from quart_openai_sse.protocol import json

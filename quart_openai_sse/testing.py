@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import (
     InvalidLastEventID,
     KeyReused,
@@ -21,6 +20,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
 )
 from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json

@@ -13,7 +13,7 @@ import uvicorn
 from quart import Quart, request
 
 from quart_openai_sse import Event
-from quart_openai_sse.formats import FORMATS
+from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve

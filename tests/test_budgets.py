@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_openai_sse import StreamEnd
-from quart_openai_sse.budgets import TokenBudget
-from quart_openai_sse.rate_limits import limit_starts
+from quart_openai_sse.limits.starts import limit_starts
+from quart_openai_sse.limits.tokens import TokenBudget
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
 

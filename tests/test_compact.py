@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.logs.compact import CompactEntries
+from quart_openai_sse.logs.entries import Entry
 
 CHUNK = (
     b'{"id":"chatcmpl-A1b2C3d4E5f6G7h8I9j0K1l2M3n4O","object":"chat.completion.chunk","created":1700000000,'

@@ -8,17 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse.entries import Batch, End, Entry
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, ServerShutdown, UpstreamFailed, UpstreamTruncated
-from quart_openai_sse.formats import (
-    FORMATS,
-    RESERVED_EVENTS,
-    Format,
-    OpenAIFormat,
-    TextFormat,
-    create_format,
-    end_error,
-)
+from quart_openai_sse.formats import Format, end_error
+from quart_openai_sse.formats.openai import OpenAIFormat
+from quart_openai_sse.formats.registry import FORMATS, create_format
+from quart_openai_sse.formats.text import TextFormat
+from quart_openai_sse.logs.entries import RESERVED_EVENTS, Batch, End, Entry
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder

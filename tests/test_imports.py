@@ -21,16 +21,16 @@ PACKAGE = "quart_openai_sse"
 ROOT = Path(quart_openai_sse.__file__).parent
 
 FLOORS = {
-    "the words": ["messages", "protocol", "errors", "principal", "entries"],
-    "the rules": ["formats", "config", "retries", "budgets"],
+    "the words": ["messages", "protocol", "errors", "principal"],
+    "the rules": ["config", "retries"],
     "the doors": [
         *("deadlines", "tasks", "transport", "clients", "foreign", "lookups"),
-        *("upstream", "upstreams", "logs", "observers"),
+        *("upstream", "upstreams", "formats", "logs", "limits", "observers"),
     ],
     "the engine": ["transforms", "producers", "calls", "models", "hooks", "live", "relay"],
     "the shell": [
         *("auth", "forward", "jwt", "responses", "blueprint", "middleware", "mount", "sessions"),
-        *("rate_limits", "openapi", "extension"),
+        *("openapi", "extension"),
         "__init__",
     ],
 }

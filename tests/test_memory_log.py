@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import StreamExpired, StreamNotFound, StreamTooLong
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.testing import StreamLogContract
 from tests.conftest import Clock

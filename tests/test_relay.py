@@ -15,9 +15,9 @@ from quart import abort, current_app
 
 from quart_openai_sse import Principal, StreamEnd, StreamEvent, live
 from quart_openai_sse.config import Config
-from quart_openai_sse.entries import END_ID
 from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
 from quart_openai_sse.hooks import Hooks
+from quart_openai_sse.logs.entries import END_ID
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.relay import Relay

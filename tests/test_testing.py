@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from quart_openai_sse import SSEDecoder
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import (
     OpenAISSEError,
     UpstreamCredentials,
@@ -19,7 +18,8 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
-from quart_openai_sse.formats import TextFormat
+from quart_openai_sse.formats.text import TextFormat
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.simulator import answer
 from quart_openai_sse.testing import (
     Gate,

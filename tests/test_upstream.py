@@ -15,7 +15,6 @@ import pytest
 
 from quart_openai_sse import OpenAIUpstream, Principal
 from quart_openai_sse.config import Config
-from quart_openai_sse.entries import End
 from quart_openai_sse.errors import (
     ConnectTimeout,
     FirstOutputTimeout,
@@ -30,6 +29,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.logs.entries import End
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.transport import create_transport

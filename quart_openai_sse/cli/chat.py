@@ -14,7 +14,7 @@ import click
 from quart_openai_sse.cli.advice import Asked, explain
 from quart_openai_sse.cli.target import ME, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
-from quart_openai_sse.entries import Entry
+from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.chunks import chunk_text
 
 HELP = """Chat with a model in the terminal; the answer appears as it is written.

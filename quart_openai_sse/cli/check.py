@@ -13,8 +13,8 @@ from quart_openai_sse.cli.advice import Asked, Problem, explain
 from quart_openai_sse.cli.observed import Observed, warnings
 from quart_openai_sse.cli.target import ME, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
+from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstream import Upstream
 

@@ -16,8 +16,8 @@ from quart import Quart
 from quart.cli import ScriptInfo
 
 from quart_openai_sse.config import KEY_PREFIX, Config
-from quart_openai_sse.entries import Entry
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import ChunkSink, streaming_body
 from quart_openai_sse.protocol.completion import Completion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from quart_openai_sse.entries import END_ID, Batch, End, Entry, Outcome
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Outcome
 
 __all__ = ["END_ID", "Batch", "End", "Entry", "Outcome", "Reader", "StreamLog", "Writer"]
 

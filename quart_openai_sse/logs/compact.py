@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from quart_openai_sse.entries import Entry
+from quart_openai_sse.logs.entries import Entry
 
 _WORTH = 32  # bytes that two entries must share
 _MOST = 4096  # bytes that are compared at either end

@@ -7,9 +7,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from quart_openai_sse.entries import END_ID
 from quart_openai_sse.errors import KeyReused, StreamExpired, StreamNotFound, StreamTooLong
-from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream, PassingStream, RetainedStream
+from quart_openai_sse.logs.entries import END_ID
+from quart_openai_sse.logs.kept import KeptStream
+from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream
+from quart_openai_sse.logs.passing import PassingStream
 
 _MAX_TOMBSTONES = 100_000
 
@@ -50,7 +52,7 @@ class MemoryLog:
                 raise KeyReused("This Idempotency-Key was used before with another body.")
             return None
         self._forget(key)
-        self._streams[key] = stream = (RetainedStream if retain else PassingStream)(self, key, digest)
+        self._streams[key] = stream = (KeptStream if retain else PassingStream)(self, key, digest)
         return stream
 
     async def read(self, key: str, *, after: str = "", heartbeat: float | None = None) -> MemoryReader:

@@ -8,18 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
-from quart_openai_sse.errors import InvalidLastEventID, StreamExpired, StreamStopped, StreamTooLong
-from quart_openai_sse.logs.compact import CompactEntries
+from quart_openai_sse.errors import InvalidLastEventID, StreamStopped
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
-_BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
 _ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
 _EVENT_OVERHEAD = 120  # and what the name of an app event adds to it
 _LOOKS = 4  # at whether anything has come, in the time of a heartbeat
 
 
-class Owner(Protocol):
+class OwningLog(Protocol):
     """The log, as its streams know it."""
 
     max_entries: int
@@ -51,7 +49,7 @@ class MemoryStream(ABC):
 
     retain: bool
 
-    def __init__(self, log: Owner, key: str, digest: str) -> None:
+    def __init__(self, log: OwningLog, key: str, digest: str) -> None:
         self.key = key
         self.digest = digest
         self.last = 0
@@ -150,118 +148,7 @@ class MemoryStream(ABC):
         return int(after)
 
 
-class RetainedStream(MemoryStream):
-    """A stream whose entries are kept, for any number of readers."""
-
-    retain = True
-
-    def __init__(self, log: Owner, key: str, digest: str) -> None:
-        super().__init__(log, key, digest)
-        self._entries = CompactEntries()
-
-    def place(self, after: str) -> int:
-        """See `MemoryStream.place`."""
-        return self._place(after)
-
-    def take(self, place: int) -> Sequence[Entry]:
-        """See `MemoryStream.take`."""
-        return self._entries.batch(place, _BATCH_BYTES)
-
-    def append(self, entries: Sequence[Entry]) -> bool:
-        """See `Writer.append`."""
-        if self.end is not None:
-            return False
-        size = _size(entries)
-        if self.size + size > self._log.max_bytes or self.last + len(entries) > self._log.max_entries:
-            raise StreamTooLong("The stream outgrew its limit of bytes or entries.")
-        self._log.charge(size)
-        self.size += size
-        self._entries.extend(entries)
-        self.last += len(entries)
-        self._hand_over(entries)
-        return True
-
-    def put_back(self, entries: Sequence[Entry]) -> None:
-        """See `MemoryStream.put_back`: they are here."""
-
-    async def room(self) -> None:
-        """See `Writer.room`."""
-
-
-class PassingStream(MemoryStream):
-    """A stream of which nothing is kept but what its one reader has not been given."""
-
-    retain = False
-
-    def __init__(self, log: Owner, key: str, digest: str) -> None:
-        super().__init__(log, key, digest)
-        self._unread: list[Entry] = []
-        self._reader: MemoryReader | None = None
-        """The latest: two at a time there are none."""
-        self._room: asyncio.Future[None] | None = None
-        """What the producer waits for."""
-
-    def place(self, after: str) -> int:
-        """See `MemoryStream.place`: a second reader, however slow, would hold back the first."""
-        place = self._place(after)
-        if self.readers or place or self.last > len(self._unread):
-            raise StreamExpired("This stream is not kept: only who started it reads it.")
-        return place
-
-    def take(self, place: int) -> Sequence[Entry]:
-        """See `MemoryStream.take`. They are given up so."""
-        entries, self._unread = self._unread, []
-        self._log.refund(self.size)
-        self.size = 0
-        self._make_room()
-        return entries
-
-    def put_back(self, entries: Sequence[Entry]) -> None:
-        """See `MemoryStream.put_back`."""
-        self._unread[:0] = entries
-
-    def append(self, entries: Sequence[Entry]) -> bool:
-        """See `Writer.append`."""
-        if self.end is not None:
-            return False
-        waiter = None if self._reader is None else self._reader.waiter
-        if waiter is None or waiter.done():
-            self._keep(entries)
-        else:
-            waiter.set_result(entries)
-        self.last += len(entries)
-        return self.size < self._log.high_water
-
-    def enter(self, reader: MemoryReader) -> None:
-        """See `MemoryStream.enter`."""
-        super().enter(reader)
-        self._reader = reader
-
-    async def room(self) -> None:
-        """See `Writer.room`."""
-        while self.size >= self._log.high_water and self.end is None:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
-
-    async def close(self, end: End) -> None:
-        """See `Writer.close`."""
-        await super().close(end)
-        self._make_room()
-
-    def _keep(self, entries: Sequence[Entry]) -> None:
-        size = _size(entries)
-        if self.size + size > self._log.max_bytes:
-            raise StreamTooLong("The stream outgrew its limit of bytes.")
-        self._log.charge(size)
-        self.size += size
-        self._unread += entries
-
-    def _make_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-
-
-def _size(entries: Sequence[Entry]) -> int:
+def size_of(entries: Sequence[Entry]) -> int:
     """What they are counted for, in bytes."""
     size = 0
     for entry in entries:

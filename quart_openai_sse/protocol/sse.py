@@ -84,6 +84,11 @@ def encode_all(data: Sequence[bytes]) -> bytes:
     return b"data: " + joined + b"\n\n"
 
 
+def id_line(value: int | str, ids: bool) -> bytes:
+    """The `id` field of an event, or nothing unless *ids*."""
+    return f"id: {value}\n".encode() if ids else b""
+
+
 def _one_line(field: str, value: str) -> bytes:
     if any(forbidden in value for forbidden in "\r\n\0"):
         raise ValueError(f"The {field} of a server-sent event cannot hold CR, LF or NUL.")

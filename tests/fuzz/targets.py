@@ -15,10 +15,11 @@ from unicodedata import category
 from quart import Quart
 
 from quart_openai_sse.auth import authenticate
-from quart_openai_sse.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
-from quart_openai_sse.formats import OpenAIFormat, TextFormat
+from quart_openai_sse.formats.openai import OpenAIFormat
+from quart_openai_sse.formats.text import TextFormat
 from quart_openai_sse.jwt import _header, _read_key, jwt_bearer
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly

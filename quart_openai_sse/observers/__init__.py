@@ -1,17 +1,12 @@
-"""What happened to a stream: one record, the events of its life, and its log line."""
+"""What happened to a stream: one record, and the events of its life."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quart_openai_sse.entries import Outcome
-from quart_openai_sse.errors import OpenAISSEError
-from quart_openai_sse.principal import Principal
-
-logger = logging.getLogger("quart_openai_sse.stream")
+from quart_openai_sse.logs.entries import Outcome
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,57 +70,3 @@ class StreamEvent:
 
 Observer = Callable[[StreamEvent], Awaitable[None] | None]
 """A function or a coroutine function. Nothing waits for it; what it raises is logged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamEnd:
-    """What `on_end` gets: plain values, good outside of any request."""
-
-    id: str
-    outcome: Outcome
-    reason: str
-    error: OpenAISSEError | None
-    principal: Principal
-    thread: str
-    model: str
-    body: Mapping[str, Any]
-    """The request, after `prepare`."""
-    metadata: Mapping[str, Any]
-    message: Mapping[str, Any] | None
-    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if there was none, or too much
-    to keep."""
-    events: tuple[tuple[str, Any], ...]
-    """The app's events: names and data."""
-    finish_reasons: Mapping[int, str]
-    usage: Mapping[str, Any] | None
-    record: StreamRecord
-
-    @property
-    def text(self) -> str:
-        """The message's content, or "". Half of an emoji, where an answer was cut in one, is a "\ufffd"."""
-        content = (self.message or {}).get("content")
-        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
-
-
-_LOG_FIELDS = [(f"stream_{each.name}", each.name) for each in fields(StreamRecord)]
-
-
-def log_stream(record: StreamRecord) -> None:
-    """Writes the line of a stream that has ended, its record's fields in `extra` as `stream_…`."""
-    level = logging.WARNING if record.outcome == "failed" else logging.INFO
-    if not logger.isEnabledFor(level):
-        return
-    first = "-" if record.time_to_first_output is None else f"{record.time_to_first_output:.3f}s"
-    logger.log(
-        level,
-        "stream %s %s%s model=%s chunks=%d bytes=%d first=%s duration=%.3fs",
-        record.id,
-        record.outcome,
-        f" ({record.reason})" if record.reason else "",
-        record.model,
-        record.chunks,
-        record.bytes,
-        first,
-        record.duration,
-        extra={key: getattr(record, name) for key, name in _LOG_FIELDS},
-    )

@@ -44,3 +44,7 @@ class Batch(msgspec.Struct, frozen=True):
     first_id: int
     entries: Sequence[Entry]
     end: End | None = None
+
+
+RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
+"""Names an app event can't have: ours, and those at which EventSource's own listeners fire."""

@@ -1,0 +1,1 @@
+"""What a principal may use: tokens, starts of streams."""

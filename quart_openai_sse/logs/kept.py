@@ -1,0 +1,50 @@
+"""A stream that is kept whole, for any number of readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quart_openai_sse.errors import StreamTooLong
+from quart_openai_sse.logs.compact import CompactEntries
+from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.logs.memory_stream import MemoryStream, OwningLog, size_of
+
+_BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
+
+
+class KeptStream(MemoryStream):
+    """A stream whose entries are kept, for any number of readers."""
+
+    retain = True
+
+    def __init__(self, log: OwningLog, key: str, digest: str) -> None:
+        super().__init__(log, key, digest)
+        self._entries = CompactEntries()
+
+    def place(self, after: str) -> int:
+        """See `MemoryStream.place`."""
+        return self._place(after)
+
+    def take(self, place: int) -> Sequence[Entry]:
+        """See `MemoryStream.take`."""
+        return self._entries.batch(place, _BATCH_BYTES)
+
+    def append(self, entries: Sequence[Entry]) -> bool:
+        """See `Writer.append`."""
+        if self.end is not None:
+            return False
+        size = size_of(entries)
+        if self.size + size > self._log.max_bytes or self.last + len(entries) > self._log.max_entries:
+            raise StreamTooLong("The stream outgrew its limit of bytes or entries.")
+        self._log.charge(size)
+        self.size += size
+        self._entries.extend(entries)
+        self.last += len(entries)
+        self._hand_over(entries)
+        return True
+
+    def put_back(self, entries: Sequence[Entry]) -> None:
+        """See `MemoryStream.put_back`: they are here."""
+
+    async def room(self) -> None:
+        """See `Writer.room`."""

@@ -1,0 +1,83 @@
+"""A stream of which only unread entries are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from quart_openai_sse.errors import StreamExpired, StreamTooLong
+from quart_openai_sse.logs.entries import End, Entry
+from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream, OwningLog, size_of
+
+
+class PassingStream(MemoryStream):
+    """A stream of which nothing is kept but what its one reader has not been given."""
+
+    retain = False
+
+    def __init__(self, log: OwningLog, key: str, digest: str) -> None:
+        super().__init__(log, key, digest)
+        self._unread: list[Entry] = []
+        self._reader: MemoryReader | None = None
+        """The latest: two at a time there are none."""
+        self._room: asyncio.Future[None] | None = None
+        """What the producer waits for."""
+
+    def place(self, after: str) -> int:
+        """See `MemoryStream.place`: a second reader, however slow, would hold back the first."""
+        place = self._place(after)
+        if self.readers or place or self.last > len(self._unread):
+            raise StreamExpired("This stream is not kept: only who started it reads it.")
+        return place
+
+    def take(self, place: int) -> Sequence[Entry]:
+        """See `MemoryStream.take`. They are given up so."""
+        entries, self._unread = self._unread, []
+        self._log.refund(self.size)
+        self.size = 0
+        self._make_room()
+        return entries
+
+    def put_back(self, entries: Sequence[Entry]) -> None:
+        """See `MemoryStream.put_back`."""
+        self._unread[:0] = entries
+
+    def append(self, entries: Sequence[Entry]) -> bool:
+        """See `Writer.append`."""
+        if self.end is not None:
+            return False
+        waiter = None if self._reader is None else self._reader.waiter
+        if waiter is None or waiter.done():
+            self._keep(entries)
+        else:
+            waiter.set_result(entries)
+        self.last += len(entries)
+        return self.size < self._log.high_water
+
+    def enter(self, reader: MemoryReader) -> None:
+        """See `MemoryStream.enter`."""
+        super().enter(reader)
+        self._reader = reader
+
+    async def room(self) -> None:
+        """See `Writer.room`."""
+        while self.size >= self._log.high_water and self.end is None:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    async def close(self, end: End) -> None:
+        """See `Writer.close`."""
+        await super().close(end)
+        self._make_room()
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        size = size_of(entries)
+        if self.size + size > self._log.max_bytes:
+            raise StreamTooLong("The stream outgrew its limit of bytes.")
+        self._log.charge(size)
+        self.size += size
+        self._unread += entries
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
