@@ -30,12 +30,12 @@ from quart_openai_sse.errors import (
     StreamNotFound,
 )
 from quart_openai_sse.formats.registry import create_format
-from quart_openai_sse.live import Live, StreamHandle
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.requests import check_thread, parse_body, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
-from quart_openai_sse.relay import Relay
+from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.responses import STREAM_HEADERS, error_response, read_answer, stream_response, translator
 
 logger = logging.getLogger("quart_openai_sse")
@@ -261,7 +261,7 @@ def _stream_url(handle: StreamHandle) -> str:
     return url_for(".read_stream", stream_id=handle.id)
 
 
-def _listed(live: Live) -> dict[str, Any]:
+def _listed(live: RunningStream) -> dict[str, Any]:
     record = live.record
     return {
         "id": record.id,

@@ -16,27 +16,29 @@ from quart_openai_sse.auth import Authenticate, authenticate
 from quart_openai_sse.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.config import KEY_PREFIX, Config, UpstreamConfig
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
-from quart_openai_sse.hooks import Hooks, OnEnd, Prepare
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.messages import Catalogues, merged
 from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
-from quart_openai_sse.models import Model
 from quart_openai_sse.observers import Observer
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.app_model import ModelFunction
+from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.trace_context import install_filter
-from quart_openai_sse.relay import Relay
+from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare
+from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.responses import CATALOGUES, Stream, error_response, read_answer, remember_request_task
-from quart_openai_sse.retries import Backoff, Breaker
-from quart_openai_sse.transforms import Transform
-from quart_openai_sse.upstream import OpenAIUpstream, Upstream
-from quart_openai_sse.upstreams import Candidate, Upstreams
+from quart_openai_sse.upstreams import Upstream
+from quart_openai_sse.upstreams.breaker import Breaker
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
+from quart_openai_sse.upstreams.retries import Backoff
+from quart_openai_sse.upstreams.several import Candidate, Upstreams
 
 _EXTENSION = "quart_openai_sse"
 _LOGGED = f"{_EXTENSION}.logged"
 
-ModelT = TypeVar("ModelT", bound=Model)
+ModelT = TypeVar("ModelT", bound=ModelFunction)
 PrepareT = TypeVar("PrepareT", bound=Prepare)
 TransformT = TypeVar("TransformT", bound=Transform)
 OnEndT = TypeVar("OnEndT", bound=OnEnd)

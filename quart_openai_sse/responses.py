@@ -18,16 +18,15 @@ from werkzeug.http import parse_accept_header
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, Translate
 from quart_openai_sse.formats import Format, end_data, end_error
 from quart_openai_sse.formats.registry import create_format
-from quart_openai_sse.live import StreamHandle
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.logs.entries import END_ID, End, Entry
 from quart_openai_sse.messages import Catalogues, shipped
-from quart_openai_sse.producers import whole_answer
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
+from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk, whole_answer
 from quart_openai_sse.protocol.sse import HEARTBEAT
-from quart_openai_sse.relay import Relay
+from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.relay.running import StreamHandle
 
 logger = logging.getLogger("quart_openai_sse")
 

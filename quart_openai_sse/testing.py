@@ -28,7 +28,8 @@ from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.completion import Completion, Signal
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder, encode_data
 from quart_openai_sse.simulator import Exchange, Simulator, SimulatorOptions, serve_simulator
-from quart_openai_sse.upstream import Sink, refusal
+from quart_openai_sse.upstreams import Sink
+from quart_openai_sse.upstreams.refusals import refusal
 
 __all__ = [
     "Gate",

@@ -39,7 +39,7 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
 from quart_openai_sse.testing import chunk, finish
-from quart_openai_sse.upstream import OpenAIUpstream
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.raw import CLOSING_HEAD, END, HEAD, Handler, Hangup, Peer, chunked, raw_upstream
 
 ROOT = Path(__file__).parents[1]

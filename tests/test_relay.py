@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from quart import abort, current_app
 
-from quart_openai_sse import Principal, StreamEnd, StreamEvent, live
+from quart_openai_sse import Principal, StreamEnd, StreamEvent
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
-from quart_openai_sse.hooks import Hooks
 from quart_openai_sse.logs.entries import END_ID
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol.chunks import chunk_text
-from quart_openai_sse.relay import Relay
+from quart_openai_sse.relay import running as live
+from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
 
@@ -116,28 +117,28 @@ async def test_a_producer_that_does_not_stop_is_left_behind(
     await upstream.closed.wait()
 
 
-def scripted(*steps: Any, prompt: bool) -> ScriptedUpstream:
+def scripted(*steps: Any, cancels_at_once: bool) -> ScriptedUpstream:
     """An upstream that says of itself that it is over at once when it is cancelled, or does not."""
     upstream = ScriptedUpstream([*steps])
-    upstream.prompt = prompt  # type: ignore[attr-defined]
+    upstream.cancels_at_once = cancels_at_once  # type: ignore[attr-defined]
     return upstream
 
 
-either_way = pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "not prompt"])
+either_way = pytest.mark.parametrize("cancels_at_once", [True, False], ids=["at once", "in a task of its own"])
 
 
 @either_way
-async def test_a_producer_that_cancels_itself_has_failed(relays: Any, prompt: bool) -> None:
+async def test_a_producer_that_cancels_itself_has_failed(relays: Any, cancels_at_once: bool) -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
-    relay = relays(scripted(chunk("hi"), cancelled, prompt=prompt))
+    relay = relays(scripted(chunk("hi"), cancelled, cancels_at_once=cancels_at_once))
     end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
     assert (end.outcome, end.error.status, end.error.message) == ("failed", 500, "The producer was cancelled.")
 
 
 @either_way
-async def test_who_swallows_an_interruption_has_not_completed_anything(relays: Any, prompt: bool) -> None:
+async def test_who_swallows_an_interruption_has_not_completed_anything(relays: Any, cancels_at_once: bool) -> None:
     forever = asyncio.Event()
 
     class Swallowing(ScriptedUpstream):
@@ -146,7 +147,7 @@ async def test_who_swallows_an_interruption_has_not_completed_anything(relays: A
                 await super().run(*args, **options)
 
     upstream = Swallowing([chunk("hi"), forever.wait])
-    upstream.prompt = prompt  # type: ignore[attr-defined]
+    upstream.cancels_at_once = cancels_at_once  # type: ignore[attr-defined]
     relay = relays(upstream)
     handle = await relay.start(BODY, principal=ME)
     reader = await relay.read(handle.key)
@@ -158,12 +159,14 @@ async def test_who_swallows_an_interruption_has_not_completed_anything(relays: A
 
 
 @either_way
-async def test_what_a_producer_still_says_after_a_stop_is_not_part_of_the_stream(relays: Any, prompt: bool) -> None:
+async def test_what_a_producer_still_says_after_a_stop_is_not_part_of_the_stream(
+    relays: Any, cancels_at_once: bool
+) -> None:
     async def deaf() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    relay = relays(scripted(chunk("hi"), deaf, chunk(" again"), finish(), prompt=prompt))
+    relay = relays(scripted(chunk("hi"), deaf, chunk(" again"), finish(), cancels_at_once=cancels_at_once))
     handle = await relay.start(BODY, principal=ME)
     reader = await relay.read(handle.key)
     said = [await anext(reader)]
@@ -175,7 +178,9 @@ async def test_what_a_producer_still_says_after_a_stop_is_not_part_of_the_stream
 
 
 @either_way
-async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end(relays: Any, prompt: bool) -> None:
+async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end(
+    relays: Any, cancels_at_once: bool
+) -> None:
     handle: Any = None
     told: list[str] = []
 
@@ -189,7 +194,7 @@ async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end
         told.append(end.outcome)
 
     gate = asyncio.Event()
-    relay = relays(scripted(chunk("hi"), gate.wait, stop, prompt=prompt))
+    relay = relays(scripted(chunk("hi"), gate.wait, stop, cancels_at_once=cancels_at_once))
     relay.hooks.on_end.append(on_end)
     handle = await relay.start(BODY, principal=ME)
     gate.set()
@@ -203,7 +208,7 @@ if sys.version_info >= (3, 12):  # the first with eager tasks
         loop = asyncio.get_running_loop()
         loop.set_task_factory(asyncio.eager_task_factory)
         try:
-            relay = relays(scripted(chunk("hi"), finish(), prompt=True))
+            relay = relays(scripted(chunk("hi"), finish(), cancels_at_once=True))
             assert (await ended(relay, (await relay.start(BODY, principal=ME)).key)).outcome == "completed"
         finally:
             loop.set_task_factory(None)
@@ -211,7 +216,7 @@ if sys.version_info >= (3, 12):  # the first with eager tasks
 
 async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: Any) -> None:
     forever = asyncio.Event()
-    upstream = scripted(chunk("hi"), forever.wait, prompt=True)
+    upstream = scripted(chunk("hi"), forever.wait, cancels_at_once=True)
     relay = relays(upstream, linger=0, max_streams_per_principal=1000)
     keys, readers = [], []
     for _ in range(40):
@@ -232,11 +237,11 @@ async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: A
 
 
 @either_way
-async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: Any, prompt: bool) -> None:
+async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: Any, cancels_at_once: bool) -> None:
     """Whichever comes first: the hook runs to its end, and the stream has one."""
     for turns in range(12):
         gate = asyncio.Event()
-        relay = relays(scripted(chunk("hi"), gate.wait, finish(), prompt=prompt))
+        relay = relays(scripted(chunk("hi"), gate.wait, finish(), cancels_at_once=cancels_at_once))
         told = []
 
         async def on_end(end: StreamEnd, told: list[str] = told) -> None:
@@ -260,7 +265,7 @@ async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: 
 
 async def test_when_many_leave_at_once_a_few_are_seen_off_in_a_turn(relays: Any) -> None:
     forever = asyncio.Event()
-    upstream = scripted(chunk("hi"), forever.wait, prompt=True)
+    upstream = scripted(chunk("hi"), forever.wait, cancels_at_once=True)
     relay = relays(upstream, max_streams_per_principal=1000)
     handles = [await relay.start(BODY, principal=ME, retain=False) for _ in range(100)]
     for handle in handles:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from quart_openai_sse import errors
 from quart_openai_sse.errors import OpenAISSEError, UpstreamError, UpstreamFailed, UpstreamRefused
-from quart_openai_sse.retries import TRANSITIONS, Backoff, Breaker, BreakerState, Outcome, retryable, transferable
+from quart_openai_sse.upstreams.breaker import BREAKER_TRANSITIONS, Breaker, BreakerState, CallResult
+from quart_openai_sse.upstreams.retries import Backoff, retryable, transferable
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
-GOOD, BAD, NOTHING = Outcome
+GOOD, BAD, NOTHING = CallResult
 
 STATUSES = {
     **dict.fromkeys((408, 429, 500, 502, 503, 504), True),
@@ -95,11 +96,11 @@ def test_what_is_not_to_be_asked_again_is_not_waited_for() -> None:
 
 
 def test_every_state_knows_every_outcome() -> None:
-    assert TRANSITIONS.keys() == set(BreakerState)
-    assert all(row.keys() == set(Outcome) for row in TRANSITIONS.values())
+    assert BREAKER_TRANSITIONS.keys() == set(BreakerState)
+    assert all(row.keys() == set(CallResult) for row in BREAKER_TRANSITIONS.values())
 
 
-def send(breaker: Breaker, now: float, outcome: Outcome) -> None:
+def send(breaker: Breaker, now: float, outcome: CallResult) -> None:
     breaker.enter(now)
     breaker.leave(outcome, now)
 
@@ -137,8 +138,8 @@ def test_the_end_of_a_request_that_began_before_it_opened_does_not_keep_it_open_
     assert breaker.admits(10)
 
 
-@given(st.lists(st.tuples(st.sampled_from(Outcome), st.floats(0, 5)), max_size=60))
-def test_it_is_never_shut_for_ever(steps: list[tuple[Outcome, float]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(CallResult), st.floats(0, 5)), max_size=60))
+def test_it_is_never_shut_for_ever(steps: list[tuple[CallResult, float]]) -> None:
     breaker, now = Breaker(failures=3, reset=10), 0.0
     for outcome, pause in steps:
         now += pause

@@ -486,14 +486,14 @@ async def test_only_what_runs_no_code_of_others_is_over_at_once(client: Any) -> 
     async def key(principal: Principal) -> str:
         return "sk"
 
-    def is_prompt(given: Any = None, **options: Any) -> bool:
-        return OpenAIUpstream(Config(base_url="http://127.0.0.1:9/v1", **options), client=given).prompt
+    def at_once(given: Any = None, **options: Any) -> bool:
+        return OpenAIUpstream(Config(base_url="http://127.0.0.1:9/v1", **options), client=given).cancels_at_once
 
     async with httpx.AsyncClient() as given:
-        assert not is_prompt(given)
-    assert not is_prompt(own_transport=False)
-    assert not is_prompt(own_transport=True, api_key=key)
-    assert is_prompt(own_transport=True)
+        assert not at_once(given)
+    assert not at_once(own_transport=False)
+    assert not at_once(own_transport=True, api_key=key)
+    assert at_once(own_transport=True)
 
 
 async def test_cancelling_closes_the_connection_in_every_window(client: Any) -> None:

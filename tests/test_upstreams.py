@@ -19,9 +19,11 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from quart_openai_sse.retries import Attempt, Backoff, Breaker, BreakerState
 from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
-from quart_openai_sse.upstreams import Candidate, Upstreams
+from quart_openai_sse.upstreams import Attempt
+from quart_openai_sse.upstreams.breaker import Breaker, BreakerState
+from quart_openai_sse.upstreams.retries import Backoff
+from quart_openai_sse.upstreams.several import Candidate, Upstreams
 from tests.conftest import QUESTION, CreateApp, Serve
 from tests.raw import END, HEAD, Hangup, Peer, chunked, raw_upstream
 

@@ -25,7 +25,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from quart_openai_sse.upstream import Headers
+from quart_openai_sse.upstreams import Headers
 
 
 class Problem(NamedTuple):

@@ -16,7 +16,7 @@ from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.completion import Completion
-from quart_openai_sse.upstream import Upstream
+from quart_openai_sse.upstreams import Upstream
 
 HELP = """Ask the upstream once, and say in words what works and what does not.
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from quart_openai_sse.logs.entries import Outcome
 
+APP = "app"
+"""`StreamRecord.upstream` of a stream that a model of the app's own produces."""
+
 
 @dataclass(slots=True, kw_only=True)
 class StreamRecord:

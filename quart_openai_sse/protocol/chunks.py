@@ -109,3 +109,10 @@ def _choices(data: bytes) -> list[Any]:
         return []
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     return choices if isinstance(choices, list) else []
+
+
+def whole_answer(data: bytes) -> bool:
+    """Whether an entry is an answer in one piece rather than a chunk."""
+    choices = json.decode(data).get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return isinstance(first, dict) and "delta" not in first

@@ -23,10 +23,10 @@ from tests.benchmarks.servers import SERVERS, Server
 
 LAYERS = (
     ("transport", "reading the upstream's connection", ("quart_openai_sse/transport/",)),
-    ("upstream", "deadlines, attempts, keys", ("quart_openai_sse/upstream", "quart_openai_sse/deadlines.py")),
+    ("upstream", "deadlines, attempts, keys", ("quart_openai_sse/upstreams/",)),
     ("SSE decoder", "bytes into events", ("sse.py:SSEDecoder",)),
     ("state machine", "what a chunk means", ("protocol/completion.py", "protocol/chunks.py")),
-    ("producer", "events into entries, the record", ("quart_openai_sse/producers.py", "protocol/assembly.py")),
+    ("producer", "events into entries, the record", ("quart_openai_sse/producers/", "protocol/assembly.py")),
     ("log", "its limits, and handing over to the reader", ("quart_openai_sse/logs/",)),
     ("format", "entries into the client's bytes", ("quart_openai_sse/formats/", "sse.py:encode")),
     ("response", "the body Quart iterates over", ("quart_openai_sse/responses.py",)),

@@ -12,7 +12,7 @@ from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
 from quart_openai_sse.observers import EventKind, StreamEvent, StreamRecord
-from quart_openai_sse.relay import Relay
+from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.testing import serve_app
 from tests.chaos.faults import ATTEMPTS
 from tests.chaos.upstream import ChaosUpstream, chaos_upstream

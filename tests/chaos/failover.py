@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from quart_openai_sse.retries import BreakerState
+from quart_openai_sse.upstreams.breaker import BreakerState
 from tests.chaos import load
 from tests.chaos.app import ChaosApp, chaos_app
 from tests.chaos.upstream import UNCONNECTED, chaos_upstream

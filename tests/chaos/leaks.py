@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from quart_openai_sse.clients import DirectClient
-from quart_openai_sse.foreign import ForeignClient
-from quart_openai_sse.upstream import OpenAIUpstream
+from quart_openai_sse.upstreams.http import DirectClient
+from quart_openai_sse.upstreams.httpx_client import ForeignClient
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.chaos import load
 from tests.chaos.app import ChaosApp, chaos_app
 from tests.chaos.faults import Cell, cells

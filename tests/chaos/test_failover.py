@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quart_openai_sse.retries import BreakerState
+from quart_openai_sse.upstreams.breaker import BreakerState
 from tests.chaos.failover import steps
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.retries import Attempt
-from quart_openai_sse.upstream import Headers, OpenAIUpstream
+from quart_openai_sse.upstreams import Attempt, Headers
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.chaos.app import until
 from tests.chaos.leaks import Pooled, leaks
 from tests.chaos.upstream import chaos_upstream

@@ -10,11 +10,12 @@ from typing import Any, Self
 from quart_openai_sse.errors import StreamTooLong
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import Attempts, ChunkSink
+from quart_openai_sse.producers.chunk_sink import ChunkSink
+from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import decode_chunk
 from quart_openai_sse.protocol.completion import Completion
-from quart_openai_sse.upstream import Upstream
+from quart_openai_sse.upstreams import Upstream
 
 
 class Call:

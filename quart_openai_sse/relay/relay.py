@@ -14,7 +14,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, cast
 
-from quart_openai_sse.calls import Call
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
     Draining,
@@ -26,19 +25,23 @@ from quart_openai_sse.errors import (
     TokensSpent,
     TooManyStreams,
 )
-from quart_openai_sse.hooks import Hooks
 from quart_openai_sse.limits.tokens import TokenBudget
-from quart_openai_sse.live import CLEAN_UP, Live, StreamHandle
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import End
-from quart_openai_sse.models import ModelProducer, relayed
-from quart_openai_sse.observers import EventKind, StreamRecord
+from quart_openai_sse.observers import APP, EventKind, StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
-from quart_openai_sse.producers import APP, AnswerProducer, Attempts, Intake, Producer, StreamProducer, streaming_body
+from quart_openai_sse.producers import Producer
+from quart_openai_sse.producers.app_model import AppModel, pass_on
+from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.intake import Attempts, Intake
+from quart_openai_sse.producers.upstream_answer import UpstreamAnswer
+from quart_openai_sse.producers.upstream_stream import UpstreamStream, streaming_body
 from quart_openai_sse.protocol.requests import check_idempotency_key, digest, validate
-from quart_openai_sse.tasks import Background
-from quart_openai_sse.upstream import Upstream
-from quart_openai_sse.upstreams import Upstreams
+from quart_openai_sse.relay.background import Background
+from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.running import CLEAN_UP, RunningStream, StreamHandle
+from quart_openai_sse.upstreams import Upstream
+from quart_openai_sse.upstreams.several import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -65,13 +68,13 @@ class Relay:
         self.draining = False
         self._instance = instance
         self._scope = scope
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, RunningStream] = {}
         self._per_principal: Counter[tuple[str, str]] = Counter()
         self._readers: set[Reader] = set()
         self._no_readers = asyncio.Event()
         self._no_readers.set()
         self._timer: asyncio.TimerHandle | None = None
-        self._leaving: deque[tuple[Live, int]] = deque()
+        self._leaving: deque[tuple[RunningStream, int]] = deque()
         """With how many readers each has had."""
         self._seeing_off = False
         self._background = Background()
@@ -106,7 +109,7 @@ class Relay:
         writer = await create() if idempotency_key else None
         if idempotency_key and writer is None:
             return StreamHandle(handle.id, handle.key, attached=True)
-        live = Live(handle, principal, retain=retain)
+        live = RunningStream(handle, principal, retain=retain)
         live.record.thread = thread
         live.record.metadata = dict(metadata or {})
         reserved = False
@@ -156,7 +159,7 @@ class Relay:
         if not self._per_principal[who]:
             del self._per_principal[who]
 
-    def _producer(self, live: Live, models: Collection[str] | None) -> Producer:
+    def _producer(self, live: RunningStream, models: Collection[str] | None) -> Producer:
         config, body, principal = self.config, live.body, live.principal
         name: str = body["model"]
         live.record.model = name
@@ -167,8 +170,8 @@ class Relay:
         attempts = Attempts(live.record, on_retry=lambda: self._observe("retried", live.record))
         transforms = self.hooks.transforms
         if model is not None or transforms:
-            return ModelProducer(
-                model or relayed,
+            return AppModel(
+                model or pass_on,
                 body,
                 stream_id=live.handle.id,
                 principal=principal,
@@ -178,7 +181,7 @@ class Relay:
                 upstream=self.upstream.name if model is None else APP,
             )
         if body.get("stream"):
-            return StreamProducer(
+            return UpstreamStream(
                 self.upstream,
                 body,
                 principal=principal,
@@ -186,7 +189,7 @@ class Relay:
                 include_usage=config.include_usage,
                 max_event=config.max_event,
             )
-        return AnswerProducer(
+        return UpstreamAnswer(
             self.upstream,
             body,
             principal=principal,
@@ -206,7 +209,7 @@ class Relay:
 
     # Run --------------------------------------------------------------------------------------------------------
 
-    def _run(self, live: Live) -> None:
+    def _run(self, live: RunningStream) -> None:
         live.record.upstream = live.producer.upstream
         live.intake = Intake(
             live.writer,
@@ -219,7 +222,7 @@ class Relay:
         live.task = asyncio.get_running_loop().create_task(self._stream(live))
         self._observe("started", live.record)
 
-    def _charge(self, live: Live) -> Callable[[], None] | None:
+    def _charge(self, live: RunningStream) -> Callable[[], None] | None:
         """What is called after each batch, and raises when the principal has no tokens left."""
         budget, who = self._budget, (live.principal.realm, live.principal.id)
         if budget is None:
@@ -241,7 +244,7 @@ class Relay:
 
         return charge
 
-    async def _stream(self, live: Live) -> None:
+    async def _stream(self, live: RunningStream) -> None:
         """The life of one stream: it ends exactly once, and its place is free when it has."""
         end: End | None = None
         try:
@@ -264,7 +267,7 @@ class Relay:
                 self._release(live.principal)
                 self._observe("ended", live.record)
 
-    async def _produce(self, live: Live) -> End:
+    async def _produce(self, live: RunningStream) -> End:
         """Runs the producer until it is over, or somebody or something interrupts it."""
         live.context = copy_context()
         live.writer.watch(
@@ -287,7 +290,7 @@ class Relay:
             live.expire()
         self._timer = None
 
-    def _left(self, live: Live) -> None:
+    def _left(self, live: RunningStream) -> None:
         """Nobody reads a stream any more. When very many leave at once, nobody else waits until all are seen off."""
         self._leaving.append((live, live.record.readers))
         if not self._seeing_off:
@@ -338,7 +341,7 @@ class Relay:
         """Asks the stream to stop; nothing happens if it has ended. Raises `StreamNotFound`."""
         await self.log.stop(handle.key, reason)
 
-    def running(self, principal: Principal, *, thread: str | None = None) -> list[Live]:
+    def running(self, principal: Principal, *, thread: str | None = None) -> list[RunningStream]:
         """The principal's running streams that can be resumed, newest first. Anonymous callers share nothing."""
         who = (principal.realm, principal.id)
         return [

@@ -9,16 +9,17 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from quart_openai_sse.calls import Call
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry
+from quart_openai_sse.observers import APP
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import APP, Intake
+from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.intake import Intake
+from quart_openai_sse.producers.transforms import Transform, transformed
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import add_usage
 from quart_openai_sse.protocol.completion import Completion, Signal
 from quart_openai_sse.protocol.upstream_errors import stream_error
-from quart_openai_sse.transforms import Transform, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Chat:
         return self._call({**members, "model": model, "messages": messages})
 
 
-Model = Callable[[Chat], AsyncIterator[Any]]
+ModelFunction = Callable[[Chat], AsyncIterator[Any]]
 """An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s.
 
 Whoever passes on the chunks of another SDK passes on those with a `finish_reason` too: without it, nobody can tell
@@ -68,14 +69,14 @@ the stream from one that was cut.
 """
 
 
-class ModelProducer:
+class AppModel:
     """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
 
-    prompt = False
+    cancels_at_once = False
 
     def __init__(
         self,
-        model: Model,
+        model: ModelFunction,
         body: Mapping[str, Any],
         *,
         stream_id: str,
@@ -165,7 +166,7 @@ class ModelProducer:
             if any(delta.values()):
                 if index not in self._roles:
                     self._roles.add(index)
-                    entries.append(self._entry([_choice(index, {"role": "assistant", "content": ""})], t))
+                    entries.append(self._entry([_new_choice(index, {"role": "assistant", "content": ""})], t))
                 self._finish_reasons.pop(index, None)
                 if foreign and origin:
                     self._unfinished.add((origin, index))
@@ -189,7 +190,7 @@ class ModelProducer:
         entries = []
         for index in indices:
             delta = {} if self._roles else {"role": "assistant", "content": ""}
-            entries.append(self._entry([_choice(index, delta, self._finish_reason(index))], t))
+            entries.append(self._entry([_new_choice(index, delta, self._finish_reason(index))], t))
         usage: dict[str, Any] | None = None
         for each in (*self._usage.values(), *(call.usage for call in self._calls)):
             usage = add_usage(usage, each)
@@ -210,7 +211,7 @@ class ModelProducer:
         return Entry(data, "", t, self.completion.feed(data) is Signal.USAGE)
 
 
-async def relayed(chat: Chat) -> AsyncGenerator[Any, None]:
+async def pass_on(chat: Chat) -> AsyncGenerator[Any, None]:
     """The upstream's own answer, as a model: what transforms are given where the app has no model of that name."""
     async for chunk in chat._call(chat.body):
         yield chunk
@@ -221,7 +222,7 @@ def _normal(item: Any) -> Event | Mapping[str, Any]:
     if isinstance(item, Event):
         return item
     if isinstance(item, str):
-        return {"choices": [_choice(0, {"content": item})]}
+        return {"choices": [_new_choice(0, {"content": item})]}
     chunk = item if isinstance(item, Mapping) else _dumped(item)
     if (failure := stream_error(chunk)) is not None:
         raise failure
@@ -230,7 +231,7 @@ def _normal(item: Any) -> Event | Mapping[str, Any]:
     return chunk
 
 
-def _choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+def _new_choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": finish_reason}
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.logs.entries import Outcome
-from quart_openai_sse.models import Model
 from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
 from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.app_model import ModelFunction
+from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.requests import validate
-from quart_openai_sse.tasks import Background
-from quart_openai_sse.transforms import Transform
+from quart_openai_sse.relay.background import Background
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -61,7 +61,7 @@ OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
 class Hooks:
     """What the app has registered."""
 
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, ModelFunction] = field(default_factory=dict)
     transforms: list[Transform] = field(default_factory=list)
     prepare: list[Prepare] = field(default_factory=list)
     on_end: list[OnEnd] = field(default_factory=list)

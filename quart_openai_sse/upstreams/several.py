@@ -14,8 +14,9 @@ from typing import Any
 
 from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.retries import Attempt, Backoff, Breaker, Outcome, transferable
-from quart_openai_sse.upstream import Sink, Upstream, is_prompt
+from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once
+from quart_openai_sse.upstreams.breaker import Breaker, CallResult
+from quart_openai_sse.upstreams.retries import Backoff, transferable
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -73,9 +74,9 @@ class Upstreams:
         )
 
     @property
-    def prompt(self) -> bool:
+    def cancels_at_once(self) -> bool:
         """Whether all of them are over at once when they are cancelled."""
-        return all(is_prompt(each.upstream) for each in self.candidates)
+        return all(cancels_at_once(each.upstream) for each in self.candidates)
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""
@@ -140,16 +141,16 @@ class Upstreams:
             request = {**request, "model": candidate.aliases[model]}
         breaker = candidate.breaker
         breaker.enter(time.monotonic())
-        outcome = Outcome.NOTHING
+        outcome = CallResult.NOTHING
         sink.begin(candidate.name)
         patience = _Patience(sink, self._slow)
         try:
             await candidate.upstream.run(request, sink, principal=principal)
-            outcome = Outcome.BAD if patience.lost else Outcome.GOOD
+            outcome = CallResult.BAD if patience.lost else CallResult.GOOD
             return None
         except OpenAISSEError as error:
             if error.side == "upstream":
-                outcome = Outcome.BAD if transferable(error) else Outcome.GOOD
+                outcome = CallResult.BAD if transferable(error) else CallResult.GOOD
             return error
         finally:
             patience.end()

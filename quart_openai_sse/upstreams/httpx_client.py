@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from quart_openai_sse.clients import REST, WRITE_TIMEOUT, Answer, Feed, Outgoing
 from quart_openai_sse.config import Config
-from quart_openai_sse.tasks import run_shielding
+from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Feed, Outgoing
 
 T = TypeVar("T")
 
@@ -161,3 +160,26 @@ class _Phase:
                 raise asyncio.CancelledError
         elif name.endswith(".receive_response_headers.complete"):
             self._answered = True
+
+
+async def run_shielding(function: Callable[[], Awaitable[T]], *, hold: Callable[[Awaitable[Any]], object]) -> T:
+    """What *function* returns, run in a task that is cancelled by anyio's means: they spare what cleans up shielded.
+
+    httpcore shields itself so, and a task that is cancelled by asyncio in the middle of it leaves its connection in
+    the pool for ever. *hold* is given the task if this one does not wait for it.
+    """
+    scope = anyio.CancelScope()
+
+    async def run() -> T:
+        with scope:
+            return await function()
+        raise asyncio.CancelledError  # by the scope, which keeps that to itself
+
+    running = asyncio.ensure_future(run())
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        scope.cancel()
+        hold(running)
+        await asyncio.wait({running})
+        raise

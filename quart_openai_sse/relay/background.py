@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
-
-import anyio
 
 from quart_openai_sse.errors import OpenAISSEError
 
@@ -56,26 +54,3 @@ async def run_abandonable(awaitable: Awaitable[T], *, patience: float, backgroun
     if task.cancelled():
         raise OpenAISSEError("The producer was cancelled.")
     return task.result()
-
-
-async def run_shielding(function: Callable[[], Awaitable[T]], *, hold: Callable[[Awaitable[Any]], object]) -> T:
-    """What *function* returns, run in a task that is cancelled by anyio's means: they spare what cleans up shielded.
-
-    httpcore shields itself so, and a task that is cancelled by asyncio in the middle of it leaves its connection in
-    the pool for ever. *hold* is given the task if this one does not wait for it.
-    """
-    scope = anyio.CancelScope()
-
-    async def run() -> T:
-        with scope:
-            return await function()
-        raise asyncio.CancelledError  # by the scope, which keeps that to itself
-
-    running = asyncio.ensure_future(run())
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        scope.cancel()
-        hold(running)
-        await asyncio.wait({running})
-        raise

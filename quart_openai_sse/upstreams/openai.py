@@ -1,4 +1,4 @@
-"""The door to whatever speaks OpenAI's API: `Upstream`, and the one that ships."""
+"""OpenAI's API, or a server compatible with it, as an upstream."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import cached_property, lru_cache, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
-from quart_openai_sse.clients import Answer, Client, DirectClient, Outgoing
 from quart_openai_sse.config import Config
-from quart_openai_sse.deadlines import Deadlines
 from quart_openai_sse.errors import (
     ConnectTimeout,
     OpenAISSEError,
@@ -26,86 +22,18 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from quart_openai_sse.foreign import ForeignClient
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.trace_context import current_trace_id
-from quart_openai_sse.protocol.upstream_errors import error_from
-from quart_openai_sse.retries import Attempt
+from quart_openai_sse.upstreams import Attempt, Sink
+from quart_openai_sse.upstreams.deadlines import Deadlines
+from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
+from quart_openai_sse.upstreams.httpx_client import ForeignClient
+from quart_openai_sse.upstreams.refusals import refusal
 
 T = TypeVar("T")
-Headers = Mapping[str, str]
 
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_YEAR = 365.0 * 86400  # the longest wait we pass on, in seconds
 _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
-
-
-class Sink(Protocol):
-    """Where an upstream's answer goes, as it arrives."""
-
-    fed: float
-    """When it was fed last, by `time.monotonic`; 0: not yet. Deadlines look at it."""
-
-    @property
-    def started(self) -> bool:
-        """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
-        ...
-
-    def begin(self, upstream: str) -> None:
-        """A request goes out, to the upstream of this name. What an earlier one brought is forgotten."""
-        ...
-
-    def failed(self, attempt: Attempt) -> None:
-        """A request failed before any output. If there is to be another, `begin` follows."""
-        ...
-
-    def head(self, status: int, headers: Headers) -> None:
-        """The status line and headers have come. The body of an answer other than 200 is not fed."""
-        ...
-
-    def feed(self, data: bytes) -> bool:
-        """A piece of the body has come. `False`: pause, and ask `room`."""
-        ...
-
-    async def room(self) -> bool:
-        """Waits until more may come. `False`: nothing more is wanted. Raises what `feed` found wrong."""
-        ...
-
-    def finish(self) -> None:
-        """The body has ended. Raises what it lacked."""
-        ...
-
-
-class Upstream(Protocol):
-    """Whatever answers Chat Completions requests.
-
-    One that is over at once when it is cancelled, and lets the cancellation through, may say so by an attribute
-    `prompt`; any other gets a task of its own.
-    """
-
-    name: str
-    """What the record calls it."""
-
-    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """Sends one request and feeds the answer to *sink*; returns when it is over.
-
-        Cancelling it closes the connection. Raises an `UpstreamError`, and what *sink* raises.
-        """
-        ...
-
-    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
-        """The models it offers, as OpenAI's model objects."""
-        ...
-
-    async def aclose(self) -> None:
-        """Closes its connections."""
-        ...
-
-
-def is_prompt(upstream: Upstream) -> bool:
-    """Whether an upstream says that it is over at once when it is cancelled."""
-    return bool(getattr(upstream, "prompt", False))
 
 
 class OpenAIUpstream:
@@ -143,7 +71,7 @@ class OpenAIUpstream:
             progress=sink if request.get("stream") else None,
         )
         async with deadlines:
-            use = partial(_relay, sink, deadlines)
+            use = partial(_feed, sink, deadlines)
             await self._client.run(partial(self._exchange, "POST", "/chat/completions", request, principal, use))
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
@@ -156,7 +84,7 @@ class OpenAIUpstream:
         return models
 
     @property
-    def prompt(self) -> bool:
+    def cancels_at_once(self) -> bool:
         """Whether it is over at once when it is cancelled: no code of others runs in between."""
         return isinstance(self._client, DirectClient) and not callable(self._config.api_key)
 
@@ -235,7 +163,7 @@ class OpenAIUpstream:
         return {**headers, **config.headers}
 
 
-async def _relay(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
+async def _feed(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
     """Feeds an answer to *sink*."""
     sink.head(answer.status, answer.headers)
     if answer.status != 200:
@@ -280,58 +208,6 @@ def _take_out(key: str, refused: UpstreamRefused) -> None:
     for member in ("code", "param"):
         if (value := getattr(refused, member)) is not None:
             setattr(refused, member, value.replace(key, "[key]"))
-
-
-def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
-    """The error that an upstream's answer with an error status stands for."""
-    if status in (401, 403):
-        return UpstreamCredentials(f"The upstream refused our key ({status}).")
-    if status < 400:
-        return UpstreamError(f"The upstream answered with status {status}.")
-    error = _error_object(body)
-    found = error_from(error, cls=UpstreamRefused, status=status)
-    if not error:
-        found.args = (f"The upstream answered with status {status}.",)
-    if status >= 500:
-        found.type = "upstream_error" if found.type == "invalid_request_error" else found.type
-    found.retry_after = _retry_after(headers)
-    found.should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
-    return found
-
-
-def _error_object(body: bytes) -> object:
-    """What an error's body says: OpenAI's shape, `{"detail": …}`, a bare string, or nothing (HTML)."""
-    try:
-        decoded = json.decode(body)
-    except ValueError:
-        text = body[:300].decode("utf-8", "replace").strip()
-        return None if text.startswith("<") else text
-    if isinstance(decoded, dict):
-        return decoded.get("error") or decoded.get("detail") or (decoded if "message" in decoded else None)
-    return decoded
-
-
-def _retry_after(headers: Headers) -> float | None:
-    """Seconds until the upstream wants to be asked again: in its own milliseconds, or in RFC 9110's two forms."""
-    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    seconds = _number(value)
-    return seconds if seconds is not None or not value else _until(value)
-
-
-def _number(value: str | None) -> float | None:
-    return min(float(value), _YEAR) if value and _NUMBER.fullmatch(value.strip()) else None
-
-
-def _until(date: str) -> float | None:
-    """Seconds until an HTTP date, 0 if it has passed; `None` for what is no date."""
-    try:
-        when = parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return min(max(0.0, when.timestamp() - time.time()), _YEAR)
 
 
 @lru_cache(maxsize=64)

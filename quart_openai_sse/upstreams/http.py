@@ -103,7 +103,7 @@ class DirectClient:
         if content:
             raw.append((b"Content-Length", b"%d" % len(content)))
         timeouts = self._timeouts
-        return _Exchanged(
+        return _DirectAnswer(
             await self.transport.exchange(method, origin, target, raw, content, timeouts=timeouts, resend=True)
         )
 
@@ -119,7 +119,7 @@ def _parts(address: str) -> tuple[Origin, bytes, bytes]:
     return find_origin(url, httpx), url.netloc, url.raw_path
 
 
-class _Exchanged:
+class _DirectAnswer:
     """See `Answer`."""
 
     def __init__(self, exchange: Exchange) -> None:

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, ServerShutdown, StreamStopped, StreamTooLong
-from quart_openai_sse.hooks import StreamEnd
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End, Outcome
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import Intake, Producer
+from quart_openai_sse.producers import Producer
+from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol.trace_context import current_trace_id
-from quart_openai_sse.tasks import Background, run_abandonable
+from quart_openai_sse.relay.background import Background, run_abandonable
+from quart_openai_sse.relay.hooks import StreamEnd
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -39,7 +40,7 @@ class StreamHandle:
     reader: Reader | None = None
 
 
-class Live:
+class RunningStream:
     """A stream that is being produced."""
 
     def __init__(self, handle: StreamHandle, principal: Principal, *, retain: bool) -> None:
@@ -67,7 +68,7 @@ class Live:
         try:
             if self._interruption is None:
                 running = self.producer.run(self.intake)
-                if not self.producer.prompt:
+                if not self.producer.cancels_at_once:
                     running = run_abandonable(running, patience=CLEAN_UP, background=background)
                 await running
                 over = True

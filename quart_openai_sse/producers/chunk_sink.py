@@ -1,0 +1,162 @@
+"""An upstream's bytes as entries of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from quart_openai_sse.errors import OpenAISSEError, UpstreamGarbled
+from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.producers.intake import Attempts
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.sse import EventTooLarge, SSEDecoder
+from quart_openai_sse.protocol.upstream_errors import stream_error
+from quart_openai_sse.upstreams import Attempt, Headers
+
+
+class ChunkSink:
+    """Splits an upstream's bytes into entries, as `Sink`. What one read brings is given to *take* at once, which says
+    whether there is room for more; if not, *room* is waited for.
+
+    But for the preamble: that is held back until the first output, so that of an attempt which fails before it,
+    nothing is left.
+    """
+
+    def __init__(
+        self,
+        completion: Completion,
+        *,
+        attempts: Attempts | None = None,
+        take: Callable[[list[Entry]], bool],
+        room: Callable[[], Awaitable[None]],
+        began: float = 0.0,
+        max_event: int,
+    ) -> None:
+        self._completion = completion
+        self._take = take
+        self._room = room
+        self._began = began
+        self._attempts = attempts
+        self._max_event = max_event
+        self.fed = 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._decoder = SSEDecoder(max_event_bytes=self._max_event)
+        self._held: list[Entry] = []
+        self._holding = True
+        self._failure: OpenAISSEError | None = None
+        self._document: bytearray | None = None
+        self._over = False
+        """Whether nothing more of it is taken as a stream."""
+
+    @property
+    def started(self) -> bool:
+        """See `Sink.started`."""
+        return self._completion.has_output
+
+    def begin(self, upstream: str) -> None:
+        """See `Sink.begin`."""
+        self._completion.restart()
+        self._restart()
+        if self._attempts is not None:
+            self._attempts.begin(upstream)
+
+    def failed(self, attempt: Attempt) -> None:
+        """See `Sink.failed`."""
+        if self._attempts is not None:
+            self._attempts.failed(attempt)
+
+    def head(self, status: int, headers: Headers) -> None:
+        """See `Sink.head`."""
+        if headers.get("content-encoding", "identity") != "identity":
+            self._fail(UpstreamGarbled("The upstream compressed its stream."))
+        elif headers.get("content-type", "").startswith(("application/json", "text/html")):
+            self._over, self._document = True, bytearray()
+
+    def feed(self, data: bytes) -> bool:
+        """See `Sink.feed`."""
+        self.fed = now = monotonic()
+        if self._over:
+            return self._document is not None and self._collect(self._document, data)
+        try:
+            events = self._decoder.feed_data(data)
+        except EventTooLarge as error:
+            events = [event.data for event in error.events]
+            self._fail(UpstreamGarbled(str(error)))
+        entries = []
+        t = now - self._began
+        try:
+            for event in events:
+                signal = self._completion.feed(event)
+                if signal is _DONE:  # whatever follows is not part of the stream
+                    self._over, self._failure = True, None
+                    break
+                entries.append(Entry(event, "", t, signal is _USAGE))
+        except OpenAISSEError as error:
+            self._fail(error)
+        room = True
+        if self._holding:
+            entries = self._hold(entries)
+        if entries:
+            try:
+                room = self._take(entries)
+            except OpenAISSEError as error:
+                self._fail(error)
+        return room and not self._over
+
+    async def room(self) -> bool:
+        """See `Sink.room`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._completion.done:
+            return False
+        if self._document is not None and len(self._document) >= _MOST_DOCUMENT:
+            raise UpstreamGarbled("The upstream answered with a document instead of a stream.")
+        await self._room()
+        return True
+
+    def finish(self) -> None:
+        """See `Sink.finish`."""
+        if self._failure is not None:
+            raise self._failure
+        if self._document is not None:
+            raise _not_a_stream(bytes(self._document))
+        self._completion.end()
+
+    def _hold(self, entries: list[Entry]) -> list[Entry]:
+        """What is to be taken now, of what was held back and *entries*: nothing before the first output."""
+        self._held += entries
+        if self._completion.has_output:
+            entries, self._held, self._holding = self._held, [], False
+            return entries
+        if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE and self._failure is None:
+            self._fail(UpstreamGarbled("The upstream sends without end, and says nothing."))
+        return []
+
+    def _collect(self, document: bytearray, data: bytes) -> bool:
+        document += data
+        return len(document) < _MOST_DOCUMENT
+
+    def _fail(self, error: OpenAISSEError) -> None:
+        self._over, self._failure = True, error
+
+
+_DONE, _USAGE = Signal.DONE, Signal.USAGE  # an Enum's members take long to look up, for each event
+
+
+_MOST_PREAMBLE = 1 << 20  # bytes before the first output
+
+
+_MOST_DOCUMENT = 64 << 10  # bytes of what is no stream
+
+
+def _not_a_stream(body: bytes) -> OpenAISSEError:
+    """The failure of a server that answers a streaming request with status 200 and a document."""
+    try:
+        decoded = json.decode(body)
+    except ValueError:
+        decoded = None
+    failure = stream_error(decoded) if isinstance(decoded, dict) else None
+    return failure or UpstreamGarbled("The upstream answered with a document instead of a stream.")

@@ -1,0 +1,85 @@
+"""An upstream's answer in one piece, relayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
+from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.intake import Attempts, Intake
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.upstream_errors import stream_error
+from quart_openai_sse.upstreams import Headers, Upstream, cancels_at_once
+
+
+class UpstreamAnswer:
+    """Relays an upstream's answer in one piece, untouched, as the only entry of its stream. It is its `Sink` too."""
+
+    started = False
+    fed = 0.0
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        body: Mapping[str, Any],
+        *,
+        principal: Principal,
+        attempts: Attempts,
+        max_bytes: int,
+    ) -> None:
+        self.upstream = upstream.name
+        self.cancels_at_once = cancels_at_once(upstream)
+        self.failed = attempts.failed
+        self.completion = Completion()
+        self._upstream = upstream
+        self._principal = principal
+        self._attempts = attempts
+        self._body = {member: value for member, value in body.items() if member != "stream_options"}
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+
+    async def run(self, intake: Intake) -> None:
+        """See `Producer.run`."""
+        await self._upstream.run(self._body, self, principal=self._principal)
+        intake.append([Entry(bytes(self._data), "", intake.elapsed())])
+
+    def begin(self, upstream: str) -> None:
+        """See `Sink.begin`."""
+        self.completion.restart()
+        self._data.clear()
+        self._attempts.begin(upstream)
+
+    def head(self, status: int, headers: Headers) -> None:
+        """See `Sink.head`."""
+
+    def feed(self, data: bytes) -> bool:
+        """See `Sink.feed`."""
+        self._data += data
+        return len(self._data) <= self._max_bytes
+
+    async def room(self) -> bool:
+        """See `Sink.room`."""
+        raise StreamTooLong("The upstream's answer is too large.")
+
+    def finish(self) -> None:
+        """See `Sink.finish`."""
+        try:
+            answer = json.decode(self._data)
+        except ValueError:
+            raise UpstreamGarbled("The upstream's answer is not JSON.") from None
+        if not isinstance(answer, dict):
+            raise UpstreamGarbled("The upstream's answer is not a JSON object.")
+        if (failure := stream_error(answer)) is not None:
+            raise failure
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
+            raise UpstreamGarbled("The upstream's answer has no choices with a message.")
+        as_chunk = {**answer, "choices": [{**choice, "delta": choice["message"]} for choice in choices]}
+        self.completion.feed(json.encode(as_chunk))
+
+
+def _is_whole_choice(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)

@@ -1,0 +1,1 @@
+"""The engine: one producer for each stream, any number of readers."""
