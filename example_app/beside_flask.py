@@ -30,7 +30,7 @@ from quart_openai_sse import (
     share_session,
 )
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
-from quart_openai_sse.mount import mount
+from quart_openai_sse.flask import mount
 from quart_openai_sse.protocol.requests import parse_body
 
 PREFIXES = ("/v1", "/ask")

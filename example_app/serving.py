@@ -16,8 +16,8 @@ from typing import Any
 from hypercorn.asyncio import serve
 
 from quart_openai_sse import QuartOpenAISSE, TraceIdFilter
-from quart_openai_sse.loopback import Listener, ServerConfig
 from quart_openai_sse.simulator import serve_simulator
+from quart_openai_sse.simulator.loopback import Listener, ServerConfig
 
 SECONDS_TO_FINISH = 5
 """How long responses may go on after the drain: a page, a download that somebody takes slowly, or not at all."""

@@ -1,6 +1,7 @@
 """Streaming AI for the Quart app you already have."""
 
-from quart_openai_sse.auth import (
+from quart_openai_sse.auth.forward import forward_auth
+from quart_openai_sse.auth.hooks import (
     Authenticate,
     Principal,
     allow_anonymous,
@@ -10,12 +11,11 @@ from quart_openai_sse.auth import (
     quart_auth_user,
     session_user,
 )
-from quart_openai_sse.blueprint import EXPOSED_HEADERS
 from quart_openai_sse.config import Config, UpstreamConfig
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import QuartOpenAISSE
+from quart_openai_sse.flask.sessions import share_session
 from quart_openai_sse.formats import Format
-from quart_openai_sse.forward import forward_auth
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.observers import Observer, StreamEvent, StreamRecord
@@ -25,10 +25,10 @@ from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder, encode
 from quart_openai_sse.protocol.trace_context import TraceIdFilter, current_trace_id
 from quart_openai_sse.relay.hooks import StreamEnd
-from quart_openai_sse.responses import Stream, StreamItem
-from quart_openai_sse.sessions import share_session
 from quart_openai_sse.upstreams import Sink, Upstream
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
+from quart_openai_sse.web.blueprint import EXPOSED_HEADERS
+from quart_openai_sse.web.stream import Stream, StreamItem
 
 __all__ = [
     "END_ID",

@@ -6,34 +6,35 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 from quart import Blueprint, Quart, Response, current_app
 from quart.blueprints import BlueprintSetupState
 
-from quart_openai_sse.auth import Authenticate, authenticate
-from quart_openai_sse.blueprint import BODY_PATHS, ROUTES, create_blueprint
-from quart_openai_sse.config import KEY_PREFIX, Config, UpstreamConfig
+from quart_openai_sse.auth.hooks import Authenticate, authenticate
+from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.memory import MemoryLog
-from quart_openai_sse.messages import Catalogues, merged
-from quart_openai_sse.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.observers import Observer
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.app_model import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.trace_context import install_filter
+from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare
 from quart_openai_sse.relay.relay import Relay
-from quart_openai_sse.responses import CATALOGUES, Stream, error_response, read_answer, remember_request_task
 from quart_openai_sse.upstreams import Upstream
-from quart_openai_sse.upstreams.breaker import Breaker
-from quart_openai_sse.upstreams.openai import OpenAIUpstream
-from quart_openai_sse.upstreams.retries import Backoff
-from quart_openai_sse.upstreams.several import Candidate, Upstreams
+from quart_openai_sse.upstreams.several import Upstreams
+from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
+from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
+from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware
+from quart_openai_sse.web.responses import error_response, read_answer, remember_request_task
+from quart_openai_sse.web.stream import Stream
 
 _EXTENSION = "quart_openai_sse"
 _LOGGED = f"{_EXTENSION}.logged"
@@ -73,8 +74,9 @@ class QuartOpenAISSE:
         self.hooks = Hooks()
         self._auth = auth
         self._config_prefix = config_prefix
-        self._create_upstream = upstream or (lambda config: _openai_upstream(config, client))
-        self._create_log = log or _memory_log
+        self._create_upstream = upstream
+        self._create_log = log or MemoryLog.from_config
+        self._create_client = client
         self._routes = routes
         self._messages = messages
         self._options = options
@@ -86,10 +88,11 @@ class QuartOpenAISSE:
         """Registers routes, middleware and lifecycle. Raises `ConfigurationError` for what could not work."""
         auth = self._hook()
         config = Config.load(self._options, settings=app.config, prefix=self._config_prefix, environ=os.environ)
-        states = app.extensions.setdefault(_EXTENSION, {})
+        states = app_states(app)
         if self.name in states:
             raise ConfigurationError(f"There is an instance named {self.name!r} in this app; give this one a name.")
-        states[self.name] = state = _AppState(self, app, config)
+        engines = Engines(partial(self._create_relay, app, config))
+        states[self.name] = state = AppState(config, self._config_prefix, self._upstreams, engines)
         self._apps.add(app)
         if self._routes:
             app.register_blueprint(
@@ -99,7 +102,7 @@ class QuartOpenAISSE:
             app.extensions[CATALOGUES] = merged(self._messages)
         app.register_error_handler(OpenAISSEError, _on_error)
         app.before_request(remember_request_task)
-        app.after_serving(state.after_serving)
+        app.after_serving(engines.aclose)
         _wrap(app, BodyLimit, prefixes=state.prefixes, paths=BODY_PATHS, limit=config.max_body)
         if config.log_responses and not app.extensions.get(_LOGGED):
             app.extensions[_LOGGED] = True
@@ -203,14 +206,13 @@ class QuartOpenAISSE:
         Await it in the server's shutdown trigger: after the trigger a server cuts its connections.
         """
         apps = [app] if app is not None else list(self._apps)
-        relays = [relay for each in apps for relay in self._state(each).running_relays()]
-        if relays:
-            await asyncio.gather(*(relay.drain(timeout) for relay in relays))
+        relays = [self._state(each).engines.running() for each in apps]
+        await asyncio.gather(*(relay.drain(timeout) for relay in relays if relay is not None))
 
     @contextmanager
     def override(self, app: Quart, *, upstream: Upstream) -> Iterator[None]:
         """For tests: within it, *app* asks this upstream."""
-        with self._state(app).override(upstream):
+        with self._state(app).engines.override(upstream):
             yield
 
     def config(self, app: Quart | None = None) -> Config:
@@ -229,73 +231,48 @@ class QuartOpenAISSE:
             )
         return self._auth
 
-    def _relay(self) -> Relay:
-        return self._state().relay()
+    def _create_relay(self, app: Quart, config: Config) -> Relay:
+        return Relay(
+            config=config,
+            log=self._create_log(config),
+            upstream=self._upstreams(config),
+            hooks=self.hooks,
+            instance=self.name,
+            scope=app.app_context,
+        )
 
-    def _state(self, app: Quart | None = None) -> _AppState:
-        states = (app or current_app).extensions.get(_EXTENSION, {})
+    def _upstreams(self, config: Config) -> Upstreams:
+        if self._create_upstream is not None:
+            return Upstreams.around(self._create_upstream(config), config)
+        client = None if self._create_client is None else self._create_client(config)
+        return Upstreams.from_config(config, client=client)
+
+    def _relay(self) -> Relay:
+        return self._state().engines.get()
+
+    def _state(self, app: Quart | None = None) -> AppState:
+        states = app_states(app or current_app)
         if self.name not in states:
             raise ConfigurationError(f"The instance {self.name!r} is not set up in this app: call init_app first.")
-        state: _AppState = states[self.name]
-        return state
+        return states[self.name]
 
 
-class _AppState:
-    """What one instance has in one app: its configuration, and an engine per event loop, made when first needed."""
+@dataclass(frozen=True)
+class AppState:
+    """What one instance has in one app."""
 
-    def __init__(self, extension: QuartOpenAISSE, app: Quart, config: Config) -> None:
-        self.config = config
-        self.prefixes: set[str] = set()
-        self._extension = extension
-        self._app = app
-        self._relays: dict[asyncio.AbstractEventLoop, Relay] = {}
-        self._override: Upstream | None = None
+    config: Config
+    config_prefix: str
+    create_upstream: Callable[[Config], Upstream]
+    engines: Engines
+    prefixes: set[str] = field(default_factory=set)
+    """Of its routes."""
 
-    def relay(self) -> Relay:
-        """The engine of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._relays:
-            for other in [other for other in self._relays if other.is_closed()]:
-                del self._relays[other]  # its own futures would keep it for ever
-            extension = self._extension
-            self._relays[loop] = Relay(
-                config=self.config,
-                log=extension._create_log(self.config),
-                upstream=self._override or self._upstreams(),
-                hooks=extension.hooks,
-                instance=extension.name,
-                scope=self._app.app_context,
-            )
-        return self._relays[loop]
 
-    def running_relays(self) -> list[Relay]:
-        """The engine of the running event loop, if there is one."""
-        relay = self._relays.get(asyncio.get_running_loop())
-        return [] if relay is None else [relay]
-
-    async def after_serving(self) -> None:
-        """Ends what is left. A second start of the same app gets a new engine."""
-        for relay in self.running_relays():
-            await relay.aclose()  # what comes meanwhile is refused
-            del self._relays[asyncio.get_running_loop()]
-
-    @contextmanager
-    def override(self, upstream: Upstream) -> Iterator[None]:
-        before, self._override = self._override, upstream
-        originals = {relay: relay.upstream for relay in self._relays.values()}
-        for relay in originals:
-            relay.upstream = Upstreams.of(upstream)
-        try:
-            yield
-        finally:
-            self._override = before
-            for relay in self._relays.values():
-                relay.upstream = originals.get(relay) or Upstreams.of(before or self._upstreams())
-
-    def _upstreams(self) -> Upstreams:
-        """The upstream of this app; if that is not made of several, it is asked again as the options say."""
-        created = self._extension._create_upstream(self.config)
-        return created if isinstance(created, Upstreams) else _several([Candidate(upstream=created)], self.config)
+def app_states(app: Quart) -> dict[str, AppState]:
+    """The instances that are set up in *app*, by their names."""
+    states: dict[str, AppState] = app.extensions.setdefault(_EXTENSION, {})
+    return states
 
 
 def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:
@@ -306,46 +283,6 @@ def _prefixes(app: Quart) -> set[str]:
     """The prefixes of all instances in *app*."""
     prefixes: set[str] = app.extensions.setdefault(f"{_EXTENSION}.prefixes", set())
     return prefixes
-
-
-def _openai_upstream(config: Config, client: Callable[[Config], Any] | None) -> Upstream:
-    """The upstream of the options, or several as one; a client of the app's own is shared by all."""
-    shared = None if client is None else client(config)
-    if not config.upstreams:
-        return OpenAIUpstream(config, client=shared)
-    return _several([_candidate(config, place, each, shared) for place, each in enumerate(config.upstreams)], config)
-
-
-def _candidate(config: Config, place: int, each: UpstreamConfig, client: Any) -> Candidate:
-    return Candidate(
-        upstream=OpenAIUpstream(config.of(each), client=client, name=each.name),
-        priority=place if each.priority is None else each.priority,
-        weight=each.weight,
-        models=each.models,
-        aliases=each.aliases,
-        breaker=Breaker(failures=config.breaker_failures, reset=config.breaker_reset),
-    )
-
-
-def _several(candidates: list[Candidate], config: Config) -> Upstreams:
-    """*candidates* as one, asked as often as the options say."""
-    return Upstreams(
-        candidates,
-        backoff=Backoff(retries=config.retries, delay=config.retry_delay, longest=config.retry_after_max),
-        total=config.total_timeout,
-        slow=config.slow_first_output,
-    )
-
-
-def _memory_log(config: Config) -> StreamLog:
-    return MemoryLog(
-        retention=config.retention,
-        tombstone=config.tombstone,
-        max_entries=config.max_entries,
-        max_bytes=config.max_bytes,
-        max_log_bytes=config.max_log_bytes,
-        high_water=config.high_water,
-    )
 
 
 async def _on_error(error: OpenAISSEError) -> Response:

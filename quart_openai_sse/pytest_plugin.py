@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from quart_openai_sse.extension import QuartOpenAISSE
-    from quart_openai_sse.testing import ScriptedUpstream, Step, ThreadedSimulator
+    from quart_openai_sse.testing.simulators import ThreadedSimulator
+    from quart_openai_sse.testing.upstream import ScriptedUpstream, Step
 
 
 # A request for which a test has no script fails at once, unless the app sets `retries`. The first hook comes before a
@@ -39,7 +40,7 @@ def openai_sse_upstream() -> Iterator[Callable[..., ScriptedUpstream]]:
 
     After the extension and the app come the scripts, and the options of `quart_openai_sse.testing.ScriptedUpstream`.
     """
-    from quart_openai_sse.testing import ScriptedUpstream
+    from quart_openai_sse.testing.upstream import ScriptedUpstream
 
     with ExitStack() as overrides:
 
@@ -55,7 +56,7 @@ def openai_sse_upstream() -> Iterator[Callable[..., ScriptedUpstream]]:
 def openai_simulator() -> Iterator[ThreadedSimulator]:
     """The OpenAI-compatible simulator on a loopback socket, as fast as it can; its address is `base_url`."""
     # In a thread: an async fixture would belong to one asyncio plugin, and to the loop and the scope of one test.
-    from quart_openai_sse.testing import simulator_thread
+    from quart_openai_sse.testing.simulators import simulator_thread
 
     with simulator_thread(first_token_delay=0, tokens_per_second=0) as simulator:
         yield simulator

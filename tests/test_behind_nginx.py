@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.simulator import Simulator
+from quart_openai_sse.simulator.loopback import serve_app
 from tests.conftest import ANN, QUESTION, CreateApp
 from tests.matrix.page import PAGE, at_port, read_page
 from tests.matrix.servers import free_port, run_nginx

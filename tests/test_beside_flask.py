@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool
 from example_app.beside_flask import PREFIXES, create_streaming_app, main
 from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import db
-from quart_openai_sse.mount import mount
+from quart_openai_sse.flask import mount
 from quart_openai_sse.simulator import Simulator, answer
 from quart_openai_sse.testing import read, serve_app, simulator_thread
 from tests.machine import nginx_path

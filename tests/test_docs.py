@@ -34,9 +34,9 @@ from quart import Quart
 
 import quart_openai_sse
 from quart_openai_sse import QuartOpenAISSE, SSEDecoder, StreamEnd, allow_anonymous
-from quart_openai_sse.blueprint import ROUTES
 from quart_openai_sse.simulator import Simulator, answer
 from quart_openai_sse.testing import read, serve_app
+from quart_openai_sse.web.blueprint import ROUTES
 from tests.browser import Gated
 from tests.machine import need_curl
 from tests.matrix.page import at_port, read_page

@@ -66,7 +66,7 @@ async def test_a_response_may_be_made_in_a_task_of_its_own(create_app: CreateApp
     client = await serve(app)
     async with client.stream("POST", "/ask") as response:
         assert await anext(response.aiter_raw())
-        [relay] = ai._state(app).running_relays()
+        relay = ai._state(app).engines.running()
         assert len(relay._readers) == 1
     while relay._readers:
         await asyncio.sleep(0)
@@ -341,7 +341,7 @@ async def test_a_users_test_overrides_the_upstream(create_app: CreateApp, simula
     with ai.override(app, upstream=ScriptedUpstream([chunk("again"), finish()])):
         assert await ask() == "again"
     assert await ask() == real
-    await ai._state(app).after_serving()
+    await ai._state(app).engines.aclose()
 
 
 async def test_two_simulators_are_two_upstreams() -> None:

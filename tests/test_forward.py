@@ -55,7 +55,7 @@ async def old() -> AsyncIterator[OldApp]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("quart_openai_sse.forward.monotonic", clock)
+    monkeypatch.setattr("quart_openai_sse.auth.forward.monotonic", clock)
     return clock
 
 
@@ -251,7 +251,7 @@ async def test_several_cookie_headers_are_one(old: OldApp) -> None:
 
 
 async def test_only_so_many_are_asked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quart_openai_sse.forward._MAX_LOOKUPS", 2)
+    monkeypatch.setattr("quart_openai_sse.auth.forward._MAX_LOOKUPS", 2)
     begun, on = [], asyncio.Event()
 
     async def answer(asked: httpx.Request) -> httpx.Response:

@@ -22,8 +22,8 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from quart import Quart, Response
 
 from quart_openai_sse import Authenticate, Principal, bearer_tokens, first_of
+from quart_openai_sse.auth.jwt import jwt_bearer
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
-from quart_openai_sse.jwt import jwt_bearer
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
 from tests.conftest import ANN, QUESTION, TOKENS, Clock, CreateApp, Serve
 from tests.test_auth import whoami
@@ -86,7 +86,7 @@ def public_key_hook(**options: Any) -> Authenticate:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The hook's clock for its keys. Those of tokens are the real one's affair."""
     clock = Clock()
-    monkeypatch.setattr("quart_openai_sse.jwt.monotonic", clock)
+    monkeypatch.setattr("quart_openai_sse.auth.jwks.monotonic", clock)
     return clock
 
 
@@ -326,7 +326,7 @@ def test_the_key_is_not_to_be_seen() -> None:
         cells = [cell.cell_contents for cell in todo.pop().__closure__ or ()]
         seen += repr(cells)
         todo += [each for each in cells if hasattr(each, "__closure__")]
-    assert "_Key" in seen
+    assert "Key(" in seen
     assert SECRET not in seen
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from quart_openai_sse import errors
 from quart_openai_sse.errors import OpenAISSEError
-from quart_openai_sse.messages import merged, shipped
 from quart_openai_sse.testing import ScriptedUpstream, chunk, read, refused
+from quart_openai_sse.web.language import merged, shipped
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}

@@ -11,9 +11,9 @@ from hypercorn.utils import is_asgi
 from quart import Response
 
 from quart_openai_sse import TraceIdFilter, current_trace_id
-from quart_openai_sse.middleware import StreamLoggingMiddleware
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
+from quart_openai_sse.web.middleware import StreamLoggingMiddleware
 from tests.conftest import QUESTION, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}

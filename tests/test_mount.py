@@ -26,9 +26,9 @@ from quart import Quart, request, websocket
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.middleware import ASGIApp, Message, Receive, Scope
-from quart_openai_sse.mount import mount
+from quart_openai_sse.flask import mount
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
+from quart_openai_sse.web.middleware import ASGIApp, Message, Receive, Scope
 from tests.conftest import QUESTION, CreateApp, Serve
 
 
@@ -615,8 +615,8 @@ async def test_a_response_streams_while_its_upload_still_arrives(late_app: Flask
 async def test_a_client_is_not_waited_for_without_end(
     silent: bool, refusing_app: Flask, quart_app: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIMEOUT", 0.05 if silent else 1000)
-    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIME", 1000 if silent else 0.05)
+    monkeypatch.setattr("quart_openai_sse.flask.mounting.LINGERING_TIMEOUT", 0.05 if silent else 1000)
+    monkeypatch.setattr("quart_openai_sse.flask.mounting.LINGERING_TIME", 1000 if silent else 0.05)
     async with serve_app(mount(refusing_app, quart_app)) as address:
         host, _, port = address.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -639,8 +639,8 @@ async def test_a_client_is_not_waited_for_without_end(
 async def test_a_client_of_an_app_that_raised_is_not_waited_for_without_end(
     refusing_app: Flask, quart_app: Quart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIMEOUT", 1000)
-    monkeypatch.setattr("quart_openai_sse.mount.LINGERING_TIME", 0.05)
+    monkeypatch.setattr("quart_openai_sse.flask.mounting.LINGERING_TIMEOUT", 1000)
+    monkeypatch.setattr("quart_openai_sse.flask.mounting.LINGERING_TIME", 0.05)
     async with serve_app(mount(refusing_app, quart_app)) as address:
         host, _, port = address.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from jsonschema_rs import Draft202012Validator
 
 import quart_openai_sse
-from quart_openai_sse.blueprint import ROUTES
 from quart_openai_sse.cli import main
 from quart_openai_sse.errors import (
     ConfigurationError,
@@ -22,8 +21,9 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     UpstreamRefused,
 )
-from quart_openai_sse.openapi import openapi_document, subclasses
 from quart_openai_sse.protocol.requests import validate
+from quart_openai_sse.web.blueprint import ROUTES
+from quart_openai_sse.web.openapi import openapi_document, subclasses
 from tests.conftest import QUESTION
 from tests.test_requests import _bodies
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
-from quart_openai_sse.openapi import openapi_document
 from quart_openai_sse.testing import ScriptedUpstream, Step, chunk, error, refused, serve_app
+from quart_openai_sse.web.openapi import openapi_document
 from tests.conftest import ANN, QUESTION, TOKENS
 
 # The app, in its own thread, draws numbers while a request is made up; hypothesis takes that for the request's doing.

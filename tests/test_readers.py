@@ -103,7 +103,7 @@ async def flood(megabytes: int, *, slow: bool) -> tuple[int, int]:
                 count += len(data)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if slow:
-            [relay] = ai._state(app).running_relays()
+            relay = ai._state(app).engines.running()
             assert len(relay._live) == 1  # it waits, and is not failed
             writer.transport.abort()
             while relay._live:

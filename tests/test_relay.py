@@ -412,7 +412,7 @@ async def test_who_waits_for_a_start_that_broke_off_may_start_anew(create_app: C
     first = asyncio.ensure_future(client.post(**ask))
     await asked.wait()
     second = asyncio.ensure_future(client.post(**ask))
-    relay = ai._state(app).running_relays()[0]
+    relay = ai._state(app).engines.running()
     while not relay._readers:
         await asyncio.sleep(0)
     first.cancel()
@@ -734,7 +734,7 @@ async def test_what_does_not_end_in_time_is_failed_and_says_so(create_app: Creat
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in ("text", "openai")]
     plain = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
-    while upstream.running < 2 or len(ai._state(app).running_relays()[0]._readers) < 3:
+    while upstream.running < 2 or len(ai._state(app).engines.running()._readers) < 3:
         await asyncio.sleep(0)
     await ai.drain(0, app=app)
     for response in [*await asyncio.gather(*reading), await plain]:

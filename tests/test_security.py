@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens, on_behalf_of
-from quart_openai_sse.blueprint import ROUTES
 from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
+from quart_openai_sse.web.blueprint import ROUTES
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
 from tests.raw import CLOSING_HEAD, Peer, raw_upstream
 

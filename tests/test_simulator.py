@@ -11,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quart_openai_sse import loopback
-from quart_openai_sse.simulator import PARAGRAPHS, Simulator, answer, create_simulator, pieces, serve_simulator
+from quart_openai_sse.simulator import (
+    PARAGRAPHS,
+    Simulator,
+    answer,
+    create_simulator,
+    loopback,
+    pieces,
+    serve_simulator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from quart_openai_sse.blueprint import ROUTES
-from quart_openai_sse.openapi import openapi_document
+from quart_openai_sse.web.blueprint import ROUTES
+from quart_openai_sse.web.openapi import openapi_document
 
 HELP = """Write the routes as an OpenAPI 3.1 document, in JSON, to the output.
 

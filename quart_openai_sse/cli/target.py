@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from quart.cli import ScriptInfo
 
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.extension import AppState, app_states
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.chunk_sink import ChunkSink
@@ -186,26 +188,26 @@ def _load_app(context: click.Context, path: str | None) -> Quart | None:
 
 
 def _of_app(app: Quart, options: Mapping[str, str]) -> list[Target]:
-    states = app.extensions.get("quart_openai_sse", {})
+    states = app_states(app)
     if not states:
         raise click.UsageError(f"The app {app.name!r} does not use quart-openai-sse: there is no init_app for it.")
     return [_of_state(app, name if len(states) > 1 else "", state, options) for name, state in states.items()]
 
 
-def _of_state(app: Quart, name: str, state: Any, options: Mapping[str, str]) -> Target:
-    config, extension, theirs = state.config, state._extension, "the app"
-    create = lambda: extension._create_upstream(config)  # noqa: E731
+def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]) -> Target:
+    config, theirs = replace(state.config, retries=0), "the app"
+    create: Callable[[], Upstream] = partial(state.create_upstream, config)
     if options:
         config = replace(config, **options)
         config.check()
-        create = lambda: OpenAIUpstream(config)  # noqa: E731
+        create = partial(OpenAIUpstream, config)
     return Target(
         config=config,
         create=create,
         base_url=Setting(_shown(config.base_url), "--base-url" if "base_url" in options else theirs),
         key=Setting("set" if config.api_key else "", theirs),
         model=_model(config, theirs),
-        prefix=extension._config_prefix,
+        prefix=state.config_prefix,
         name=name,
         app=app,
     )

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import KeyReused, StreamExpired, StreamNotFound, StreamTooLong
 from quart_openai_sse.logs.entries import END_ID
 from quart_openai_sse.logs.kept import KeptStream
@@ -42,6 +43,18 @@ class MemoryLog:
         self._ended: OrderedDict[str, float] = OrderedDict()  # when each retained stream ended, oldest first
         self._tombstones: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when it expired, and its digest
         self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def from_config(cls, config: Config) -> MemoryLog:
+        """The log that *config* describes."""
+        return cls(
+            retention=config.retention,
+            tombstone=config.tombstone,
+            max_entries=config.max_entries,
+            max_bytes=config.max_bytes,
+            max_log_bytes=config.max_log_bytes,
+            high_water=config.high_water,
+        )
 
     async def create(self, key: str, *, digest: str, retain: bool) -> MemoryStream | None:
         """See `StreamLog.create`."""

@@ -63,7 +63,7 @@ class Relay:
     ) -> None:
         self.config = config
         self.log = log
-        self.upstream = Upstreams.of(upstream)
+        self.upstream = self._own_upstream = Upstreams.of(upstream)
         self.hooks = hooks
         self.draining = False
         self._instance = instance
@@ -308,6 +308,10 @@ class Relay:
 
     def _observe(self, kind: EventKind, record: StreamRecord) -> None:
         self.hooks.observe(kind, record, background=self._background)
+
+    def use(self, upstream: Upstream | None) -> None:
+        """From now on asks *upstream* instead of its own; `None`: its own again."""
+        self.upstream = self._own_upstream if upstream is None else Upstreams.of(upstream)
 
     # Read, stop, find -------------------------------------------------------------------------------------------
 

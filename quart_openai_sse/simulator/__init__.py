@@ -28,10 +28,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.simulator.answers import PARAGRAPHS, answer, pieces
 from quart_openai_sse.simulator.behaviour import MODELS
 from quart_openai_sse.simulator.counters import Counters, Exchange
+from quart_openai_sse.simulator.loopback import serve_app
 from quart_openai_sse.simulator.routes import create_simulator
 
 __all__ = [

@@ -12,10 +12,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once
 from quart_openai_sse.upstreams.breaker import Breaker, CallResult
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from quart_openai_sse.upstreams.retries import Backoff, transferable
 
 logger = logging.getLogger("quart_openai_sse")
@@ -71,6 +73,36 @@ class Upstreams:
         """*upstream* itself if it is one of these; otherwise it is asked once."""
         return (
             upstream if isinstance(upstream, cls) else cls([Candidate(upstream=upstream)], backoff=Backoff(retries=0))
+        )
+
+    @classmethod
+    def from_config(cls, config: Config, *, client: Any = None) -> Upstreams:
+        """The upstreams that *config* describes. A *client* of the app's own is shared by all of them."""
+        candidates = [
+            Candidate(
+                upstream=OpenAIUpstream(config.of(each), client=client, name=each.name),
+                priority=place if each.priority is None else each.priority,
+                weight=each.weight,
+                models=each.models,
+                aliases=each.aliases,
+                breaker=Breaker(failures=config.breaker_failures, reset=config.breaker_reset),
+            )
+            for place, each in enumerate(config.upstreams)
+        ]
+        return cls._asked_as(config, candidates or [Candidate(upstream=OpenAIUpstream(config, client=client))])
+
+    @classmethod
+    def around(cls, upstream: Upstream, config: Config) -> Upstreams:
+        """*upstream* itself if it is one of these; otherwise it is asked as often as *config* says."""
+        return upstream if isinstance(upstream, cls) else cls._asked_as(config, [Candidate(upstream=upstream)])
+
+    @classmethod
+    def _asked_as(cls, config: Config, candidates: list[Candidate]) -> Upstreams:
+        return cls(
+            candidates,
+            backoff=Backoff(retries=config.retries, delay=config.retry_delay, longest=config.retry_after_max),
+            total=config.total_timeout,
+            slow=config.slow_first_output,
         )
 
     @property

@@ -53,7 +53,7 @@ class ChaosApp:
     @property
     def relay(self) -> Relay | None:
         """Its engine. There is one once a request has come."""
-        return next(iter(self.ai._state(self.app).running_relays()), None)
+        return self.ai._state(self.app).engines.running()
 
     @property
     def log(self) -> Any:

@@ -14,11 +14,12 @@ from unicodedata import category
 
 from quart import Quart
 
-from quart_openai_sse.auth import authenticate
+from quart_openai_sse.auth.hooks import authenticate
+from quart_openai_sse.auth.jwks import _read_key
+from quart_openai_sse.auth.jwt import _header, jwt_bearer
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.text import TextFormat
-from quart_openai_sse.jwt import _header, _read_key, jwt_bearer
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol import json

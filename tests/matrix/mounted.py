@@ -8,7 +8,7 @@ from flask import Flask, request
 from quart import Quart
 
 from quart_openai_sse import QuartOpenAISSE, bearer_tokens
-from quart_openai_sse.mount import mount
+from quart_openai_sse.flask import mount
 
 flask_app = Flask("old")
 streaming_app = Quart("streams")

@@ -16,8 +16,8 @@ from typing import Any
 
 from quart import Quart
 
-from quart_openai_sse.loopback import serve_app
 from quart_openai_sse.simulator import Counters, create_simulator
+from quart_openai_sse.simulator.loopback import serve_app
 
 HELD_AFTER = (2, 3)  # events: the role and the first token; the second
 CUT_AFTER = 5

@@ -32,7 +32,7 @@ class StreamLoggingMiddleware:
             await self._app(scope, receive, send)
             return
         trace_id = _trace_id(scope)
-        exchange = _Exchange(send, trace_id)
+        exchange = _LoggedResponse(send, trace_id)
         token = set_trace_id(trace_id)
         try:
             await self._app(scope, receive, exchange.send)
@@ -47,7 +47,7 @@ def _trace_id(scope: Scope) -> str:
     return trace_id_from(headers.get(b"traceparent", ""), headers.get(b"x-trace-id", ""))
 
 
-class _Exchange:
+class _LoggedResponse:
     """One request and its response, as they pass."""
 
     def __init__(self, send: Send, trace_id: str) -> None:

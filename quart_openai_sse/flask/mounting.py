@@ -7,12 +7,11 @@ from collections.abc import Awaitable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from a2wsgi import WSGIMiddleware
 from quart import Quart
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.middleware import ASGIApp, Message, Receive, Scope, Send, below
+from quart_openai_sse.web.middleware import ASGIApp, Message, Receive, Scope, Send, below
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -46,6 +45,8 @@ def mount(
         raise ConfigurationError('mount needs prefix= as paths that begin with "/", and are longer than that.')
     if threads < 1:
         raise ConfigurationError("mount(): threads must be at least 1.")
+    from a2wsgi import WSGIMiddleware  # here, so that share_session works without the extra
+
     adapter = WSGIMiddleware(cast(Any, _Leavable(flask_app)), workers=threads)
     return _Mounted(cast(ASGIApp, adapter), cast(ASGIApp, quart_app), prefixes)
 

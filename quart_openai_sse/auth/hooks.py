@@ -9,18 +9,12 @@ from dataclasses import replace
 from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any
-from urllib.parse import urlsplit
 
 from quart import request, session
 from werkzeug.exceptions import Forbidden, Unauthorized
 
-from quart_openai_sse.errors import (
-    AuthenticationRequired,
-    ConfigurationError,
-    InvalidRequest,
-    OriginDenied,
-    PermissionDenied,
-)
+from quart_openai_sse.auth.origin import SAFE_METHODS, check_origin
+from quart_openai_sse.errors import AuthenticationRequired, ConfigurationError, InvalidRequest, PermissionDenied
 from quart_openai_sse.principal import Principal, is_id
 
 __all__ = [
@@ -38,8 +32,6 @@ __all__ = [
 Authenticate = Callable[[], Awaitable[Principal | str | int | None]]
 """A coroutine function that looks at `quart.request` or `quart.session` and says who calls: a `Principal`, an id,
 or `None` for nobody. It may raise an error of ours, or abort with 401 or 403."""
-
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] = ()) -> Principal:
@@ -59,8 +51,8 @@ async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] =
     if isinstance(who, bool) or not isinstance(who, Principal | str | int):
         raise TypeError(f"An auth hook returns a Principal, an id or None, and not {type(who).__name__}.")
     principal = _principal(who)
-    if principal.cookie and request.method not in _SAFE_METHODS:
-        _check_origin(trusted_origins)
+    if principal.cookie and request.method not in SAFE_METHODS:
+        check_origin(trusted_origins)
     return principal
 
 
@@ -182,28 +174,6 @@ def _principal(who: Principal | str | int) -> Principal:
     """The principal a hook means. Where it does not say what proved it, a cookie did, if there is one."""
     principal = who if isinstance(who, Principal) else Principal(str(who))
     return principal if principal.cookie is not None else replace(principal, cookie="Cookie" in request.headers)
-
-
-def _check_origin(trusted: Collection[str]) -> None:
-    origin = request.headers.get("Origin")
-    if origin in trusted and origin is not None:
-        return
-    site = request.headers.get("Sec-Fetch-Site")
-    if site in ("same-origin", "none"):
-        return
-    # Without either header it is no browser that runs somebody else's page.
-    if site is not None or (origin is not None and _host(origin) != _host(f"{request.scheme}://{request.host}")):
-        raise OriginDenied("A page of another origin can't use this cookie; see trusted_origins.")
-
-
-def _host(origin: str) -> tuple[str | None, int | None]:
-    """Host and port. The scheme is not compared: a proxy in front may have taken TLS off."""
-    try:
-        parts = urlsplit(origin)
-        port = None if parts.port in (80, 443) else parts.port
-        return parts.hostname, port
-    except ValueError:
-        return None, None
 
 
 async def _call(function: Callable[[Any], Any], argument: Any) -> Any:

@@ -14,9 +14,17 @@ from urllib.parse import urlsplit
 import httpx
 from quart import request
 
-from quart_openai_sse.auth import Authenticate
+from quart_openai_sse.auth.hooks import Authenticate
+from quart_openai_sse.auth.lookups import (
+    BadAnswer,
+    ClientFactory,
+    PerLoop,
+    SingleFlight,
+    check_address,
+    fetch,
+    what_failed,
+)
 from quart_openai_sse.errors import AuthUnavailable
-from quart_openai_sse.lookups import BadAnswer, ClientFactory, PerLoop, SingleFlight, check_address, fetch, what_failed
 from quart_openai_sse.principal import Principal, is_id
 from quart_openai_sse.protocol import json
 

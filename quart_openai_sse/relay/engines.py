@@ -1,0 +1,53 @@
+"""The engines of one instance: one for each event loop, made when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.upstreams import Upstream
+
+
+class Engines:
+    """A `Relay` for each event loop: streams, locks and connections belong to one."""
+
+    def __init__(self, create: Callable[[], Relay]) -> None:
+        self._create = create
+        self._relays: dict[asyncio.AbstractEventLoop, Relay] = {}
+        self._override: Upstream | None = None
+
+    def get(self) -> Relay:
+        """The engine of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if (relay := self._relays.get(loop)) is None:
+            for other in [other for other in self._relays if other.is_closed()]:
+                del self._relays[other]  # its own futures would keep it for ever
+            relay = self._relays[loop] = self._create()
+            if self._override is not None:
+                relay.use(self._override)
+        return relay
+
+    def running(self) -> Relay | None:
+        """The engine of the running event loop, or `None` if none was needed yet."""
+        return self._relays.get(asyncio.get_running_loop())
+
+    async def aclose(self) -> None:
+        """Ends the streams of the running event loop. Another use of the same loop gets a new engine."""
+        if (relay := self.running()) is not None:
+            await relay.aclose()  # which refuses new streams meanwhile
+            del self._relays[asyncio.get_running_loop()]
+
+    @contextmanager
+    def override(self, upstream: Upstream) -> Iterator[None]:
+        """Within it, every engine asks *upstream* instead of its own."""
+        before, self._override = self._override, upstream
+        for relay in self._relays.values():
+            relay.use(upstream)
+        try:
+            yield
+        finally:
+            self._override = before
+            for relay in self._relays.values():
+                relay.use(before)

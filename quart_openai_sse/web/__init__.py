@@ -1,0 +1,1 @@
+"""The Quart shell: requests in, responses out."""
