@@ -11,7 +11,7 @@ from playwright.async_api import Page
 
 from quart_openai_sse.simulator import answer
 from tests.browser import LONG, PATIENCE, NewPage, NewSite, asked, last_event_ids, log_in
-from tests.test_sse import CASES, Decoded, decode
+from tests.protocol.test_sse import CASES, Decoded, decode
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

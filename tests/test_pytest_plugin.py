@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from quart_openai_sse.testing import ScriptedUpstream
+from tests.cli.test_cli import ROOT, surroundings, write_entry_points
 from tests.conftest import CreateApp
-from tests.test_cli import ROOT, surroundings, write_entry_points
 from tests.test_docs import blocks
 
 PLUGIN = "quart_openai_sse.pytest_plugin"

@@ -1,6 +1,6 @@
 """Every answer is one that the document of the routes allows, to requests that schemathesis makes up.
 
-`OPENAPI_EXAMPLES=2000 pytest -p schemathesis tests/test_openapi_answers.py --timeout=0` tries for longer than CI does.
+`.ci/long openapi` tries for longer than CI does.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from quart_cors import cors
 
 from quart_openai_sse import EXPOSED_HEADERS, bearer_tokens, first_of, session_user
 from quart_openai_sse.testing import ScriptedUpstream, refused, serve_app
+from tests.auth.test_hooks import session_cookie
 from tests.conftest import QUESTION, TOKENS, CreateApp, Serve
-from tests.test_auth import session_cookie
 
 FRIEND = "https://friend.example"
 BODY = {"messages": QUESTION}

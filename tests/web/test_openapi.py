@@ -25,7 +25,7 @@ from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi import openapi_document, subclasses
 from tests.conftest import QUESTION
-from tests.test_requests import _bodies
+from tests.protocol.test_requests import _bodies
 
 # The app, in its own thread, draws numbers while a request is made up; hypothesis takes that for the request's doing.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

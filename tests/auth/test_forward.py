@@ -15,8 +15,8 @@ from quart import Quart, Response, abort, redirect, request
 from quart_openai_sse import Authenticate, Principal, forward_auth
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.testing import ScriptedUpstream, read, serve_app
+from tests.auth.test_hooks import BODY, refuses_a_strangers_page, whoami
 from tests.conftest import Clock, CreateApp, Serve
-from tests.test_auth import BODY, refuses_a_strangers_page, whoami
 
 
 class OldApp:

@@ -25,8 +25,8 @@ from quart_openai_sse import Authenticate, Principal, bearer_tokens, first_of
 from quart_openai_sse.auth.jwt import jwt_bearer
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
+from tests.auth.test_hooks import whoami
 from tests.conftest import ANN, QUESTION, TOKENS, Clock, CreateApp, Serve
-from tests.test_auth import whoami
 
 SECRET = "a secret of thirty-two bytes, or more"
 ISSUER = "https://login.example"

@@ -42,7 +42,7 @@ from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.raw import CLOSING_HEAD, END, HEAD, Handler, Hangup, Peer, chunked, raw_upstream
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLI = ("-m", "quart_openai_sse.cli")
 INTERRUPTIBLE = """
 import os, signal, sys
