@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Outcome
@@ -56,7 +56,7 @@ class Reader(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Batch]: ...
 
-    async def __anext__(self) -> Batch: ...
+    def __anext__(self) -> Awaitable[Batch]: ...
 
     async def aclose(self) -> None:
         """Leaves the stream. May be called twice."""

@@ -9,7 +9,7 @@ from quart_openai_sse.logs.compact import CompactEntries
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.logs.memory_stream import MemoryStream, OwningLog, size_of
 
-_BATCH_BYTES = 256 << 10  # what a reader that is far behind gets at once
+_BATCH_BYTES = 256 << 10  # of one batch for a reader that is far behind
 
 
 class KeptStream(MemoryStream):
@@ -39,12 +39,10 @@ class KeptStream(MemoryStream):
         self._log.charge(size)
         self.size += size
         self._entries.extend(entries)
+        for reader in self.readers:
+            reader.give(entries)
         self.last += len(entries)
-        self._hand_over(entries)
         return True
-
-    def put_back(self, entries: Sequence[Entry]) -> None:
-        """See `MemoryStream.put_back`: they are here."""
 
     async def room(self) -> None:
         """See `Writer.room`."""

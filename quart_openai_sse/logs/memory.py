@@ -91,7 +91,7 @@ class MemoryLog:
         if key in self._tombstones:
             return self._tombstones[key][1]
         stream = self._streams.get(key)
-        return None if stream is None or stream.came_to_nothing else stream.digest
+        return None if stream is None or stream.failed_empty else stream.digest
 
     # What is kept, and how long ---------------------------------------------------------------------------------
 

@@ -1,50 +1,25 @@
-"""One stream in the memory of a process: its entries, its readers, and who waits for what."""
+"""One stream in the memory of a process: its writer, its readers, and what each of them waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, StreamStopped
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
-_ENTRY_OVERHEAD = 120  # bytes an entry costs beside its data
-_EVENT_OVERHEAD = 120  # and what the name of an app event adds to it
-_LOOKS = 4  # at whether anything has come, in the time of a heartbeat
-
-
-class OwningLog(Protocol):
-    """The log, as its streams know it."""
-
-    max_entries: int
-    max_bytes: int
-    high_water: int
-
-    def charge(self, size: int) -> None:
-        """Counts *size* bytes more. Raises `StreamTooLong` if there is no room for them."""
-        ...
-
-    def refund(self, size: int) -> None:
-        """Counts *size* bytes less."""
-        ...
-
-    def closed(self, stream: MemoryStream) -> None:
-        """A stream has ended."""
-        ...
-
-    def left(self, stream: MemoryStream) -> None:
-        """The last reader of a stream has left."""
-        ...
+_ENTRY_OVERHEAD = 120  # bytes that an entry takes in addition to its data
+_EVENT_OVERHEAD = 120  # bytes that the name of an app event adds
 
 
 class MemoryStream(ABC):
     """A stream, and its `Writer`.
 
-    What comes is handed to the readers that wait for it, as it is; `take` is for those that were busy, or came later.
+    New entries are handed to the readers that wait for them; `take` is for readers that were busy or came later.
     """
 
     retain: bool
@@ -53,17 +28,17 @@ class MemoryStream(ABC):
         self.key = key
         self.digest = digest
         self.last = 0
-        """How many entries have come."""
+        """The number of entries that were appended."""
         self.end: End | None = None
         self.size = 0
-        """The bytes that are counted for what is kept of it."""
+        """The bytes that are counted for the entries it holds."""
         self.readers: set[MemoryReader] = set()
         self._log = log
         self._stop_reason: str | None = None
         self._watch: _Watch | None = None
 
     @property
-    def came_to_nothing(self) -> bool:
+    def failed_empty(self) -> bool:
         """Whether it failed before its first entry."""
         return self.end is not None and self.end.outcome == "failed" and self.last == 0
 
@@ -73,11 +48,7 @@ class MemoryStream(ABC):
 
     @abstractmethod
     def take(self, place: int) -> Sequence[Entry]:
-        """The entries behind *place*, so many as go into a batch."""
-
-    @abstractmethod
-    def put_back(self, entries: Sequence[Entry]) -> None:
-        """Takes what was handed to a reader that only wanted to know whether something comes."""
+        """The entries behind *place*, as many as fit into one batch."""
 
     def stop(self, reason: str) -> None:
         """Asks the producer to stop."""
@@ -87,17 +58,17 @@ class MemoryStream(ABC):
                 self._watch.stopped(reason)
 
     def enter(self, reader: MemoryReader) -> None:
-        """There is one reader more."""
+        """Adds a reader."""
         self.readers.add(reader)
         if self._watch is not None:
-            self._watch.found()
+            self._watch.cancel()
 
     def leave(self, reader: MemoryReader) -> None:
-        """There is one reader less."""
+        """Removes a reader."""
         self.readers.discard(reader)
         if not self.readers:
             if self._watch is not None:
-                self._watch.lost()
+                self._watch.begin()
             self._log.left(self)
 
     # The writer
@@ -116,9 +87,10 @@ class MemoryStream(ABC):
             return
         self.end = end
         if self._watch is not None:
-            self._watch.found()
+            self._watch.cancel()
             self._watch = None
-        self._hand_over(())
+        for reader in self.readers:
+            reader.give((), end)
         self._log.closed(self)
 
     def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
@@ -129,14 +101,7 @@ class MemoryStream(ABC):
         if self._stop_reason is not None:
             stopped(self._stop_reason)
         if not self.readers:
-            self._watch.lost()
-
-    def _hand_over(self, entries: Sequence[Entry]) -> None:
-        """Gives *entries* to the readers that wait."""
-        for reader in self.readers:
-            waiter = reader.waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(entries)
+            self._watch.begin()
 
     def _place(self, after: str) -> int:
         if not after:
@@ -148,8 +113,32 @@ class MemoryStream(ABC):
         return int(after)
 
 
+class OwningLog(Protocol):
+    """The log that a stream is in, as the stream needs it."""
+
+    max_entries: int
+    max_bytes: int
+    high_water: int
+
+    def charge(self, size: int) -> None:
+        """Counts *size* more bytes. Raises `StreamTooLong` if the log is full."""
+        ...
+
+    def refund(self, size: int) -> None:
+        """Counts *size* fewer bytes."""
+        ...
+
+    def closed(self, stream: MemoryStream) -> None:
+        """A stream has ended."""
+        ...
+
+    def left(self, stream: MemoryStream) -> None:
+        """The last reader of a stream has left."""
+        ...
+
+
 def size_of(entries: Sequence[Entry]) -> int:
-    """What they are counted for, in bytes."""
+    """The bytes that *entries* are counted for."""
     size = 0
     for entry in entries:
         size += len(entry.data) + (_ENTRY_OVERHEAD + _EVENT_OVERHEAD if entry.event else _ENTRY_OVERHEAD)
@@ -157,7 +146,7 @@ def size_of(entries: Sequence[Entry]) -> int:
 
 
 class _Watch:
-    """Who is told that a stream is to stop, or that nobody has read it for *linger* seconds."""
+    """Calls *stopped* when the stream is to stop, and *left* when no reader has read it for *linger* seconds."""
 
     def __init__(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
         self.stopped = stopped
@@ -165,13 +154,13 @@ class _Watch:
         self._linger = linger
         self._timer: asyncio.TimerHandle | None = None
 
-    def lost(self) -> None:
+    def begin(self) -> None:
         """The last reader has left."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._left)
 
-    def found(self) -> None:
-        """There is a reader again."""
+    def cancel(self) -> None:
+        """There is a reader again, or the stream has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -182,29 +171,30 @@ class MemoryReader:
 
     def __init__(self, stream: MemoryStream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         self.place = place
+        """The number of entries it has had, or does not want."""
         self.at_end = at_end
-        self.waiter: asyncio.Future[Sequence[Entry]] | None = None
-        """While it has had everything: what comes next, nothing at the end."""
         self._stream = stream
         self._loop = asyncio.get_running_loop()
+        self._opening: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[Batch] | None = None
+        """What it waits for, once it has had every entry."""
+        self._silent_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._opening = False
         if heartbeat is not None:
-            self._look(place, 0, heartbeat / _LOOKS)
+            self._timer = self._loop.call_later(heartbeat, self._check_silence, heartbeat)
         stream.enter(self)
 
     async def opened(self, timeout: float) -> None:
         """See `Reader.opened`."""
         stream = self._stream
         if stream.last == 0 and stream.end is None:
-            self._opening = True
-            self.waiter = waiter = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self._give_up)
+            self._opening = self._loop.create_future()
+            timer = self._loop.call_later(timeout, self._open)
             try:
-                stream.put_back(await waiter)
+                await self._opening
             finally:
                 timer.cancel()
-                self._opening = False
+                self._opening = None
         if stream.last == 0 and stream.end is not None:
             if stream.end.error is not None:
                 raise stream.end.error
@@ -214,22 +204,25 @@ class MemoryReader:
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self
 
-    async def __anext__(self) -> Batch:
-        stream, place = self._stream, self.place
-        if place == stream.last and stream.end is None:
-            self.waiter = waiter = self._loop.create_future()
-            entries = await waiter
-        elif self.at_end:
-            raise StopAsyncIteration
-        else:
-            if place:  # a reader that is far behind must not starve the loop, nor miss that its client has left
-                await asyncio.sleep(0)
-            entries = stream.take(place)
-        self.place = last = place + len(entries)
-        if stream.end is None or last < stream.last:
-            return Batch(place + 1, entries)
-        self.at_end = True
-        return Batch(place + 1, entries, stream.end)
+    def __anext__(self) -> Awaitable[Batch]:
+        stream = self._stream
+        if self.place < stream.last or stream.end is not None:
+            return self._take()
+        self._silent_since = self._loop.time()
+        self._next = self._loop.create_future()
+        return self._next  # no coroutine: the response is resumed directly, with each event
+
+    def give(self, entries: Sequence[Entry], end: End | None = None) -> bool:
+        """Hands over *entries*, which were not appended yet, and *end*. `False`: the reader is not waiting for them."""
+        waiting = self._next
+        if waiting is None or waiting.done():
+            self._open()
+            return False
+        batch = Batch(self.place + 1, entries, end)
+        self.place += len(entries)
+        self.at_end = end is not None
+        waiting.set_result(batch)
+        return True
 
     async def aclose(self) -> None:
         """See `Reader.aclose`."""
@@ -239,19 +232,28 @@ class MemoryReader:
         if self in self._stream.readers:
             self._stream.leave(self)
 
-    def _give_up(self) -> None:
-        """The waiting is over, and nothing has come."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(())
+    async def _take(self) -> Batch:
+        """The next batch of what the stream holds already."""
+        if self.at_end:
+            raise StopAsyncIteration
+        stream, place = self._stream, self.place
+        if place:  # A reader that is far behind must not starve the loop, nor miss that its client has disconnected.
+            await asyncio.sleep(0)
+        entries = stream.take(place)
+        self.place = last = place + len(entries)
+        self.at_end = stream.end is not None and last == stream.last
+        return Batch(place + 1, entries, stream.end if self.at_end else None)
 
-    def _look(self, place: int, silent: int, pause: float) -> None:
-        """Looks, with pauses, how often in a row nothing has come to the reader, who waits at *place*.
+    def _open(self) -> None:
+        if self._opening is not None and not self._opening.done():
+            self._opening.set_result(None)
 
-        One look less than makes a heartbeat: a silence is as old as the look before the first that finds it.
-        """
-        waiting = self.waiter is not None and not self.waiter.done() and not self._opening
-        silent = silent + 1 if waiting and self.place == place else 0
-        if silent >= _LOOKS - 1:
-            self._give_up()
-            silent = 0
-        self._timer = self._loop.call_later(pause, self._look, self.place if waiting else -1, silent, pause)
+    def _check_silence(self, heartbeat: float) -> None:
+        """Gives an empty batch to a reader that has been waiting for *heartbeat* seconds."""
+        waiting = self._next is not None and not self._next.done()
+        now = self._loop.time()
+        due = self._silent_since + heartbeat if waiting else now + heartbeat
+        if due <= now:
+            self.give(())
+            due = now + heartbeat
+        self._timer = self._loop.call_at(due, self._check_silence, heartbeat)

@@ -11,7 +11,7 @@ from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream, Owni
 
 
 class PassingStream(MemoryStream):
-    """A stream of which nothing is kept but what its one reader has not been given."""
+    """A stream that keeps only the entries that its one reader has not had."""
 
     retain = False
 
@@ -19,38 +19,31 @@ class PassingStream(MemoryStream):
         super().__init__(log, key, digest)
         self._unread: list[Entry] = []
         self._reader: MemoryReader | None = None
-        """The latest: two at a time there are none."""
+        """The latest one. There are never two at a time."""
         self._room: asyncio.Future[None] | None = None
         """What the producer waits for."""
 
     def place(self, after: str) -> int:
-        """See `MemoryStream.place`: a second reader, however slow, would hold back the first."""
+        """See `MemoryStream.place`. There is no second reader: a slow one would hold back the first."""
         place = self._place(after)
         if self.readers or place or self.last > len(self._unread):
-            raise StreamExpired("This stream is not kept: only who started it reads it.")
+            raise StreamExpired("This stream is not kept: only the request that started it can read it.")
         return place
 
     def take(self, place: int) -> Sequence[Entry]:
-        """See `MemoryStream.take`. They are given up so."""
+        """See `MemoryStream.take`. The stream no longer holds them."""
         entries, self._unread = self._unread, []
         self._log.refund(self.size)
         self.size = 0
         self._make_room()
         return entries
 
-    def put_back(self, entries: Sequence[Entry]) -> None:
-        """See `MemoryStream.put_back`."""
-        self._unread[:0] = entries
-
     def append(self, entries: Sequence[Entry]) -> bool:
         """See `Writer.append`."""
         if self.end is not None:
             return False
-        waiter = None if self._reader is None else self._reader.waiter
-        if waiter is None or waiter.done():
+        if self._reader is None or not self._reader.give(entries):
             self._keep(entries)
-        else:
-            waiter.set_result(entries)
         self.last += len(entries)
         return self.size < self._log.high_water
 
