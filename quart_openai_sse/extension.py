@@ -173,7 +173,7 @@ class QuartOpenAISSE:
         """Registers an async generator function as the model *name*."""
 
         def register(function: ModelT) -> ModelT:
-            self.hooks.models[name] = function
+            self.hooks.app_models[name] = function
             return function
 
         return register

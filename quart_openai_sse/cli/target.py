@@ -21,11 +21,11 @@ from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import AppState, app_states
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.access import streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
-from quart_openai_sse.producers.upstream_stream import streaming_body
 from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstreams import Headers, Upstream
-from quart_openai_sse.upstreams.openai import OpenAIUpstream
+from quart_openai_sse.upstreams.several import Upstreams
 
 PREFIX = f"QUART_{KEY_PREFIX}"  # as Quart's from_prefixed_env() reads it
 ME = Principal("quart-openai-sse", realm="cli")
@@ -138,7 +138,7 @@ class Target:
     def body(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Mapping[str, Any]:
         """A request as the package would send it."""
         body = {**members, "model": model, "messages": messages}
-        return streaming_body(body, include_usage=self.config.include_usage)
+        return streaming_body(body, self.config)
 
 
 def likely_model(names: list[str]) -> str:
@@ -200,7 +200,7 @@ def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]
     if options:
         config = replace(config, **options)
         config.check()
-        create = partial(OpenAIUpstream, config)
+        create = partial(Upstreams.from_config, config)
     return Target(
         config=config,
         create=create,
@@ -219,7 +219,7 @@ def _of_environment(options: Mapping[str, str]) -> Target:
     address = "--base-url" if "base_url" in options else _variable("BASE_URL") or "the default"
     return Target(
         config=config,
-        create=lambda: OpenAIUpstream(config),
+        create=partial(Upstreams.from_config, replace(config, retries=0)),
         base_url=Setting(_shown(config.base_url), address),
         key=Setting("set" if config.api_key else "", _variable("API_KEY")),
         model=_model(config, f"{PREFIX}MODEL"),

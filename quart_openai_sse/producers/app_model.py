@@ -1,4 +1,4 @@
-"""The app's own models: what their generators are asked, may yield, and how that becomes one stream."""
+"""A model of the app: the `Chat` it is given, and how what it yields becomes one stream."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncat
 from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry
 from quart_openai_sse.observers import APP
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.calls import Call
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.producers.transforms import Transform, transformed
@@ -31,11 +32,11 @@ class Event:
 
     def __post_init__(self) -> None:
         if self.name in RESERVED_EVENTS or not self.name.isprintable() or len(self.name) > 100:
-            raise ValueError(f"An app event can't be named {self.name!r}.")
+            raise ValueError(f"An app event cannot be named {self.name!r}.")
 
 
 class Chat:
-    """What an app's model is asked: one request, and the way to call the upstream from within."""
+    """The argument of an app's model: one request, and `call` to ask the upstream from within."""
 
     def __init__(
         self,
@@ -64,33 +65,34 @@ class Chat:
 ModelFunction = Callable[[Chat], AsyncIterator[Any]]
 """An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s.
 
-Whoever passes on the chunks of another SDK passes on those with a `finish_reason` too: without it, nobody can tell
-the stream from one that was cut.
+A model that passes on the chunks of another SDK must pass on those with a `finish_reason` too: without them, a stream
+that was cut would look complete.
 """
 
 
 class AppModel:
-    """Runs an app's generator: one id, one role, one finish, usage summed, and everything closed at the end."""
+    """Runs a model of the app, or with `None` the upstream's answer, through the app's transforms.
+
+    The stream has one id, one role, one finish and the sum of all usage; everything is closed at its end.
+    """
 
     cancels_at_once = False
 
     def __init__(
         self,
-        model: ModelFunction,
+        model: ModelFunction | None,
         body: Mapping[str, Any],
         *,
+        access: UpstreamAccess,
         stream_id: str,
-        principal: Principal,
         metadata: Mapping[str, Any],
-        call: Callable[[Mapping[str, Any]], Call],
         transforms: Sequence[Transform] = (),
-        upstream: str = APP,
     ) -> None:
-        self.upstream = upstream
+        self.upstream = access.upstream.name if model is None else APP
         self.completion = Completion()
-        self._model = model
-        self._chat = Chat(body, principal=principal, metadata=metadata, call=self._call)
-        self._create_call = call
+        self._model = model or _pass_on
+        self._access = access
+        self._chat = Chat(body, principal=access.principal, metadata=metadata, call=self._call)
         self._transforms = transforms
         self._exhausted = False
         self._calls: list[Call] = []
@@ -121,7 +123,7 @@ class AppModel:
                 await call.aclose()
 
     async def _items(self) -> AsyncGenerator[Any, None]:
-        """What is to be logged; what the app's code raises is its failure, unless it is an error of ours."""
+        """The items for the log. An exception of the app's code becomes `ModelFailed`, an `OpenAISSEError` is kept."""
         try:
             passing = transformed(self._source(), self._transforms, self._chat, normal=_normal)
             async with aclosing(passing) as items:
@@ -133,14 +135,14 @@ class AppModel:
             raise ModelFailed("The app's model failed.") from error
 
     async def _source(self) -> AsyncGenerator[Any, None]:
-        """What the model yields."""
+        """The items that the model yields."""
         async with aclosing(cast(AsyncGenerator[Any, None], self._model(self._chat))) as generator:
             async for item in generator:
                 yield item
         self._exhausted = True
 
     def _call(self, body: Mapping[str, Any]) -> Call:
-        call = self._create_call(body)
+        call = Call(self._access, body)
         self._calls.append(call)
         return call
 
@@ -154,7 +156,7 @@ class AppModel:
         return self._chunk(item, t)
 
     def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
-        """A chunk as part of this stream: with its id, without a role, finish or usage of its own."""
+        """The entries for a chunk: with this stream's id, without the chunk's own role, finish and usage."""
         origin = str(chunk.get("id") or "")
         foreign = not any(origin in call.ids for call in self._calls)
         if foreign and isinstance(usage := chunk.get("usage"), Mapping):
@@ -199,7 +201,7 @@ class AppModel:
         return entries
 
     def _finish_reason(self, index: int) -> str:
-        """What a chunk said; where a transform left that out, what the upstream did."""
+        """The reason that a chunk gave, or else, where a transform left it out, the reason that the upstream gave."""
         found = self._finish_reasons.get(index)
         if found is None and self.upstream != APP and self._calls:
             found = self._calls[0].finish_reasons.get(index)
@@ -211,14 +213,14 @@ class AppModel:
         return Entry(data, "", t, self.completion.feed(data) is Signal.USAGE)
 
 
-async def pass_on(chat: Chat) -> AsyncGenerator[Any, None]:
-    """The upstream's own answer, as a model: what transforms are given where the app has no model of that name."""
+async def _pass_on(chat: Chat) -> AsyncGenerator[Any, None]:
+    """The upstream's answer as a model: the input of transforms if the app has no model of the name."""
     async for chunk in chat._call(chat.body):
         yield chunk
 
 
 def _normal(item: Any) -> Event | Mapping[str, Any]:
-    """What a model or a transform yields, as an event or a chunk."""
+    """The event or chunk for an item that a model or a transform yielded. Raises `ModelFailed` for any other item."""
     if isinstance(item, Event):
         return item
     if isinstance(item, str):
@@ -227,7 +229,7 @@ def _normal(item: Any) -> Event | Mapping[str, Any]:
     if (failure := stream_error(chunk)) is not None:
         raise failure
     if not _is_chunk(chunk):
-        raise ModelFailed(f"A model can't yield this {type(item).__name__}: it has no choices with a delta.")
+        raise ModelFailed(f"A model cannot yield this {type(item).__name__}: it has no choices with a delta.")
     return chunk
 
 
@@ -247,7 +249,7 @@ def _dumped(item: Any) -> Mapping[str, Any]:
     dump = getattr(item, "model_dump", None)
     dumped = dump(mode="json", exclude_unset=True) if callable(dump) else None
     if not isinstance(dumped, Mapping):
-        raise ModelFailed(f"A model can't yield {type(item).__name__}: only text, chunks and events.")
+        raise ModelFailed(f"A model cannot yield {type(item).__name__}: only text, chunks and events.")
     return dumped
 
 
@@ -255,4 +257,4 @@ def _encoded(value: Any) -> bytes:
     try:
         return json.encode(value)
     except (TypeError, ValueError) as error:
-        raise ModelFailed(f"A model yielded what is not JSON: {error}.") from error
+        raise ModelFailed(f"A model yielded a value that JSON cannot hold: {error}.") from error

@@ -1,4 +1,4 @@
-"""A request upstream from within an app's model: pulled by the model, pushed by the upstream."""
+"""A request upstream from within an app's model."""
 
 from __future__ import annotations
 
@@ -9,50 +9,43 @@ from typing import Any, Self
 
 from quart_openai_sse.errors import StreamTooLong
 from quart_openai_sse.logs.entries import Entry
-from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
-from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import decode_chunk
 from quart_openai_sse.protocol.completion import Completion
-from quart_openai_sse.upstreams import Upstream
 
 
 class Call:
     """One request upstream from within an app's model.
 
-    `async for` gives its chunks; awaiting it gives the whole message. Either raises an `UpstreamError`. It is closed
-    when it was awaited, or with the stream it belongs to; `async with` closes it sooner, for who may leave half-way.
+    `async for` iterates over its chunks; `await` returns the whole message. Either raises an `UpstreamError`. It is
+    closed once it was awaited, or with the stream it belongs to. A model that may stop half-way uses `async with`,
+    which closes it at once.
     """
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        body: Mapping[str, Any],
-        *,
-        principal: Principal,
-        attempts: Attempts,
-        max_event: int,
-        max_bytes: int,
-    ) -> None:
+    def __init__(self, access: UpstreamAccess, body: Mapping[str, Any]) -> None:
         self._completion = Completion(n=body.get("n") or 1)
-        self._message = Assembly(limit=max_bytes)
+        self._message = Assembly(limit=access.config.max_bytes)
         self._entries: deque[Entry] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
         self._sink = ChunkSink(
-            self._completion, attempts=attempts, take=self._take, room=self._room, max_event=max_event
+            self._completion,
+            attempts=access.attempts,
+            take=self._take,
+            room=self._room,
+            max_event=access.config.max_event,
         )
-        self._upstream = upstream
-        self._body = body
-        self._principal = principal
+        self._access = access
+        self._body = streaming_body(body, access.config)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._id = f"call-{id(self):x}"  # some upstreams leave it out, of the usage chunk above all
+        self._id = f"call-{id(self):x}"  # for chunks without an id: some upstreams leave it out of the usage chunk
 
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message as of the chunks that were given, tool calls included."""
+        """The assistant's message so far, tool calls included."""
         completion = self._message.message()
         choices = (completion or {}).get("choices") or [{}]
         message: dict[str, Any] = choices[0].get("message", {})
@@ -60,7 +53,7 @@ class Call:
 
     @property
     def ids(self) -> set[str]:
-        """The `id` of its chunks, and the one of those that came without."""
+        """The `id` of its chunks, and the one that chunks without an id were given."""
         return {self._message.id, self._id} - {""}
 
     @property
@@ -75,7 +68,7 @@ class Call:
 
     @property
     def usage(self) -> dict[str, Any] | None:
-        """What it cost, as far as the upstream has said."""
+        """The usage that the upstream reported so far."""
         return self._completion.usage
 
     def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
@@ -85,7 +78,8 @@ class Call:
         if self._closed:
             raise RuntimeError("This call is closed.")
         if self._task is None:
-            running = self._upstream.run(self._body, self._sink, principal=self._principal)
+            access = self._access
+            running = access.upstream.run(self._body, self._sink, principal=access.principal)
             self._task = asyncio.ensure_future(running)
             self._task.add_done_callback(self._over)
         while not self._entries:
@@ -126,7 +120,7 @@ class Call:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._news.set()
         if not task.cancelled():
-            task.exception()  # if the app's model has left the call, nobody else asks
+            task.exception()  # retrieved, because a model that has left the call does not
 
     def _chunk(self, entry: Entry) -> dict[str, Any]:
         chunk = decode_chunk(entry.data)

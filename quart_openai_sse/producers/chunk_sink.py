@@ -14,13 +14,18 @@ from quart_openai_sse.protocol.sse import EventTooLarge, SSEDecoder
 from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.upstreams import Attempt, Headers
 
+_DONE, _USAGE = Signal.DONE, Signal.USAGE  # an Enum's members take long to look up, for each event
+
+_MOST_PREAMBLE = 1 << 20  # bytes before the first output
+_MOST_DOCUMENT = 64 << 10  # bytes of a document that was sent instead of a stream
+
 
 class ChunkSink:
-    """Splits an upstream's bytes into entries, as `Sink`. What one read brings is given to *take* at once, which says
-    whether there is room for more; if not, *room* is waited for.
+    """Splits an upstream's bytes into entries, as `Sink`.
 
-    But for the preamble: that is held back until the first output, so that of an attempt which fails before it,
-    nothing is left.
+    The entries of one read are given to *take* at once, which returns whether there is room for more; if there is not,
+    *room* is awaited. Only the preamble is held back until the first output, so that an attempt which fails before it
+    leaves nothing behind. Times are counted from *began*, and events are at most *max_event* bytes long.
     """
 
     def __init__(
@@ -33,35 +38,26 @@ class ChunkSink:
         began: float = 0.0,
         max_event: int,
     ) -> None:
+        self.started = False
+        self.fed = 0.0
         self._completion = completion
+        self._attempts = attempts
         self._take = take
         self._room = room
         self._began = began
-        self._attempts = attempts
         self._max_event = max_event
-        self.fed = 0.0
-        self._restart()
-
-    def _restart(self) -> None:
-        self._decoder = SSEDecoder(max_event_bytes=self._max_event)
-        self._held: list[Entry] = []
-        self._holding = True
-        self._failure: OpenAISSEError | None = None
-        self._document: bytearray | None = None
-        self._over = False
-        """Whether nothing more of it is taken as a stream."""
-
-    @property
-    def started(self) -> bool:
-        """See `Sink.started`."""
-        return self._completion.has_output
 
     def begin(self, upstream: str) -> None:
         """See `Sink.begin`."""
-        self._completion.restart()
-        self._restart()
         if self._attempts is not None:
             self._attempts.begin(upstream)
+        self._completion.restart()
+        self._decoder = SSEDecoder(max_event_bytes=self._max_event)
+        self._held: list[Entry] = []
+        self._failure: OpenAISSEError | None = None
+        self._document: bytearray | None = None
+        self._over = False
+        """Whether nothing more is taken as a part of the stream."""
 
     def failed(self, attempt: Attempt) -> None:
         """See `Sink.failed`."""
@@ -97,7 +93,7 @@ class ChunkSink:
         except OpenAISSEError as error:
             self._fail(error)
         room = True
-        if self._holding:
+        if not self.started:
             entries = self._hold(entries)
         if entries:
             try:
@@ -126,13 +122,14 @@ class ChunkSink:
         self._completion.end()
 
     def _hold(self, entries: list[Entry]) -> list[Entry]:
-        """What is to be taken now, of what was held back and *entries*: nothing before the first output."""
+        """The entries to be taken now, of those held back and *entries*: none before the first output."""
         self._held += entries
         if self._completion.has_output:
-            entries, self._held, self._holding = self._held, [], False
+            self.started = True
+            entries, self._held = self._held, []
             return entries
         if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE and self._failure is None:
-            self._fail(UpstreamGarbled("The upstream sends without end, and says nothing."))
+            self._fail(UpstreamGarbled("The upstream sends without end, but no output."))
         return []
 
     def _collect(self, document: bytearray, data: bytes) -> bool:
@@ -141,15 +138,6 @@ class ChunkSink:
 
     def _fail(self, error: OpenAISSEError) -> None:
         self._over, self._failure = True, error
-
-
-_DONE, _USAGE = Signal.DONE, Signal.USAGE  # an Enum's members take long to look up, for each event
-
-
-_MOST_PREAMBLE = 1 << 20  # bytes before the first output
-
-
-_MOST_DOCUMENT = 64 << 10  # bytes of what is no stream
 
 
 def _not_a_stream(body: bytes) -> OpenAISSEError:

@@ -1,9 +1,9 @@
-"""The producer's side of a stream's log: counts and times what comes."""
+"""The producer's side of a stream's log: counts, times and assembles the entries on their way."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -17,31 +17,27 @@ from quart_openai_sse.upstreams import Attempt
 
 
 class Intake:
-    """The producer's side of the log: counts and times what comes, and puts it together for `on_end`.
+    """The producer's side of the log.
 
-    Beyond *assemble* bytes of chunks there is no message; 0: nothing is put together.
+    *charge* is called after each addition. *assemble* is the most bytes of chunks that are put together to a message
+    for `on_end`; with 0 there is none.
     """
 
     def __init__(
-        self,
-        writer: Writer,
-        record: StreamRecord,
-        *,
-        assemble: int = 0,
-        on_first: Callable[[], None],
-        charge: Callable[[], None] | None = None,
+        self, writer: Writer, record: StreamRecord, *, assemble: int = 0, charge: Callable[[], None] | None = None
     ) -> None:
         self.record = record
         self.message = Assembly(limit=assemble) if assemble else None
         self.events: list[tuple[str, Any]] = []
+        """The names and data of the app events."""
         self.room = writer.room
-        self._append: Callable[[list[Entry]], bool] = writer.append
-        self._on_first = on_first
-        self._charge = charge
-        self._told = charge is not None or self.message is not None
-        """Whether anybody is told of each entry."""
+        self.on_first: Callable[[], object] | None = None
+        """Called after the first output."""
         self.began = monotonic()
         """When the stream began, by `time.monotonic`."""
+        self._writer = writer
+        self._charge = charge
+        self._closed = False
         self._last = -math.inf
 
     def elapsed(self) -> float:
@@ -49,15 +45,17 @@ class Intake:
         return monotonic() - self.began
 
     def close(self) -> None:
-        """Takes nothing more: what a producer still says once its stream is interrupted is not part of it."""
-        self._append = _refuse
+        """Refuses further entries: the output of a producer after its interruption is not part of the stream."""
+        self._closed = True
 
     def append(self, entries: list[Entry]) -> bool:
         """Adds entries to the log, output among the first of them. `False`: there is no room for more now.
 
         Raises `StreamTooLong` and `TokensSpent`.
         """
-        room = self._append(entries)
+        if self._closed:
+            raise OpenAISSEError("The stream has ended.")
+        room = self._writer.append(entries)
         record, now = self.record, entries[-1].t
         for entry in entries:
             if not entry.event:
@@ -66,33 +64,33 @@ class Intake:
         if now - self._last > record.longest_gap:
             self._note_gap(now)
         self._last = now
-        if self._told:
-            self._tell(entries)
+        if self.message is not None:
+            self._assemble(self.message, entries)
+        if self._charge is not None:
+            self._charge()
         return room
 
     def _note_gap(self, now: float) -> None:
-        """Nothing had come for longer than ever before."""
+        """Notes the time to the first output, or the longest gap so far."""
         if self.record.time_to_first_output is None:
             self.record.time_to_first_output = now
-            self._on_first()
+            if self.on_first is not None:
+                self.on_first()
         else:
             self.record.longest_gap = now - self._last
 
-    def _tell(self, entries: list[Entry]) -> None:
-        if (message := self.message) is not None:
-            for entry in entries:
-                if entry.event:
-                    self.events.append((entry.event, json.decode(entry.data)))
-                else:
-                    message.add(entry.data)
-        if self._charge is not None:
-            self._charge()
+    def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.event:
+                self.events.append((entry.event, json.decode(entry.data)))
+            else:
+                message.add(entry.data)
 
 
 class Attempts:
     """The requests upstream of one stream, as its record and its observers are told of them."""
 
-    def __init__(self, record: StreamRecord, *, on_retry: Callable[[], None]) -> None:
+    def __init__(self, record: StreamRecord, *, on_retry: Callable[[], object]) -> None:
         self._record = record
         self._on_retry = on_retry
 
@@ -107,7 +105,3 @@ class Attempts:
         self._record.failures += (f"{attempt.upstream}: {attempt.error.code}",)
         if attempt.wait is not None:
             self._on_retry()
-
-
-def _refuse(_: Sequence[Entry]) -> bool:
-    raise OpenAISSEError("The stream has ended.")

@@ -1,4 +1,4 @@
-"""An upstream's answer in one piece, relayed."""
+"""An upstream's whole answer, relayed."""
 
 from __future__ import annotations
 
@@ -7,50 +7,39 @@ from typing import Any
 
 from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
 from quart_openai_sse.logs.entries import Entry
-from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.intake import Attempts, Intake
+from quart_openai_sse.producers.access import UpstreamAccess
+from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.protocol.upstream_errors import stream_error
-from quart_openai_sse.upstreams import Headers, Upstream, cancels_at_once
+from quart_openai_sse.upstreams import Headers
 
 
 class UpstreamAnswer:
-    """Relays an upstream's answer in one piece, untouched, as the only entry of its stream. It is its `Sink` too."""
+    """Relays an upstream's whole answer, unchanged, as the only entry of its stream; it is the `Sink` as well."""
 
     started = False
     fed = 0.0
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        body: Mapping[str, Any],
-        *,
-        principal: Principal,
-        attempts: Attempts,
-        max_bytes: int,
-    ) -> None:
-        self.upstream = upstream.name
-        self.cancels_at_once = cancels_at_once(upstream)
-        self.failed = attempts.failed
+    def __init__(self, access: UpstreamAccess, body: Mapping[str, Any]) -> None:
+        self.upstream = access.upstream.name
+        self.cancels_at_once = access.upstream.cancels_at_once
         self.completion = Completion()
-        self._upstream = upstream
-        self._principal = principal
-        self._attempts = attempts
+        self.failed = access.attempts.failed
+        self._access = access
         self._body = {member: value for member, value in body.items() if member != "stream_options"}
-        self._max_bytes = max_bytes
         self._data = bytearray()
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
-        await self._upstream.run(self._body, self, principal=self._principal)
+        await self._access.upstream.run(self._body, self, principal=self._access.principal)
         intake.append([Entry(bytes(self._data), "", intake.elapsed())])
 
     def begin(self, upstream: str) -> None:
         """See `Sink.begin`."""
         self.completion.restart()
         self._data.clear()
-        self._attempts.begin(upstream)
+        self._access.attempts.begin(upstream)
 
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
@@ -58,7 +47,7 @@ class UpstreamAnswer:
     def feed(self, data: bytes) -> bool:
         """See `Sink.feed`."""
         self._data += data
-        return len(self._data) <= self._max_bytes
+        return len(self._data) <= self._access.config.max_bytes
 
     async def room(self) -> bool:
         """See `Sink.room`."""

@@ -1,4 +1,4 @@
-"""What an app hangs into the engine: models, `prepare`, `on_end`, observers; and how each is called."""
+"""What an app registers: models, transforms, `prepare`, `on_end` and observers; and how each is called."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("quart_openai_sse")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamEnd:
-    """What `on_end` gets: plain values, good outside of any request."""
+    """The argument of `on_end`: plain values that stay valid outside of a request."""
 
     id: str
     outcome: Outcome
@@ -38,17 +38,17 @@ class StreamEnd:
     """The request, after `prepare`."""
     metadata: Mapping[str, Any]
     message: Mapping[str, Any] | None
-    """The assistant's message so far: whole only if `outcome` is `completed`. `None` if there was none, or too much
-    to keep."""
+    """The assistant's message so far; it is whole only if `outcome` is `completed`. `None` if there was no output, or
+    more than `max_bytes`."""
     events: tuple[tuple[str, Any], ...]
-    """The app's events: names and data."""
+    """The names and data of the app's events."""
     finish_reasons: Mapping[int, str]
     usage: Mapping[str, Any] | None
     record: StreamRecord
 
     @property
     def text(self) -> str:
-        """The message's content, or "". Half of an emoji, where an answer was cut in one, is a "\ufffd"."""
+        """The message's content, or "". If the answer was cut within an emoji, the last character is "\ufffd"."""
         content = (self.message or {}).get("content")
         return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
 
@@ -61,30 +61,30 @@ OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
 class Hooks:
     """What the app has registered."""
 
-    models: dict[str, ModelFunction] = field(default_factory=dict)
+    app_models: dict[str, ModelFunction] = field(default_factory=dict)
     transforms: list[Transform] = field(default_factory=list)
     prepare: list[Prepare] = field(default_factory=list)
     on_end: list[OnEnd] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
 
     async def run_prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
-        """The request as the hooks leave it, checked again. Raises whatever they refuse with."""
+        """The request as the hooks leave it, validated again. Raises what they raise."""
         if not self.prepare:
             return body
         stream = body.get("stream")
-        body = deepcopy(body)  # a hook may change it in place, and the caller's own list must not grow
+        body = deepcopy(body)  # a hook may change it in place, and the caller's own messages must not change
         for hook in self.prepare:
             prepared = hook(body, principal)
             prepared = await prepared if isawaitable(prepared) else prepared
             body = dict(body if prepared is None else prepared)
-        return validate({**body, "stream": stream})  # how it is answered is not theirs to say
+        return validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
 
     async def run_on_end(self, end: StreamEnd, *, timeout: float, background: Background) -> None:
-        """Tells the hooks, and waits for them, at most *timeout* seconds. What they raise changes nothing."""
+        """Calls the hooks, and waits for them at most *timeout* seconds. An exception of theirs is logged."""
         if not self.on_end:
             return
-        telling = {asyncio.ensure_future(_call(hook, end)) for hook in self.on_end}
-        done, late = await asyncio.wait(telling, timeout=timeout)
+        calls = {asyncio.ensure_future(_call(hook, end)) for hook in self.on_end}
+        done, late = await asyncio.wait(calls, timeout=timeout)
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error("stream %s: on_end raised", end.id, exc_info=error)
@@ -93,29 +93,29 @@ class Hooks:
             background.hold(task)
 
     def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
-        """Tells the log and the observers; nothing waits for them."""
+        """Writes the log line of an ended stream, and calls the observers. Nothing waits for them."""
         if kind == "ended":
             try:
                 log_stream(record)
-            except Exception:  # of a filter or a handler of the app's
+            except Exception:  # in a filter or handler of the app
                 logger.exception("a stream's line could not be logged")
         if not self.observers:
             return
         event = StreamEvent(kind, replace(record))
         for observer in self.observers:
             try:
-                watching = observer(event)
+                awaitable = observer(event)
             except Exception:
                 logger.exception("an observer raised")
             else:
-                if isawaitable(watching):
-                    background.hold(watching)
+                if isawaitable(awaitable):
+                    background.hold(awaitable)
 
 
 async def _call(hook: OnEnd, end: StreamEnd) -> None:
     if iscoroutinefunction(hook):
         await hook(end)
     else:
-        told = await asyncio.to_thread(hook, end)
-        if isawaitable(told):  # a callable object, or a lambda, that gives a coroutine
-            await told
+        result = await asyncio.to_thread(hook, end)
+        if isawaitable(result):  # a callable object or a lambda that returns a coroutine
+            await result

@@ -1,4 +1,4 @@
-"""A stream that is being produced: what belongs to it, and what its end is."""
+"""A stream that is being produced: its parts, and how its end is found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -18,7 +17,6 @@ from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Producer
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.background import Background, run_abandonable
 from quart_openai_sse.relay.hooks import StreamEnd
 
@@ -27,12 +25,12 @@ logger = logging.getLogger("quart_openai_sse")
 Interruption = Literal["failed", "stopped"]
 
 CLEAN_UP = 5.0
-"""Seconds that whoever is stopped may take to clean up."""
+"""Seconds that a producer may take to clean up after it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamHandle:
-    """A stream that was started, or attached to. *reader* is already there if the stream is not retained."""
+    """A stream that was started, or attached to. *reader* is set if the stream is not retained."""
 
     id: str
     key: str
@@ -43,26 +41,27 @@ class StreamHandle:
 class RunningStream:
     """A stream that is being produced."""
 
-    def __init__(self, handle: StreamHandle, principal: Principal, *, retain: bool) -> None:
+    writer: Writer
+    producer: Producer
+    intake: Intake
+    task: asyncio.Task[None]
+
+    def __init__(self, handle: StreamHandle, principal: Principal, record: StreamRecord, *, retain: bool) -> None:
         self.handle = handle
         self.principal = principal
+        self.record = record
         self.retain = retain
         self.created = int(time.time())
-        self.record = StreamRecord(id=handle.id, principal=str(principal), trace_id=current_trace_id())
+        """Unix time."""
         self.body: Mapping[str, Any] = {}
-        self.writer: Writer
-        self.producer: Producer
-        self.intake: Intake
-        self.task: asyncio.Task[None]
-        self.context: Context
-        """That of its task: what arrives from the upstream is read in another's."""
+        """The request, after `prepare`."""
         self._producing: asyncio.Task[None] | None = None
         self._interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
 
     async def produce(self, background: Background) -> End:
-        """Runs the producer until it is over, or interrupted. It is the stream's task that does it."""
+        """Runs the producer until it is done or interrupted. To be called in the stream's own task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        over, asked = False, False
+        done, cancelled = False, False
         error: Exception | None = None
         self._producing = task
         try:
@@ -71,29 +70,29 @@ class RunningStream:
                 if not self.producer.cancels_at_once:
                     running = run_abandonable(running, patience=CLEAN_UP, background=background)
                 await running
-                over = True
+                done = True
         except asyncio.CancelledError:
-            asked = task.cancelling() > 0
+            cancelled = task.cancelling() > 0
         except Exception as raised:
             error = raised
         self._producing = None
         self.intake.close()
         if self._interruption is not None:
-            with suppress(asyncio.CancelledError):  # which may be still on its way
+            with suppress(asyncio.CancelledError):  # which may not have been delivered yet
                 await asyncio.sleep(0)
-        while task.cancelling():  # what follows is not to be cancelled
+        while task.cancelling():  # the rest of the stream's task must not be cancelled
             task.uncancel()
-        # Whoever swallows an interruption has not completed anything by that.
-        if over and (self._interruption is None or self.producer.completion.done):
+        # A producer that swallows its cancellation has not completed.
+        if done and (self._interruption is None or self.producer.completion.done):
             return self.end("completed")
-        if self._interruption is not None:  # and whatever the producer has raised meanwhile is not how it ended
+        if self._interruption is not None:  # an exception that the producer raised after it does not count
             return self.end(*self._interruption)
-        if asked:  # by the event loop, which is being closed under us
+        if cancelled:  # the event loop is being closed
             return self.failed(ServerShutdown("The server stopped."))
         return self._end_by(error or OpenAISSEError("The producer was cancelled."))
 
     def interrupt(self, outcome: Interruption, reason: str, error: OpenAISSEError | None = None) -> None:
-        """Ends the stream so; the first interruption wins."""
+        """Ends the stream with this outcome; the first interruption wins."""
         if self._interruption is None:
             self._interruption = (outcome, reason, error)
             self.intake.close()
@@ -101,11 +100,11 @@ class RunningStream:
                 self._producing.cancel()
 
     def expire(self) -> None:
-        """Its time is over."""
+        """Ends the stream because it ran longer than `max_duration`."""
         self.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
 
     def end(self, outcome: Outcome, reason: str = "", error: OpenAISSEError | None = None) -> End:
-        """An end, with what the completion knows by now."""
+        """An end with the finish reasons and the usage that have arrived."""
         completion = self.producer.completion
         return End(outcome, reason, error, dict(completion.finish_reasons), completion.usage)
 
@@ -113,24 +112,16 @@ class RunningStream:
         """The end of a stream that failed with *error*."""
         return self.end("failed", error.code or "", error)
 
-    def _end_by(self, error: Exception) -> End:
-        """How a producer ended that raised."""
-        if isinstance(error, StreamStopped):
-            return self.end("stopped", error.message)
-        if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
-            logger.error("stream %s failed", self.handle.id, exc_info=error)
-        return self.failed(error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed."))
-
     def complete_record(self, end: End) -> None:
         """Puts the end on the record."""
         record = self.record
         record.outcome, record.reason = end.outcome, end.reason
         record.finish_reasons, record.usage = dict(end.finish_reasons), end.usage
         record.status = end.error.status if end.error is not None else 200
-        record.duration = self.intake.elapsed()
+        record.duration = time.monotonic() - self.intake.began
 
     def stream_end(self, end: End) -> StreamEnd:
-        """What `on_end` gets."""
+        """The argument of `on_end`."""
         assembled = self.intake.message
         completion = None if assembled is None else assembled.message()
         choices = (completion or {}).get("choices") or [{}]
@@ -150,3 +141,11 @@ class RunningStream:
             usage=end.usage,
             record=replace(self.record),
         )
+
+    def _end_by(self, error: Exception) -> End:
+        """The end of a producer that raised."""
+        if isinstance(error, StreamStopped):
+            return self.end("stopped", error.message)
+        if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
+            logger.error("stream %s failed", self.handle.id, exc_info=error)
+        return self.failed(error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed."))

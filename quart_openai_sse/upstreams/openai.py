@@ -43,6 +43,10 @@ class OpenAIUpstream:
         self.name = name or urlsplit(config.base_url).netloc
         self._config = config
         self._given = client
+        # httpx knows which proxy is for which address.
+        proxies = config.trust_env and getproxies().keys() - {"no"}
+        self._direct = client is None and config.own_transport and not proxies
+        self.cancels_at_once = self._direct and not callable(config.api_key)  # no foreign code runs in between
         self._keys = deque(config.api_keys or [None])
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
@@ -83,11 +87,6 @@ class OpenAIUpstream:
         self._models = (time.monotonic() + 60, models)
         return models
 
-    @property
-    def cancels_at_once(self) -> bool:
-        """Whether it is over at once when it is cancelled: no code of others runs in between."""
-        return isinstance(self._client, DirectClient) and not callable(self._config.api_key)
-
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""
         # The next one is made when it is needed: an upstream may be used again, on another event loop.
@@ -96,11 +95,7 @@ class OpenAIUpstream:
 
     @cached_property
     def _client(self) -> Client:
-        config = self._config
-        proxies = config.trust_env and getproxies().keys() - {"no"}  # which are for what, httpx knows
-        if self._given is None and config.own_transport and not proxies:
-            return DirectClient(config)
-        return ForeignClient(config, self._given)
+        return DirectClient(self._config) if self._direct else ForeignClient(self._config, self._given)
 
     async def _exchange(
         self,
@@ -134,11 +129,9 @@ class OpenAIUpstream:
             raise failure from None
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, key: str | None) -> Answer:
-        """The answer, when its head has come. What was sent is not held any longer than that."""
-        content = b"" if body is None else json.encode(body)
-        return await self._client.send(
-            Outgoing(method, _url(self._config.base_url, path), self._headers(key), content),
-        )
+        """The answer, as soon as its head has arrived. The encoded request is not held longer than that."""
+        url, headers = _url(self._config.base_url, path), self._headers(key)
+        return await self._client.send(Outgoing(method, url, headers, b"" if body is None else json.encode(body)))
 
     def _headers(self, key: str | None) -> dict[str, str]:
         config = self._config

@@ -64,6 +64,7 @@ class Upstreams:
     ) -> None:
         self.candidates = tuple(candidates)
         self.name = self.candidates[0].name
+        self.cancels_at_once = all(cancels_at_once(each.upstream) for each in self.candidates)
         self._backoff = backoff or Backoff()
         self._total = total
         self._slow = slow
@@ -104,11 +105,6 @@ class Upstreams:
             total=config.total_timeout,
             slow=config.slow_first_output,
         )
-
-    @property
-    def cancels_at_once(self) -> bool:
-        """Whether all of them are over at once when they are cancelled."""
-        return all(cancels_at_once(each.upstream) for each in self.candidates)
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""

@@ -39,7 +39,7 @@ class Views:
         """OpenAI's: a stream if the body says `stream: true`, otherwise one answer."""
         relay, principal, body = await self._begin()
         handle = await relay.start(
-            body, principal=principal, retain=False, models=self._models, idempotency_key=_idempotency_key()
+            body, principal=principal, retain=False, allowed_models=self._models, idempotency_key=_idempotency_key()
         )
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
@@ -51,10 +51,10 @@ class Views:
         """OpenAI's: the models the caller may ask for."""
         relay = self._relay()
         principal = await self._principal(relay)
-        own = [_model(name, "app") for name in relay.hooks.models if self._models is None or name in self._models]
+        own = [_model(name, "app") for name in relay.hooks.app_models if self._models is None or name in self._models]
         allowed = self._models if self._models is not None else relay.config.models
         if allowed is not None:
-            others = [_model(name, relay.upstream.name) for name in allowed if name not in relay.hooks.models]
+            others = [_model(name, relay.upstream.name) for name in allowed if name not in relay.hooks.app_models]
         else:
             others = await relay.upstream.models(principal=principal)
         data = [model for model in own + others if principal.may_ask(model["id"])]
@@ -70,7 +70,7 @@ class Views:
             {**validate(body, default_model=relay.config.model), "stream": True},
             principal=principal,
             thread=thread,
-            models=self._models,
+            allowed_models=self._models,
             idempotency_key=_idempotency_key(),
         )
         if here:

@@ -190,7 +190,7 @@ async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, ser
     "name", ["", "delta", "completed", "failed", "stopped", "error", "message", "open", "a\nb", "\0"]
 )
 def test_an_app_event_can_not_take_a_name_of_ours(name: str) -> None:
-    with pytest.raises(ValueError, match="can't be named"):
+    with pytest.raises(ValueError, match="cannot be named"):
         Event(name)
 
 

@@ -225,11 +225,11 @@ async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: A
         await anext(readers[-1])
     for reader in readers:
         await relay.leave(reader)
-    while not relay._leaving:
+    while not relay._departures:
         await asyncio.sleep(0)
-    waiting = [live.handle.key for live, _ in relay._leaving]
+    waiting = [live.handle.key for live, _ in relay._departures._waiting]
     back = [await relay.read(key) for key in waiting]
-    while relay._seeing_off:
+    while relay._departures._running:
         await asyncio.sleep(0)
     assert upstream.running == len(waiting) > 0
     for reader in back:
@@ -302,7 +302,7 @@ async def test_refusals_leave_nothing_behind(relays: Any) -> None:
         with pytest.raises(ModelNotFound):
             await relay.start(BODY, principal=ME, idempotency_key="k")
     assert not relay._readers
-    assert not relay._per_principal
+    assert not relay.admission.places.taken
     assert relay.log.size == 0
 
 
@@ -762,9 +762,9 @@ async def test_a_limit_is_freed_in_every_ending(relays: Any) -> None:
         if script is scripts[-1]:
             await relay.stop(handle, "enough")
         assert await ended(relay, handle.key)
-        while relay._live:
+        while relay._streams:
             await asyncio.sleep(0)
-    assert not relay._per_principal
+    assert not relay.admission.places.taken
 
 
 async def test_an_engine_that_is_closed_ends_its_streams(relays: Any) -> None:

@@ -104,9 +104,9 @@ async def flood(megabytes: int, *, slow: bool) -> tuple[int, int]:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if slow:
             relay = ai._state(app).engines.running()
-            assert len(relay._live) == 1  # it waits, and is not failed
+            assert len(relay._streams) == 1  # it waits, and is not failed
             writer.transport.abort()
-            while relay._live:
+            while relay._streams:
                 await asyncio.sleep(0)
     return count, grown
 

@@ -1,0 +1,30 @@
+"""The upstream as one stream may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.intake import Attempts
+from quart_openai_sse.upstreams.several import Upstreams
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAccess:
+    """The upstream, the principal on whose behalf it is asked, the record of the attempts, and the limits."""
+
+    upstream: Upstreams
+    principal: Principal
+    attempts: Attempts
+    config: Config
+
+
+def streaming_body(body: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """*body* as it is sent upstream for a stream: with `stream`, and with usage unless that is switched off."""
+    streamed = {**body, "stream": True}
+    if config.include_usage:
+        streamed["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return streamed

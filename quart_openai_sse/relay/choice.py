@@ -1,0 +1,40 @@
+"""The choice of what produces a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from quart_openai_sse.errors import ModelNotFound
+from quart_openai_sse.producers import Producer
+from quart_openai_sse.producers.access import UpstreamAccess
+from quart_openai_sse.producers.app_model import AppModel
+from quart_openai_sse.producers.upstream_answer import UpstreamAnswer
+from quart_openai_sse.producers.upstream_stream import UpstreamStream
+from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.running import RunningStream
+
+
+def choose_producer(
+    stream: RunningStream, access: UpstreamAccess, hooks: Hooks, *, allowed: Collection[str] | None
+) -> Producer:
+    """What produces *stream*: a model of the app, or the upstream, through the app's transforms if there are any.
+
+    *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. Raises
+    `ModelNotFound` for a model that is not allowed.
+    """
+    body, name = stream.body, stream.body["model"]
+    function = hooks.app_models.get(name)
+    if allowed is None and function is None:
+        allowed = access.config.models
+    if (allowed is not None and name not in allowed) or not stream.principal.may_ask(name):
+        raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
+    if function is not None or hooks.transforms:
+        return AppModel(
+            function,
+            body,
+            access=access,
+            stream_id=stream.handle.id,
+            metadata=stream.record.metadata,
+            transforms=hooks.transforms,
+        )
+    return UpstreamStream(access, body) if body.get("stream") else UpstreamAnswer(access, body)
