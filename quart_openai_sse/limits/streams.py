@@ -26,7 +26,7 @@ class Places:
         Raises `TooManyStreams`.
         """
         # Nothing is awaited between looking and taking.
-        if self.taken >= self._limit:
+        if self._taken.total() >= self._limit:
             raise TooManyStreams("Too many streams are running.")
         if at_most is not None and self._taken[owner] >= at_most:
             raise TooManyStreams("You have too many streams running.")

@@ -64,7 +64,8 @@ class MemoryLog:
             if known != digest:
                 raise KeyReused("This Idempotency-Key was used before with another body.")
             return None
-        self._forget(key)
+        if key in self._streams:
+            self._forget(key)
         self._streams[key] = stream = (KeptStream if retain else PassingStream)(self, key, digest)
         return stream
 
@@ -141,11 +142,7 @@ class MemoryLog:
             if expired + self.tombstone > now and len(self._tombstones) <= _MAX_TOMBSTONES:
                 break
             del self._tombstones[key]
-        self._sweep_later(now)
-
-    def _sweep_later(self, now: float) -> None:
-        """Memory is given back also if nobody calls."""
-        if self._timer is None and self._ended:
+        if self._timer is None and self._ended:  # memory is freed even if no request comes
             wait = max(0.0, next(iter(self._ended.values())) + self.retention - now)
             self._timer = asyncio.get_running_loop().call_later(wait + 0.1, self._on_timer)
 

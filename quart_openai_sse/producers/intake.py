@@ -37,23 +37,20 @@ class Intake:
         """When the stream began, by `time.monotonic`."""
         self._writer = writer
         self._charge = charge
-        self._closed = False
+        self.closed = False
+        """Whether entries are refused: what a producer yields after its interruption is not part of the stream."""
         self._last = -math.inf
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
         return monotonic() - self.began
 
-    def close(self) -> None:
-        """Refuses further entries: the output of a producer after its interruption is not part of the stream."""
-        self._closed = True
-
     def append(self, entries: list[Entry]) -> bool:
         """Adds entries to the log, output among the first of them. `False`: there is no room for more now.
 
         Raises `StreamTooLong` and `TokensSpent`.
         """
-        if self._closed:
+        if self.closed:
             raise OpenAISSEError("The stream has ended.")
         room = self._writer.append(entries)
         record, now = self.record, entries[-1].t

@@ -17,9 +17,9 @@ class UpstreamStream:
     def __init__(self, access: UpstreamAccess, body: Mapping[str, Any]) -> None:
         self.upstream = access.upstream.name
         self.cancels_at_once = access.upstream.cancels_at_once
-        self.completion = Completion(n=body.get("n") or 1)
         self._access = access
         self._body = streaming_body(body, access.config)
+        self.completion = Completion(n=body.get("n") or 1)
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""

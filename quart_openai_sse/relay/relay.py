@@ -17,10 +17,9 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.errors import Draining, InvalidRequest, OpenAISSEError, ServerShutdown, StartAbandoned
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import End
-from quart_openai_sse.observers import EventKind, StreamRecord
+from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal, stream_key
-from quart_openai_sse.producers.access import UpstreamAccess
-from quart_openai_sse.producers.intake import Attempts, Intake
+from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol.requests import check_idempotency_key, digest, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.admission import Admission, owner_of
@@ -64,6 +63,7 @@ class Relay:
         self._no_readers.set()
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
+        self._observe = partial(hooks.observe, background=self._background)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -107,7 +107,14 @@ class Relay:
             reserved = True
             stream.body = await self.hooks.run_prepare(body, principal)
             record.model = stream.body["model"]
-            stream.producer = choose_producer(stream, self._access(stream), self.hooks, allowed=allowed_models)
+            stream.producer = choose_producer(
+                stream,
+                hooks=self.hooks,
+                upstream=self.upstream,
+                config=self.config,
+                allowed=allowed_models,
+                on_retry=partial(self._observe, "retried", record),
+            )
             # A key of 128 random bits is not in use.
             stream.writer = writer or cast(Writer, await create())
             # Before the producer runs: a stream that does not linger must never be without its reader.
@@ -128,10 +135,6 @@ class Relay:
             raise
         self._run(stream)
         return stream.handle
-
-    def _access(self, stream: RunningStream) -> UpstreamAccess:
-        attempts = Attempts(stream.record, on_retry=partial(self._observe, "retried", stream.record))
-        return UpstreamAccess(self.upstream, stream.principal, attempts, self.config)
 
     # Run --------------------------------------------------------------------------------------------------------
 
@@ -172,8 +175,9 @@ class Relay:
 
     async def _produce(self, stream: RunningStream) -> End:
         """Runs the producer until it is done or interrupted."""
-        # A copy of the task's context: upstream data arrives in the context of the connection.
-        stream.intake.on_first = partial(copy_context().run, self._observe, "first_chunk", stream.record)
+        if self.hooks.observers:
+            # In a copy of the task's context: upstream data arrives in the context of the connection.
+            stream.intake.on_first = partial(copy_context().run, self._observe, "first_chunk", stream.record)
         stream.writer.watch(
             stopped=partial(stream.interrupt, "stopped"),
             left=partial(self._departures.add, stream),
@@ -193,9 +197,6 @@ class Relay:
                 return
             stream.expire()
         self._timer = None
-
-    def _observe(self, kind: EventKind, record: StreamRecord) -> None:
-        self.hooks.observe(kind, record, background=self._background)
 
     def use(self, upstream: Upstream | None) -> None:
         """Asks *upstream* from now on; `None`: its own again."""

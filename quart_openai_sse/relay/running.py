@@ -76,7 +76,7 @@ class RunningStream:
         except Exception as raised:
             error = raised
         self._producing = None
-        self.intake.close()
+        self.intake.closed = True
         if self._interruption is not None:
             with suppress(asyncio.CancelledError):  # which may not have been delivered yet
                 await asyncio.sleep(0)
@@ -95,7 +95,7 @@ class RunningStream:
         """Ends the stream with this outcome; the first interruption wins."""
         if self._interruption is None:
             self._interruption = (outcome, reason, error)
-            self.intake.close()
+            self.intake.closed = True
             if self._producing is not None:
                 self._producing.cancel()
 

@@ -171,17 +171,18 @@ class Upstreams:
         breaker.enter(time.monotonic())
         outcome = CallResult.NOTHING
         sink.begin(candidate.name)
-        patience = _Patience(sink, self._slow)
+        patience = None if self._slow is None else _Patience(sink, self._slow)
         try:
             await candidate.upstream.run(request, sink, principal=principal)
-            outcome = CallResult.BAD if patience.lost else CallResult.GOOD
+            outcome = CallResult.BAD if patience and patience.lost else CallResult.GOOD
             return None
         except OpenAISSEError as error:
             if error.side == "upstream":
                 outcome = CallResult.BAD if transferable(error) else CallResult.GOOD
             return error
         finally:
-            patience.end()
+            if patience is not None:
+                patience.end()
             breaker.leave(outcome, time.monotonic())
 
     def _order(self, model: str) -> list[Candidate]:
@@ -197,16 +198,15 @@ class Upstreams:
 
 
 class _Patience:
-    """Is lost if there is no output after so many seconds; `None`: never."""
+    """Is lost if there is no output within *seconds*."""
 
-    def __init__(self, sink: Sink, seconds: float | None) -> None:
+    def __init__(self, sink: Sink, seconds: float) -> None:
         self.lost = False
         self._sink = sink
-        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def _look(self) -> None:
         self.lost = not self._sink.started

@@ -21,7 +21,6 @@ from quart_openai_sse.errors import (
     RequestTooSlow,
     RouteNotFound,
 )
-from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.web.bodies import swallow_body
 from quart_openai_sse.web.responses import error_response
@@ -44,10 +43,10 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 """The groups of routes, each of which can be left out: method, path, endpoint."""
 
 BODY_PATHS = frozenset(path for group in ROUTES.values() for method, path, _ in group if method == "POST")
-"""Where requests have bodies."""
+"""The paths whose requests have bodies."""
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "x-request-id", "x-should-retry", "X-Stream-Id", "X-Trace-ID")
-"""What a page of another origin should be let see of our responses, beside what any page may: for quart-cors."""
+"""The response headers to expose to pages of other origins: for quart-cors' `expose_headers`."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
@@ -61,9 +60,9 @@ def create_blueprint(
     models: Collection[str] | None = None,
     routes: Collection[str] = frozenset(ROUTES),
 ) -> Blueprint:
-    """A blueprint with the groups *routes*, for the callers *auth* knows and the *models* they may ask for.
+    """A blueprint with the groups *routes*. *auth* is the auth hook; *models* are allowed (`None`: as configured).
 
-    *relay* gives the current app's engine. Raises `ValueError` for an unknown group.
+    *relay* returns the current app's engine. Raises `ValueError` for an unknown group.
     """
     if unknown := set(routes) - set(ROUTES):
         raise ValueError(f"Unknown routes: {', '.join(sorted(unknown))}; there are {', '.join(ROUTES)}.")
@@ -84,12 +83,11 @@ def create_blueprint(
     blueprint.register_error_handler(OpenAISSEError, _on_error)
     blueprint.register_error_handler(HTTPException, _on_http_exception)
     blueprint.register_error_handler(Exception, _on_exception)
-    blueprint.after_request(_add_request_id)
     return blueprint
 
 
 def _refuse_other_methods(blueprint: Blueprint, path: str, allowed: Collection[str]) -> None:
-    # Quart's own answer to OPTIONS would name the methods that are refused here, too.
+    # Quart's own response to OPTIONS would also name the methods that are refused here.
     allow = ", ".join(sorted({*allowed, "OPTIONS"}))
 
     async def refuse(**_: Any) -> Response:
@@ -133,9 +131,3 @@ async def _on_http_exception(error: HTTPException) -> Response:
 async def _on_exception(error: Exception) -> Response:
     logger.error("a view raised", exc_info=error)
     return error_response(OpenAISSEError())
-
-
-async def _add_request_id(response: Response) -> Response:
-    if (trace_id := current_trace_id()) and "x-request-id" not in response.headers:
-        response.headers["x-request-id"] = trace_id
-    return response

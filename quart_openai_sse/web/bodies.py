@@ -1,4 +1,4 @@
-"""A request's body: read as it arrives, and bounded."""
+"""The body of a request, read as it arrives and up to a limit."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
 
-_PATIENCE = 5.0  # seconds a client may go on sending a body that is too large
+_PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
 
 
 async def read_body(limit: int) -> bytes:
-    """The request's body, counted as it arrives."""
-    too_large = RequestTooLarge(f"The body is larger than {limit} bytes.")
+    """The body of the current request. Raises `RequestTooLarge` beyond *limit* bytes, and `RequestTooSlow`."""
     body = bytearray()
     try:
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
             async for data in request.body:
                 body += data
                 if len(body) > limit:
-                    raise too_large
+                    raise RequestTooLarge(f"The body is larger than {limit} bytes.")
     except TimeoutError:
         raise RequestTooSlow("The body did not arrive in time.") from None
     except RequestEntityTooLarge:
-        raise too_large from None
+        raise RequestTooLarge(f"The body is larger than {limit} bytes.") from None
     return bytes(body)
 
 
 async def swallow_body() -> None:
-    """Lets the client finish sending, for a while."""
+    """Discards the rest of the current request's body for a while, so that the client can read the response."""
     with suppress(TimeoutError, HTTPException):
         async with asyncio.timeout(_PATIENCE):
             async for _ in request.body:

@@ -1,10 +1,10 @@
-"""ASGI around the whole app: a trace id in, one log line per response of ours out, and bodies held to their limit."""
+"""ASGI middleware around the whole app: trace ids, one log line for each response, and the limit of bodies."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("quart_openai_sse.response")
 
 
 class StreamLoggingMiddleware:
-    """Gives each request a trace id, and writes a line when a response below *prefixes*, or a stream, has ended."""
+    """Gives each request a trace id, and logs each event stream, and each response below *prefixes*, when it ends."""
 
     def __init__(self, app: ASGIApp, *, prefixes: Collection[str]) -> None:
         self._app = app
@@ -32,13 +32,12 @@ class StreamLoggingMiddleware:
             await self._app(scope, receive, send)
             return
         trace_id = _trace_id(scope)
-        exchange = _LoggedResponse(send, trace_id)
         token = set_trace_id(trace_id)
+        response = _LoggedResponse(send, trace_id, ours=below(scope, self._prefixes))
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, response.send)
         finally:
-            if exchange.streams or below(scope, self._prefixes):
-                exchange.log(scope)
+            response.log(scope)
             reset_trace_id(token)
 
 
@@ -48,33 +47,34 @@ def _trace_id(scope: Scope) -> str:
 
 
 class _LoggedResponse:
-    """One request and its response, as they pass."""
+    """A response on its way to the server. *ours*: it is logged even if it is no event stream."""
 
-    def __init__(self, send: Send, trace_id: str) -> None:
+    def __init__(self, send: Send, trace_id: str, *, ours: bool) -> None:
         self._send = send
         self._trace_id = trace_id
+        self._ours = ours
         self._began = time.monotonic()
         self._status = 0
         self._bytes = 0
         self._first_byte: float | None = None
         self._complete = False
-        self.streams = False
+        self._streams = False
 
     def send(self, message: Message) -> Awaitable[None]:
         if self._first_byte is None or not message.get("more_body"):
             return self._note(message)
-        # In the midst of a body: no coroutine of our own for each piece of it.
+        # Within a body, no coroutine is created for each piece.
         self._bytes += len(message.get("body", b""))
         return self._send(message)
 
     async def _note(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self.streams = any(
+            self._streams = any(
                 name.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
-            message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
+            message = {**message, "headers": [*message["headers"], *self._added(message["headers"])]}
         elif body := message.get("body"):
             self._bytes += len(body)
             if self._first_byte is None:
@@ -83,10 +83,21 @@ class _LoggedResponse:
         if message["type"] == "http.response.body":
             self._complete = not message.get("more_body")
 
+    def _added(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The headers with the trace id: OpenAI's name for it belongs to our own routes."""
+        trace_id = self._trace_id.encode()
+        added = [(b"x-trace-id", trace_id)]
+        if self._ours and all(name.lower() != b"x-request-id" for name, _ in headers):
+            added.append((b"x-request-id", trace_id))
+        return added
+
     def log(self, scope: Scope) -> None:
+        """Writes the log line, if the response is one to be logged."""
+        if not (self._ours or self._streams):
+            return
         fields = {
             "method": scope["method"],
-            "path": quote(scope["path"]),  # without the query, which may hold secrets; and on one line
+            "path": quote(scope["path"]),  # on one line, and without the query, which may hold secrets
             "status": self._status,
             "bytes": self._bytes,
             "time_to_first_byte": self._first_byte,
@@ -108,10 +119,9 @@ class _LoggedResponse:
 
 
 class BodyLimit:
-    """Throws away what a request's body has over *limit* bytes: Quart would buffer a chunked one without end.
+    """Discards the part of a request's body beyond *limit* bytes, because Quart buffers a chunked body without limit.
 
-    The view counts for itself and answers 413. Only the routes of ours that take a body are looked at: *paths*,
-    below any of *prefixes*.
+    The view counts the bytes itself and responds with 413. It applies to POST requests for *paths* below *prefixes*.
     """
 
     def __init__(self, app: ASGIApp, *, prefixes: Collection[str], paths: Collection[str], limit: int) -> None:
@@ -126,7 +136,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
-        # Quart refuses by a length that is too large before a byte is read, and then the client is cut off.
+        # Quart would refuse a Content-Length that is too large before it reads the body, and cut off the client.
         if any(self._is_too_large(name, value) for name, value in scope["headers"]):
             headers = [(name, value) for name, value in scope["headers"] if not self._is_too_large(name, value)]
             scope = {**scope, "headers": headers}
