@@ -1,4 +1,4 @@
-"""The stream log: where a stream's entries are kept, and what its producer and its readers hold of it."""
+"""The stream log: the protocols, for a log, the producer of a stream and its readers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["END_ID", "Batch", "End", "Entry", "Outcome", "Reader", "StreamLog", 
 
 
 class Writer(Protocol):
-    """Held by a stream's producer."""
+    """The producer's end of a stream."""
 
     def append(self, entries: Sequence[Entry]) -> bool:
         """Adds entries and wakes the readers; never waits. `False`: there is no `room` for more now.
 
-        Raises `StreamTooLong`, and then adds none of them.
+        Raises `StreamTooLong`, and then adds no entry.
         """
         ...
 
     async def room(self) -> None:
-        """Returns when what is unread is below the high-water mark; at once for a retained stream."""
+        """Returns when the unread bytes are below the high-water mark; at once for a retained stream."""
         ...
 
     async def close(self, end: End) -> None:
@@ -29,28 +29,28 @@ class Writer(Protocol):
         ...
 
     def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
-        """What is to be called, until the stream ends.
+        """Sets the functions to be called until the stream ends.
 
-        *stopped*, with the reason, when somebody stops the stream, on whichever worker; *left* when nobody, on any
-        worker, has been reading it for *linger* seconds.
+        *stopped* is called with the reason when the stream is stopped, on any worker; *left* when no reader, on any
+        worker, has read it for *linger* seconds.
         """
         ...
 
 
 class Reader(Protocol):
-    """Iterates over the batches of one stream, from its place to the end, which is in the last batch.
+    """An async iterator over the batches of one stream. The last batch has the end.
 
-    With a heartbeat it also gives an empty batch when the stream is silent, after so long at the latest.
-    A reader whose wait was cancelled can only be closed: it may have lost what came in that moment.
+    With a heartbeat there is also an empty batch after so many seconds of silence. A reader whose wait was cancelled
+    can only be closed: it may have lost the entries of that moment.
     """
 
     at_end: bool
-    """Whether the reader has all there is, the end included, so that it iterates over nothing."""
+    """Whether the reader has had everything, the end included, so that there is no batch left."""
 
     async def opened(self, timeout: float) -> None:
-        """Returns at the stream's first output, or after *timeout* seconds; a heartbeat does not end it.
+        """Returns at the stream's first output, or after *timeout* seconds.
 
-        Raises the end's error if the stream ended without output, and `StreamStopped` if it was stopped.
+        Raises the error of a stream that ended without output, and `StreamStopped` if it was stopped.
         """
         ...
 
@@ -64,13 +64,13 @@ class Reader(Protocol):
 
 
 class StreamLog(Protocol):
-    """Keeps streams by key. An id belongs to the log that made it; nothing else parses one."""
+    """Keeps streams by key. The ids of entries belong to the log; no other code parses them."""
 
     async def create(self, key: str, *, digest: str, retain: bool) -> Writer | None:
-        """Begins a stream; `None` if *key* exists, for the caller to attach to.
+        """Begins a stream. `None`: *key* exists, and the caller can attach to it.
 
-        Raises `KeyReused` if it exists with another *digest*. A stream that failed before its first entry does
-        not hold its key: whoever asks again starts anew. Unless *retain*, only what is unread is kept.
+        Raises `KeyReused` if it exists with another *digest*. A stream that failed before its first entry does not hold
+        its key: the next request starts anew. Unless *retain*, only unread entries are kept.
         """
         ...
 

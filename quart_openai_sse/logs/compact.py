@@ -1,4 +1,4 @@
-"""Entries in little memory: of chunks that resemble each other, only what tells them apart is kept."""
+"""Entries in little memory: the common beginning and end of successive chunks are stored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream log holds: entries, the batches a reader gets of them, and the end."""
+"""The contents of a stream log: entries, the batches of a reader, and the end."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from quart_openai_sse.errors import OpenAISSEError
 Outcome = Literal["completed", "failed", "stopped"]
 
 END_ID = "end"
-"""The id of a stream's end. Not a number: after a crash a log may hold less than a reader saw."""
+"""The id of a stream's end. It is not a number: after a crash a log may hold fewer entries than a reader has had."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A chunk's bytes as the upstream sent them, or an app event as JSON; *t* is seconds since the stream began."""
+    """A chunk's bytes as the upstream sent them, or an app event as JSON. *t* is seconds since the stream began."""
 
     data: bytes
     event: str = ""
     """The app event's name; empty for a chunk."""
     t: float = 0.0
     usage: bool = False
-    """A chunk of usage alone: withheld from a client that did not ask for it."""
+    """Whether it is a chunk with usage only, which a client that did not ask for usage does not get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class End:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Entries with dense ids from *first_id*, and the end if it follows them. Empty without end: the log was silent."""
+    """Entries with dense ids from *first_id*, and the end if it follows them. Without either: a heartbeat."""
 
     first_id: int
     entries: Sequence[Entry]

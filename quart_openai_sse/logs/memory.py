@@ -18,7 +18,7 @@ _MAX_TOMBSTONES = 100_000
 
 
 class MemoryLog:
-    """Keeps streams in memory: for one worker. *clock* gives seconds."""
+    """Keeps streams in the memory of one worker. *clock* returns seconds."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class MemoryLog:
         return self._streams[key]
 
     def _digest(self, key: str) -> str | None:
-        """The digest of what holds *key*."""
+        """The digest of the stream that holds *key*, or `None`."""
         if key in self._tombstones:
             return self._tombstones[key][1]
         stream = self._streams.get(key)
@@ -129,7 +129,7 @@ class MemoryLog:
             stream.size = 0
 
     def _sweep(self, *, room: int = 0) -> None:
-        """Gives up what is over its time, or over the bytes of the whole log. Readers keep what they hold."""
+        """Removes ended streams whose time is over, and the oldest ones while the log is full."""
         now = self.clock()
         while self._ended:
             key, ended = next(iter(self._ended.items()))

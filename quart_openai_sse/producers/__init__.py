@@ -9,14 +9,14 @@ from quart_openai_sse.protocol.completion import Completion
 
 
 class Producer(Protocol):
-    """Fills one stream. `run` returns when it is complete, raises when it failed, and can be cancelled."""
+    """Fills one stream. `run` returns when the stream is complete, raises when it failed, and can be cancelled."""
 
     upstream: str
-    """What the record says of where it comes from."""
+    """`StreamRecord.upstream` of the stream."""
     completion: Completion
     cancels_at_once: bool
-    """Whether it is over at once when it is cancelled, so that it needs no task of its own."""
+    """Whether `run` ends at once when it is cancelled, so that it needs no task of its own."""
 
     async def run(self, intake: Intake) -> None:
-        """Gives everything to *intake*."""
+        """Appends the whole stream to *intake*."""
         ...

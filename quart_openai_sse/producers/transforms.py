@@ -1,4 +1,4 @@
-"""Transforms: the app's generators between what produces a stream and its log."""
+"""Transforms: the app's generators between a producer and the log."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any, cast
 
 Transform = Callable[[AsyncIterator[Any], Any], AsyncIterator[Any]]
-"""An async generator function `(items, chat)`: it is given chunks (mappings) and the app's `Event`s, and yields what
-is to become of them. It may hold back, change, add and leave out.
+"""An async generator function `(items, chat)`. It iterates over chunks (mappings) and the app's `Event`s, and yields
+the items of the stream: it may hold back, change, add and leave out.
 
 To end the stream it yields a chunk with a `finish_reason` and returns, or raises `StreamStopped` with a reason.
 """
@@ -17,9 +17,9 @@ To end the stream it yields a chunk with a `finish_reason` and returns, or raise
 async def transformed(
     items: AsyncGenerator[Any, None], transforms: Sequence[Transform], chat: Any, *, normal: Callable[[Any], Any]
 ) -> AsyncGenerator[Any, None]:
-    """*items* through all of *transforms*, one after the other. *normal* makes chunks of what they may yield besides.
+    """*items* through all *transforms*, one after the other. *normal* converts each item to a chunk or an event.
 
-    All are closed when this is.
+    All generators are closed when this one is.
     """
     async with AsyncExitStack() as opened:
 

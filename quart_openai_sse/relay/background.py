@@ -1,4 +1,4 @@
-"""Tasks of our own: those that nobody waits for, and those that may clean up before they are cancelled."""
+"""Background tasks, and tasks that may clean up when they are cancelled."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ logger = logging.getLogger("quart_openai_sse")
 
 
 class Background:
-    """The tasks of one engine that go on by themselves."""
+    """The background tasks of one engine."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def hold(self, awaitable: Awaitable[Any]) -> None:
-        """Keeps it until it is over."""
+        """Runs *awaitable* as a task, and keeps a reference to it until it is done."""
         task = asyncio.ensure_future(awaitable)
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
     async def wait(self, timeout: float) -> None:
-        """Returns when all are over, or after *timeout* seconds."""
+        """Returns when all are done, or after *timeout* seconds."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
 
@@ -38,7 +38,7 @@ class Background:
 
 
 async def run_abandonable(awaitable: Awaitable[T], *, patience: float, background: Background) -> T:
-    """What *awaitable* gives, in a task of its own. When it is cancelled it has *patience* seconds to clean up."""
+    """The result of *awaitable*, run in a task that has *patience* seconds to clean up if it is cancelled."""
     task = asyncio.ensure_future(awaitable)
     try:
         await asyncio.wait({task})
@@ -46,10 +46,10 @@ async def run_abandonable(awaitable: Awaitable[T], *, patience: float, backgroun
         task.cancel()
         await asyncio.wait({task}, timeout=patience)
         if not task.done():
-            logger.warning("%r was cancelled, and does not stop", task)
+            logger.warning("%r was cancelled, and does not end", task)
             background.hold(task)
         elif not task.cancelled():
-            task.exception()  # whatever it has raised in the end
+            task.exception()  # retrieved: an exception during the clean-up does not count
         raise
     if task.cancelled():
         raise OpenAISSEError("The producer was cancelled.")

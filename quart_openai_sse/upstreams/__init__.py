@@ -1,4 +1,4 @@
-"""What answers a chat request: the protocols, and one file for each way to be answered."""
+"""Upstreams: the servers that answer chat requests. The protocols are here, and one file for each implementation."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ Headers = Mapping[str, str]
 
 
 class Sink(Protocol):
-    """Where an upstream's answer goes, as it arrives."""
+    """Receives an upstream's answer as it arrives."""
 
     fed: float
-    """When it was fed last, by `time.monotonic`; 0: not yet. Deadlines look at it."""
+    """When it was last fed, by `time.monotonic`; 0 before the first time. Deadlines depend on it."""
 
     @property
     def started(self) -> bool:
-        """Whether there was any real output yet: until then the first-output deadline runs, later the gap's."""
+        """Whether there was any real output. Until then the deadline of the first output holds, later that of gaps."""
         ...
 
     def begin(self, upstream: str) -> None:
-        """A request goes out, to the upstream of this name. What an earlier one brought is forgotten."""
+        """A request is sent to the upstream of this name. The answer to an earlier one is discarded."""
         ...
 
     def failed(self, attempt: Attempt) -> None:
-        """A request failed before any output. If there is to be another, `begin` follows."""
+        """A request failed before any output. `begin` follows if there is another."""
         ...
 
     def head(self, status: int, headers: Headers) -> None:
-        """The status line and headers have come. The body of an answer other than 200 is not fed."""
+        """The status line and the headers have arrived. Only the body of a 200 is fed."""
         ...
 
     def feed(self, data: bytes) -> bool:
-        """A piece of the body has come. `False`: pause, and ask `room`."""
+        """A piece of the body has arrived. `False`: stop feeding, and await `room`."""
         ...
 
     async def room(self) -> bool:
-        """Waits until more may come. `False`: nothing more is wanted. Raises what `feed` found wrong."""
+        """Waits until there is room for more. `False`: the rest is not wanted. Raises the error that `feed` found."""
         ...
 
     def finish(self) -> None:
-        """The body has ended. Raises what it lacked."""
+        """The body has ended. Raises `UpstreamTruncated` and its like if the answer is not complete."""
         ...
 
 
 class Upstream(Protocol):
-    """Whatever answers Chat Completions requests.
+    """A server that answers Chat Completions requests.
 
-    One that is over at once when it is cancelled, and lets the cancellation through, may say so by an attribute
-    `cancels_at_once`; any other gets a task of its own.
+    An upstream whose `run` ends at once when it is cancelled, and does not catch the cancellation, may set an attribute
+    `cancels_at_once = True`; any other runs in a task of its own.
     """
 
     name: str
-    """What the record calls it."""
+    """Its name in the record of a stream."""
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """Sends one request and feeds the answer to *sink*; returns when it is over.
+        """Sends one request and feeds the answer to *sink*; returns when the answer has ended.
 
-        Cancelling it closes the connection. Raises an `UpstreamError`, and what *sink* raises.
+        Cancelling it closes the connection. Raises an `UpstreamError`, and the errors that *sink* raises.
         """
         ...
 
@@ -75,7 +75,7 @@ class Upstream(Protocol):
 
 
 def cancels_at_once(upstream: Upstream) -> bool:
-    """Whether an upstream says that it is over at once when it is cancelled."""
+    """Whether *upstream* ends at once when it is cancelled."""
     return bool(getattr(upstream, "cancels_at_once", False))
 
 

@@ -1,4 +1,4 @@
-"""The circuit breaker that spares an upstream which fails."""
+"""The circuit breaker: an upstream that keeps failing is not asked for a while."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from enum import Enum
 
 
 class BreakerState(Enum):
-    """Where a circuit breaker stands."""
+    """The states of a circuit breaker."""
 
     CLOSED = "requests pass"
-    OPEN = "nothing passes, for a while"
-    HALF_OPEN = "one request is on its way to see whether things are better"
+    OPEN = "no request passes"
+    HALF_OPEN = "one request is being tried"
 
 
 class CallResult(Enum):
-    """What became of a request, to a breaker."""
+    """The result of a request, as a breaker counts it."""
 
-    GOOD = "an answer, in time"
-    BAD = "a failure, or a slow beginning"
-    NOTHING = "cancelled: nobody knows"
+    SUCCESS = "an answer, in time"
+    FAILURE = "an error, or a slow first output"
+    UNKNOWN = "cancelled"
 
 
 BREAKER_TRANSITIONS: Mapping[BreakerState, Mapping[CallResult, BreakerState]] = {
     BreakerState.CLOSED: {
-        CallResult.GOOD: BreakerState.CLOSED,
-        CallResult.BAD: BreakerState.OPEN,  # once there were enough of them in a row
-        CallResult.NOTHING: BreakerState.CLOSED,
+        CallResult.SUCCESS: BreakerState.CLOSED,
+        CallResult.FAILURE: BreakerState.OPEN,  # once there were *failures* in a row
+        CallResult.UNKNOWN: BreakerState.CLOSED,
     },
-    BreakerState.OPEN: {  # the ends of requests that began before it opened
-        CallResult.GOOD: BreakerState.CLOSED,
-        CallResult.BAD: BreakerState.OPEN,
-        CallResult.NOTHING: BreakerState.OPEN,
+    BreakerState.OPEN: {  # results of requests that began before it opened
+        CallResult.SUCCESS: BreakerState.CLOSED,
+        CallResult.FAILURE: BreakerState.OPEN,
+        CallResult.UNKNOWN: BreakerState.OPEN,
     },
     BreakerState.HALF_OPEN: {
-        CallResult.GOOD: BreakerState.CLOSED,
-        CallResult.BAD: BreakerState.OPEN,
-        CallResult.NOTHING: BreakerState.OPEN,
+        CallResult.SUCCESS: BreakerState.CLOSED,
+        CallResult.FAILURE: BreakerState.OPEN,
+        CallResult.UNKNOWN: BreakerState.OPEN,
     },
 }
 
 
 class Breaker:
-    """Keeps requests from an upstream after *failures* failures in a row, for *reset* seconds; then lets one through.
+    """Lets no request pass for *reset* seconds after *failures* failures in a row; then one, as a probe.
 
-    It knows no clock: *now* is in seconds, from any beginning.
+    It reads no clock: *now* is in seconds, from any fixed point.
     """
 
     def __init__(self, *, failures: int, reset: float) -> None:
@@ -55,20 +55,20 @@ class Breaker:
         self._until = 0.0
 
     def admits(self, now: float) -> bool:
-        """Whether a request may pass. It changes nothing: `enter` does."""
+        """Whether a request may pass. Call `enter` if it is sent."""
         return self.state is BreakerState.CLOSED or (self.state is BreakerState.OPEN and now >= self._until)
 
     def enter(self, now: float) -> None:
-        """A request is sent; if it is the first after the rest, it is the probe."""
+        """A request is sent. The first one after *reset* seconds is the probe."""
         if self.state is BreakerState.OPEN and now >= self._until:
             self.state = BreakerState.HALF_OPEN
 
-    def leave(self, outcome: CallResult, now: float) -> None:
-        """What became of it."""
-        before, after = self.state, BREAKER_TRANSITIONS[self.state][outcome]
-        self._in_a_row = {CallResult.GOOD: 0, CallResult.BAD: self._in_a_row + 1}.get(outcome, self._in_a_row)
+    def leave(self, result: CallResult, now: float) -> None:
+        """The request has this result."""
+        before, after = self.state, BREAKER_TRANSITIONS[self.state][result]
+        self._in_a_row = {CallResult.SUCCESS: 0, CallResult.FAILURE: self._in_a_row + 1}.get(result, self._in_a_row)
         if before is BreakerState.CLOSED and after is BreakerState.OPEN and self._in_a_row < self._failures:
             return
-        if outcome is CallResult.BAD and before is not BreakerState.OPEN:
+        if result is CallResult.FAILURE and before is not BreakerState.OPEN:
             self._until = now + self._reset
         self.state = after

@@ -1,4 +1,4 @@
-"""The deadlines of one answer of an upstream, in phases, each with an error of its own."""
+"""The deadlines of an upstream's answer: for the whole, for its first output, for each gap."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _when = itemgetter(0)
 
 
 class Progress(Protocol):
-    """What the deadlines look at."""
+    """The progress of an answer."""
 
     fed: float
-    """When something came last, by `time.monotonic`; 0: nothing yet."""
+    """When data last arrived, by `time.monotonic`; 0 before the first time."""
 
     @property
     def started(self) -> bool:
-        """Whether there was any output yet."""
+        """Whether there was any output."""
         ...
 
 
 class Deadlines:
-    """The clocks of one answer, on one timer, which looks at its *progress* now and then. None is ever early.
+    """An async context manager that raises `TotalTimeout`, `FirstOutputTimeout` or `GapTimeout`. Times are in seconds.
 
-    Until it has started it has *first_output* seconds, and from then on *gap* seconds for each silence.
+    Until *progress* has started, *first_output* holds, and afterwards *gap* for each silence. One timer checks the
+    progress from time to time, so that data which arrives costs nothing; no deadline is met early.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Deadlines:
 
     async def __aenter__(self) -> Deadlines:
         await self._timeout.__aenter__()
-        self._look()
+        self._check()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
@@ -65,24 +66,24 @@ class Deadlines:
             raise error(message) from None
 
     def pause(self) -> None:
-        """It is the reader who is slow now, not the upstream."""
+        """Stops the clock of gaps: the reader is slow, not the upstream."""
         self._paused = True
 
     def resume(self) -> None:
-        """It is the upstream's turn again."""
+        """Starts the clock of gaps again."""
         self._paused = False
         self._quiet_since = monotonic()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         loop, now = asyncio.get_running_loop(), monotonic()
         when, *_ = self._met = self._next(now)
         if when <= now:
             self._timeout.reschedule(loop.time())
-        else:  # not later than a silence can be over that has not begun yet
-            self._timer = loop.call_later(min(when - now, self._gap), self._look)
+        else:  # and no later than the end of a gap that begins now
+            self._timer = loop.call_later(min(when - now, self._gap), self._check)
 
     def _next(self, now: float) -> _Deadline:
-        """The deadline that is met first if nothing comes."""
+        """The deadline that is met first if no data arrives."""
         progress, total = self._progress, (self._total, TotalTimeout, "The upstream's answer took too long.")
         if progress is None:
             return total

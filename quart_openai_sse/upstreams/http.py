@@ -1,4 +1,4 @@
-"""How a request goes out: the protocol, and the way over our own transport."""
+"""HTTP clients for upstreams: the protocol, and the client on our own transport."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from quart_openai_sse.transport import Exchange, Origin, create_transport, find_
 
 T = TypeVar("T")
 Feed = Callable[[bytes], bool]
-"""Takes a piece of a body; `False`: no more of it now."""
+"""Takes a piece of a body; returns `False` to stop for now."""
 
-WRITE_TIMEOUT = 30.0
+WRITE_TIMEOUT = 30.0  # seconds
 REST = 0.1
-"""Seconds that a body has to end, once nothing more is wanted of it."""
+"""Seconds for which the end of a body is awaited once the rest is not wanted."""
 
 _PushTransport = create_transport(httpx)
 
 
 class Outgoing(NamedTuple):
-    """A request to be sent."""
+    """A request to send."""
 
     method: str
     url: str
@@ -34,37 +34,37 @@ class Outgoing(NamedTuple):
 
 
 class Answer(Protocol):
-    """What comes back: status and headers at once, the body as it is pushed."""
+    """An answer whose head has arrived."""
 
     status: int
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """By their names in lower case."""
+        """By names in lower case."""
         ...
 
     async def push(self, feed: Feed) -> bool:
-        """Gives *feed* the body as it comes: `False` if that did not want more, `True` at the end."""
+        """Calls *feed* with the body as it arrives. `True`: the body has ended; `False`: *feed* returned `False`."""
         ...
 
     async def finish(self) -> None:
-        """Gives the body the time to end, if it does so at once: then its connection can be used again."""
+        """Waits a moment for the end of the body, so that the connection can be used again."""
         ...
 
     async def aclose(self) -> None:
-        """Ends it, and its connection if the body has not ended."""
+        """Closes the answer, and its connection if the body has not ended."""
         ...
 
 
 class Client(Protocol):
-    """Sends requests; when one is cancelled, its connection is closed and its place free."""
+    """Sends requests. When one is cancelled, its connection is closed, and its place in the pool is free."""
 
     def run(self, function: Callable[[], Awaitable[T]]) -> Awaitable[T]:
-        """What *function* gives, within which requests are sent and their answers closed."""
+        """The result of *function*, which sends requests and closes their answers."""
         ...
 
     async def send(self, outgoing: Outgoing) -> Answer:
-        """The answer, when its head has come. Raises httpx's errors, or those of a client that resembles it."""
+        """The answer, as soon as its head has arrived. Raises httpx's errors, or those of a client like it."""
         ...
 
     async def aclose(self) -> None:
@@ -73,7 +73,7 @@ class Client(Protocol):
 
 
 class DirectClient:
-    """The way over our own transport, past the client and the objects of httpx, which are of no use here."""
+    """The client on our own transport. It does not use the client and the objects of httpx."""
 
     def __init__(self, config: Config) -> None:
         self.transport = _PushTransport(
@@ -92,8 +92,8 @@ class DirectClient:
     async def send(self, outgoing: Outgoing) -> Answer:
         """See `Client.send`.
 
-        A kept connection may turn out to be closed. A request that got no byte in answer is sent again then, as
-        browsers do it: RFC 9110, 9.2.2, would have us know that the server has not acted on it, which nobody can.
+        If a kept connection turns out to be closed, a request that got no byte in response is sent again, as browsers
+        do. RFC 9110, 9.2.2, asks for proof that the server has not acted on the request, which a client cannot have.
         """
         method, address, headers, content = outgoing
         origin, host, target = _parts(address)
@@ -112,9 +112,9 @@ class DirectClient:
         await self.transport.aclose()
 
 
-@lru_cache(maxsize=64)  # addresses take long to parse, and are few
+@lru_cache(maxsize=64)  # parsing an address is slow, and there are few
 def _parts(address: str) -> tuple[Origin, bytes, bytes]:
-    """Where an address is, its Host header, and what is asked for there."""
+    """The origin of an address, its Host header, and its path with the query."""
     url = httpx.URL(address)
     return find_origin(url, httpx), url.netloc, url.raw_path
 
@@ -132,7 +132,7 @@ class _DirectAnswer:
         return _by_name(self._exchange.headers)
 
     async def finish(self) -> None:
-        with suppress(Exception):  # the answer is complete, whatever the connection does now
+        with suppress(Exception):  # the answer is complete in any case
             async with asyncio.timeout(REST):
                 await self.push(_discard)
 

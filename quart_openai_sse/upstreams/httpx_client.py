@@ -1,4 +1,4 @@
-"""The way through a client with httpx's API, and what keeps httpcore from losing connections."""
+"""The client for upstreams on any client with httpx's API; it keeps httpcore from losing connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ForeignClient:
-    """The way through *client*; by default one with httpx's own transport, which knows of proxies."""
+    """Sends requests through *client*; by default through a new `httpx.AsyncClient`, which supports proxies."""
 
     def __init__(self, config: Config, client: Any = None) -> None:
         self.client = _create_client(config) if client is None else client
@@ -33,15 +33,15 @@ class ForeignClient:
         """See `Client.send`.
 
         httpcore loses a pool slot for good when a request is cancelled while it connects, or is about to
-        (encode/httpcore#1093). So a request that has no connection yet is left to get one in the background, and given
-        up before anything is sent.
+        (encode/httpcore#1093). So a cancelled request that has no connection yet goes on in the background until it has
+        one, and ends before anything is sent.
         """
         request = self.client.build_request(
             outgoing.method,
             outgoing.url,
             content=outgoing.content or None,
             headers=outgoing.headers,
-            # A tuple, because httpx and httpx2 have a Timeout each: connect, read, write, pool.
+            # A tuple (connect, read, write, pool), because httpx and httpx2 have different Timeout classes.
             timeout=(self._connect_timeout, None, WRITE_TIMEOUT, self._connect_timeout),
         )
         phase = _Phase(connecting=self._owned)
@@ -50,7 +50,7 @@ class ForeignClient:
         except Exception:
             if not phase.stale:
                 raise
-        # The server has closed a connection that it had promised to keep (RFC 9112, 9.3.1).
+        # The server has closed a persistent connection (RFC 9112, 9.3.1).
         return _Response(await self._send_once(request, _Phase(connecting=self._owned)))
 
     async def aclose(self) -> None:
@@ -91,12 +91,12 @@ class ForeignClient:
     def _over(self, task: asyncio.Future[Any]) -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody else asks
+            task.exception()  # retrieved, because no other code does
 
 
 def _create_client(config: Config) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        http2=False,  # a cancelled HTTP/2 request sends no RST_STREAM: the model would go on
+        http2=False,  # httpx sends no RST_STREAM for a cancelled HTTP/2 request: the model would go on
         trust_env=config.trust_env,
         limits=httpx.Limits(
             max_connections=config.max_connections,
@@ -107,7 +107,7 @@ def _create_client(config: Config) -> httpx.AsyncClient:
 
 
 class _Response:
-    """See `Answer`. Over our transport, the body is pushed; over any other it is iterated."""
+    """See `Answer`. Our own transport pushes the body; that of any other is iterated over."""
 
     def __init__(self, response: Any) -> None:
         self.status: int = response.status_code
@@ -125,7 +125,7 @@ class _Response:
         return True
 
     async def finish(self) -> None:
-        with suppress(Exception), anyio.move_on_after(REST):  # the answer is complete, whatever the connection does now
+        with suppress(Exception), anyio.move_on_after(REST):  # the answer is complete in any case
             await self.push(lambda _: True)
 
     async def aclose(self) -> None:
@@ -136,7 +136,7 @@ class _Response:
 
 
 class _Phase:
-    """Where a request stands, told by httpcore's trace extension."""
+    """The phase of a request, from httpcore's trace extension."""
 
     abandoned = False
     _connected = _sent = _answered = False
@@ -147,7 +147,7 @@ class _Phase:
 
     @property
     def stale(self) -> bool:
-        """Whether it was sent on a connection that was used before, and nothing has come of it."""
+        """Whether it was sent on a connection that was used before, and no response has begun."""
         return self._sent and not self._connected and not self._answered
 
     async def trace(self, name: str, info: Mapping[str, Any]) -> None:
@@ -163,17 +163,17 @@ class _Phase:
 
 
 async def run_shielding(function: Callable[[], Awaitable[T]], *, hold: Callable[[Awaitable[Any]], object]) -> T:
-    """What *function* returns, run in a task that is cancelled by anyio's means: they spare what cleans up shielded.
+    """The result of *function*, run in a task that is cancelled by an anyio scope.
 
-    httpcore shields itself so, and a task that is cancelled by asyncio in the middle of it leaves its connection in
-    the pool for ever. *hold* is given the task if this one does not wait for it.
+    httpcore cleans up within a shielded anyio scope. A task that asyncio cancels during that leaves its connection in
+    the pool for ever. *hold* is called with the task if the caller is cancelled.
     """
     scope = anyio.CancelScope()
 
     async def run() -> T:
         with scope:
             return await function()
-        raise asyncio.CancelledError  # by the scope, which keeps that to itself
+        raise asyncio.CancelledError  # the scope was cancelled, and does not raise that itself
 
     running = asyncio.ensure_future(run())
     try:

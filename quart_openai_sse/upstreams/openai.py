@@ -37,7 +37,7 @@ _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 
 
 class OpenAIUpstream:
-    """OpenAI's API, or a server compatible with it. *client* is any client with httpx's API; by default our own."""
+    """OpenAI's API, or a compatible server. *client* is any client with httpx's API; by default our own transport."""
 
     def __init__(self, config: Config, *, client: Any = None, name: str = "") -> None:
         self.name = name or urlsplit(config.base_url).netloc
@@ -46,12 +46,12 @@ class OpenAIUpstream:
         # httpx knows which proxy is for which address.
         proxies = config.trust_env and getproxies().keys() - {"no"}
         self._direct = client is None and config.own_transport and not proxies
-        self.cancels_at_once = self._direct and not callable(config.api_key)  # no foreign code runs in between
+        self.cancels_at_once = self._direct and not callable(config.api_key)  # the app's code may not
         self._keys = deque(config.api_keys or [None])
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """See `Upstream.run`. With several keys, the next is taken at once where one is refused."""
+        """See `Upstream.run`. With several keys, a request whose key is refused is sent with the next one at once."""
         for _ in range(len(self._keys) - 1):
             key = self._keys[0]
             try:
@@ -60,7 +60,7 @@ class OpenAIUpstream:
             except (UpstreamCredentials, UpstreamRefused) as error:
                 if sink.started or not (isinstance(error, UpstreamCredentials) or error.status == 429):
                     raise
-                if key == self._keys[0]:  # and no other request has done it meanwhile
+                if key == self._keys[0]:  # otherwise another request has done it
                     self._keys.rotate(-1)
                 sink.failed(Attempt(self.name, error, 0.0))
                 sink.begin(self.name)
@@ -76,20 +76,20 @@ class OpenAIUpstream:
         )
         async with deadlines:
             use = partial(_feed, sink, deadlines)
-            await self._client.run(partial(self._exchange, "POST", "/chat/completions", request, principal, use))
+            await self._client.run(partial(self._request, "POST", "/chat/completions", request, principal, use))
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
-        """See `Upstream.models`. Asked at most once a minute, unless keys differ by principal."""
+        """See `Upstream.models`. The list is kept for a minute, unless the key depends on the principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
         async with Deadlines(total=30):
-            models = await self._client.run(partial(self._exchange, "GET", "/models", None, principal, _list))
+            models = await self._client.run(partial(self._request, "GET", "/models", None, principal, _list))
         self._models = (time.monotonic() + 60, models)
         return models
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`. A client that was given stays open."""
-        # The next one is made when it is needed: an upstream may be used again, on another event loop.
+        # A new client is made when it is needed: an upstream may be used again, on another event loop.
         if (client := self.__dict__.pop("_client", None)) is not None:
             await client.aclose()
 
@@ -97,7 +97,7 @@ class OpenAIUpstream:
     def _client(self) -> Client:
         return DirectClient(self._config) if self._direct else ForeignClient(self._config, self._given)
 
-    async def _exchange(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -105,7 +105,7 @@ class OpenAIUpstream:
         principal: Principal,
         use: Callable[[Answer], Awaitable[T]],
     ) -> T:
-        """Asks, and gives what *use* makes of the answer."""
+        """Sends a request, and returns what *use* returns for the answer."""
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
         if key and not (key.isascii() and key.isprintable()):
@@ -119,13 +119,13 @@ class OpenAIUpstream:
             finally:
                 await answer.aclose()
         except UpstreamRefused as refused:
-            if key and len(key) >= 8:  # a shorter one may be a word, and is no secret
-                _take_out(key, refused)
+            if key and len(key) >= 8:  # a shorter one may be a common word
+                _redact(key, refused)
             raise
         except Exception as error:
             if (failure := _translated(error, answered=answered)) is None:
                 raise
-            # Without its cause: httpx's error about an illegal header value would bring our key along.
+            # Without its cause: httpx's error about an illegal header value quotes our key.
             raise failure from None
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, key: str | None) -> Answer:
@@ -137,7 +137,7 @@ class OpenAIUpstream:
         config = self._config
         headers = {
             "Accept": "application/json, text/event-stream",
-            # Compressed events would wait for each other in the compressor.
+            # A compressor would hold events back.
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
             "User-Agent": "quart-openai-sse",
@@ -171,7 +171,7 @@ async def _feed(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
 
 
 async def _list(answer: Answer) -> list[dict[str, Any]]:
-    """The models of an answer."""
+    """The models that an answer lists."""
     body = await _bounded(answer, 4 << 20)
     if answer.status != 200:
         raise refusal(answer.status, answer.headers, body)
@@ -179,11 +179,11 @@ async def _list(answer: Answer) -> list[dict[str, Any]]:
         listed = json.decode(body)["data"]
         return [model for model in listed if isinstance(model["id"], str)]
     except (ValueError, KeyError, TypeError):
-        raise UpstreamError("The upstream's list of models can't be read.") from None
+        raise UpstreamError("The upstream's list of models cannot be read.") from None
 
 
 async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
-    """The body of an answer that is no stream, or its first *limit* bytes."""
+    """The whole body of an answer, or its first *limit* bytes."""
     body = bytearray()
 
     def feed(data: bytes) -> bool:
@@ -194,8 +194,8 @@ async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
     return bytes(body[:limit])
 
 
-def _take_out(key: str, refused: UpstreamRefused) -> None:
-    """Takes our *key* out of what an upstream said when it refused."""
+def _redact(key: str, refused: UpstreamRefused) -> None:
+    """Replaces our *key* in an error of the upstream."""
     refused.args = (refused.message.replace(key, "[key]"),)
     refused.type = refused.type.replace(key, "[key]")
     for member in ("code", "param"):
@@ -205,20 +205,20 @@ def _take_out(key: str, refused: UpstreamRefused) -> None:
 
 @lru_cache(maxsize=64)
 def _url(base: str, path: str) -> str:
-    """*path* below *base*, whose query (Azure's `api-version`) is kept."""
+    """The address of *path* below *base*. The query of *base* (Azure's `api-version`) is kept."""
     parts = urlsplit(base)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
 
 
 def _translated(error: Exception, *, answered: bool) -> OpenAISSEError | None:
-    """Our error for one of httpx's or httpx2's, which share names and no classes; `None` for any other."""
+    """Our error for one of httpx or httpx2, whose classes have the same names; `None` for any other."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "ConnectTimeout" in names:
-        return ConnectTimeout("No connection to the upstream in time.")
+        return ConnectTimeout("The connection to the upstream was not established in time.")
     if "PoolTimeout" in names:
         return UpstreamUnreachable("All connections to the upstream are in use.", code="upstream_pool_exhausted")
     if "TransportError" in names and answered:
-        return UpstreamTruncated("The connection to the upstream broke in the middle of its answer.")
+        return UpstreamTruncated("The connection to the upstream broke within its answer.")
     if "TransportError" in names:
-        return UpstreamUnreachable(f"The upstream can't be reached ({type(error).__name__}).")
+        return UpstreamUnreachable(f"The upstream cannot be reached ({type(error).__name__}).")
     return None

@@ -1,4 +1,4 @@
-"""The error that an upstream answers with a status other than 200."""
+"""The error for an answer of an upstream whose status is not 200."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from quart_openai_sse.upstreams import Headers
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
-_YEAR = 365.0 * 86400  # the longest wait we pass on, in seconds
+_YEAR = 365.0 * 86400  # in seconds: the longest wait that is passed on
 
 
 def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
-    """The error that an upstream's answer with an error status stands for."""
+    """The error for an answer with this *status*, *headers* and *body*."""
     if status in (401, 403):
         return UpstreamCredentials(f"The upstream refused our key ({status}).")
     if status < 400:
@@ -36,7 +36,7 @@ def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
 
 
 def _error_object(body: bytes) -> object:
-    """What an error's body says: OpenAI's shape, `{"detail": …}`, a bare string, or nothing (HTML)."""
+    """The error in a body: OpenAI's object, `{"detail": …}`, plain text, or `None` for HTML."""
     try:
         decoded = json.decode(body)
     except ValueError:
@@ -48,7 +48,7 @@ def _error_object(body: bytes) -> object:
 
 
 def _retry_after(headers: Headers) -> float | None:
-    """Seconds until the upstream wants to be asked again: in its own milliseconds, or in RFC 9110's two forms."""
+    """Seconds until the next attempt, from `retry-after-ms` or from either form of Retry-After (RFC 9110, 10.2.3)."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
@@ -61,7 +61,7 @@ def _number(value: str | None) -> float | None:
 
 
 def _until(date: str) -> float | None:
-    """Seconds until an HTTP date, 0 if it has passed; `None` for what is no date."""
+    """Seconds until an HTTP date, 0 if it has passed; `None` for an invalid date."""
     try:
         when = parsedate_to_datetime(date)
     except (ValueError, OverflowError):

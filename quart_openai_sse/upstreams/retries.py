@@ -1,4 +1,4 @@
-"""When a request is sent again: after which failures, after how long; and the breaker that spares who fails."""
+"""Retries: after which failures a request is sent again, and after how long."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from quart_openai_sse.errors import (
     UpstreamUnreachable,
 )
 
-_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})  # as OpenAI's SDKs do; 409 only where the answer says so
+_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})  # as OpenAI's SDKs do; 409 only if the answer says so
 
 
 def retryable(error: OpenAISSEError) -> bool:
-    """Whether the same upstream may be asked again, if there was no output yet."""
+    """Whether a request that failed with *error* before any output may be sent to the same upstream again."""
     if isinstance(error, UpstreamRefused):
         return error.status in _RETRYABLE if error.should_retry is None else error.should_retry
     return isinstance(error, UpstreamUnreachable | ConnectTimeout | UpstreamTruncated)
 
 
 def transferable(error: OpenAISSEError) -> bool:
-    """Whether another upstream may do better, if there was no output yet: not where the request is at fault."""
+    """Whether it may be sent to another upstream: not if the request itself is invalid."""
     return retryable(error) or (isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long to wait before an attempt is repeated. Times are seconds."""
+    """How long to wait before a retry. Times are in seconds."""
 
     retries: int = 3
     delay: float = 1.0
-    """Before the first retry; each later one waits twice as long."""
+    """The wait before the first retry; it doubles with each further one."""
     longest: float = 30.0
-    """The longest wait that an upstream may ask for by `Retry-After`."""
+    """The longest `Retry-After` of an upstream that is honoured."""
 
     def wait(self, retry: int, error: OpenAISSEError, *, jitter: float) -> float | None:
-        """Seconds to wait before retry number *retry*, from 1; `None`: it is not to be.
+        """Seconds to wait before retry number *retry*, from 1; `None`: do not retry.
 
         *jitter*, from 0 to 1, shortens the wait by up to a quarter. A `Retry-After` is never shortened.
         """

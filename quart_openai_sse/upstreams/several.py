@@ -1,4 +1,4 @@
-"""Several upstreams as one: who is asked, in what order, how often; all before the first output, and never after it."""
+"""Several upstreams as one: which is asked, in what order, how often. After the first output there are no retries."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ logger = logging.getLogger("quart_openai_sse")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One of several upstreams. Those of the lowest *priority* are asked first, by *weight* among equals (RFC 2782)."""
+    """One of several upstreams. The lowest *priority* is asked first; *weight* chooses among equals (RFC 2782)."""
 
     upstream: Upstream
     priority: int = 0
     weight: int = 1
     models: frozenset[str] | None = None
-    """The models it has, aliases included; `None`: all."""
+    """The models it has, aliases included; `None`: all models."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """What it calls a model that goes by another name here."""
+    """Its own names of models that have another name here."""
     breaker: Breaker = field(default_factory=lambda: Breaker(failures=5, reset=10))
 
     @property
     def name(self) -> str:
-        """Its upstream's."""
+        """The name of its upstream."""
         return self.upstream.name
 
     def has(self, model: str) -> bool:
-        """Whether it answers for *model*."""
+        """Whether it has *model*."""
         return self.models is None or model in self.models or model in self.aliases
 
 
 class Upstreams:
     """An `Upstream` made of others.
 
-    A request that fails before any output goes to the next candidate at once; a candidate that may be asked again is,
-    after as long as *backoff* says, but not later than *total* seconds after the beginning. An answer that begins
-    later than *slow* seconds is a failure to the candidate's breaker.
+    A request that fails before any output goes to the next candidate at once. A candidate that may be asked again is
+    asked after the wait that *backoff* returns, but no later than *total* seconds after the first request. For the
+    candidate's breaker an answer whose first output takes longer than *slow* seconds is a failure.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Upstreams:
 
     @classmethod
     def of(cls, upstream: Upstream) -> Upstreams:
-        """*upstream* itself if it is one of these; otherwise it is asked once."""
+        """*upstream* itself if it is an `Upstreams`; otherwise one that asks it without retries."""
         return (
             upstream if isinstance(upstream, cls) else cls([Candidate(upstream=upstream)], backoff=Backoff(retries=0))
         )
@@ -94,7 +94,7 @@ class Upstreams:
 
     @classmethod
     def around(cls, upstream: Upstream, config: Config) -> Upstreams:
-        """*upstream* itself if it is one of these; otherwise it is asked as often as *config* says."""
+        """*upstream* itself if it is an `Upstreams`; otherwise one that asks it with the retries of *config*."""
         return upstream if isinstance(upstream, cls) else cls._asked_as(config, [Candidate(upstream=upstream)])
 
     @classmethod
@@ -109,7 +109,7 @@ class Upstreams:
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""
         deadline = time.monotonic() + self._total
-        # When each is to be asked: at once, in their order, and after a failure again, if that is to be.
+        # By the time at which each is asked: all at once in their order, and one that failed after its wait.
         order = self._order(request.get("model") or "")
         queue = [(0.0, place, 1, candidate) for place, candidate in enumerate(order)]
         for attempts in count(1):
@@ -125,7 +125,7 @@ class Upstreams:
                 heappush(queue, (now + again, place, tries + 1, candidate))
             if not queue or queue[0][0] > deadline:
                 sink.failed(Attempt(candidate.name, error, None))
-                if attempts > 1:  # or an SDK would multiply our attempts by its own
+                if attempts > 1:  # otherwise an SDK would multiply our attempts by its own
                     error.should_retry = False
                 raise error
             wait = max(0.0, queue[0][0] - now)
@@ -133,7 +133,7 @@ class Upstreams:
             await asyncio.sleep(wait)
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
-        """See `Upstream.models`: those of all that answer, each once. Raises what the last one raised if none did."""
+        """See `Upstream.models`: the models of all candidates that answer. Raises the last error if none answers."""
         found: dict[str, dict[str, Any]] = {}
         failure: OpenAISSEError | None = None
         answers = 0
@@ -163,50 +163,50 @@ class Upstreams:
     async def _attempt(
         self, candidate: Candidate, request: Mapping[str, Any], sink: Sink, principal: Principal
     ) -> OpenAISSEError | None:
-        """Asks one of them: its failure, or `None`. Its breaker is told what became of it."""
+        """Asks one candidate, and tells its breaker the result. Returns the error, or `None`."""
         model = request.get("model") or ""
         if model in candidate.aliases:
             request = {**request, "model": candidate.aliases[model]}
         breaker = candidate.breaker
         breaker.enter(time.monotonic())
-        outcome = CallResult.NOTHING
+        result = CallResult.UNKNOWN
         sink.begin(candidate.name)
-        patience = None if self._slow is None else _Patience(sink, self._slow)
+        slow = None if self._slow is None else _SlowStart(sink, self._slow)
         try:
             await candidate.upstream.run(request, sink, principal=principal)
-            outcome = CallResult.BAD if patience and patience.lost else CallResult.GOOD
+            result = CallResult.FAILURE if slow and slow.is_slow else CallResult.SUCCESS
             return None
         except OpenAISSEError as error:
             if error.side == "upstream":
-                outcome = CallResult.BAD if transferable(error) else CallResult.GOOD
+                result = CallResult.FAILURE if transferable(error) else CallResult.SUCCESS
             return error
         finally:
-            if patience is not None:
-                patience.end()
-            breaker.leave(outcome, time.monotonic())
+            if slow is not None:
+                slow.cancel()
+            breaker.leave(result, time.monotonic())
 
     def _order(self, model: str) -> list[Candidate]:
-        """Whom to ask for *model*, one after the other. Those whose breaker is open only if there are no others."""
+        """The candidates for *model*, in the order in which to ask them. If all breakers are open, none counts."""
         able = [each for each in self.candidates if each.has(model)]
         if not able:
             raise ModelNotFound(f"No upstream has the model {model!r}.")
         now = time.monotonic()
         able = [each for each in able if each.breaker.admits(now)] or able
-        # A weighted choice without replacement: who has the greatest power of a random number (Efraimidis, Spirakis).
+        # A weighted choice without replacement: the greatest power of a random number wins (Efraimidis, Spirakis).
         draw = {id(each): random.random() ** (1 / each.weight) for each in able}  # noqa: S311
         return sorted(able, key=lambda each: (each.priority, -draw[id(each)]))
 
 
-class _Patience:
-    """Is lost if there is no output within *seconds*."""
+class _SlowStart:
+    """Notes whether the first output takes longer than *seconds*."""
 
     def __init__(self, sink: Sink, seconds: float) -> None:
-        self.lost = False
+        self.is_slow = False
         self._sink = sink
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         self._timer.cancel()
 
-    def _look(self) -> None:
-        self.lost = not self._sink.started
+    def _check(self) -> None:
+        self.is_slow = not self._sink.started

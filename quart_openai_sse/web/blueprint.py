@@ -1,4 +1,4 @@
-"""The routes below a prefix: OpenAI's own, and the streams that can be resumed, watched and stopped."""
+"""The routes: OpenAI's own, and streams that can be resumed, watched and stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "health": (("GET", "/health", "health"), ("GET", "/ready", "ready")),
 }
-"""The groups of routes, each of which can be left out: method, path, endpoint."""
+"""By group, each of which can be left out: the method, path and endpoint of its routes."""
 
 BODY_PATHS = frozenset(path for group in ROUTES.values() for method, path, _ in group if method == "POST")
 """The paths whose requests have bodies."""
@@ -107,13 +107,13 @@ async def _not_found(**_: Any) -> Response:
 
 
 async def _on_error(error: OpenAISSEError) -> Response:
-    # Refused before the body was read: a server closes on unread data, and a client that has sent it meets a reset.
+    # A server that closes a connection with unread data resets it, and the client loses the response.
     await swallow_body()
     return error_response(error)
 
 
 async def _on_http_exception(error: HTTPException) -> Response:
-    """What a hook aborted with, in OpenAI's shape."""
+    """The exception with which a hook aborted, in OpenAI's shape."""
     status = error.code or 500
     known: dict[int, type[OpenAISSEError]] = {
         401: AuthenticationRequired,

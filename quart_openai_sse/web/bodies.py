@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 from quart import current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
+from quart_openai_sse.protocol.requests import parse_body
 
 _PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
+
+
+async def read_json(limit: int) -> dict[str, Any]:
+    """The JSON object in the body of the current request.
+
+    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond *limit* bytes, and `RequestTooSlow`.
+    """
+    data, headers = await read_body(limit), request.headers
+    return parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
 
 
 async def read_body(limit: int) -> bytes:

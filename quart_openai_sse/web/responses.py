@@ -1,4 +1,4 @@
-"""From the log to Quart: a stream as the app holds it, its reader as a response, an error as a response."""
+"""Responses: a stream, a whole answer, an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from quart import Response
+from quart import Response, request
 
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, end_error
@@ -29,35 +29,45 @@ _request_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("quart_openai_s
 
 
 STREAM_HEADERS = {
-    # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: nginx would too.
+    # no-transform: a proxy that compresses holds events back. X-Accel-Buffering: so does nginx.
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
-    # RFC 10036: the same for every proxy that knows it. A boolean of RFC 9651.
+    # RFC 10036: the same for all proxies that support it; a boolean of RFC 9651.
     "Incremental": "?1",
 }
-"""The headers that every event stream has."""
+"""The headers of every event stream."""
+
+
+def last_event_id() -> str:
+    """The last event ID of the current request, or ""."""
+    # EventSource sends the header by itself, but only when it reconnects.
+    return request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
 
 
 async def remember_request_task() -> None:
-    """Before a request: its task outlives its response's body."""
+    """To be called before each request: its task ends after the body of its response."""
     _request_task.set(asyncio.current_task())
 
 
 async def stream_response(
     relay: Relay,
     handle: StreamHandle,
-    spoken: Format,
+    format_: Format,
     *,
     after: str = "",
     ids: bool,
     late: bool = True,
 ) -> Response:
-    """The stream as a response. *late*: not before its first output, so that a failure can be raised until then."""
-    after = "" if spoken.replays else after
+    """A response that streams *handle* in *format_* from behind the event *after*, with `id` fields if *ids*.
+
+    If *late*, it waits for the first output, at most `commit_after` seconds, and raises the error of a stream that
+    fails before it. Raises what `StreamLog.read` raises.
+    """
+    after = "" if format_.replays else after
     reader = handle.reader or await relay.read(handle.key, after=after)
     try:
-        # If the client leaves before the body begins, the body's `finally` never runs; its task always ends.
-        # (A view may make its response in a task of its own, which ends long before.)
+        # If the client disconnects before the body begins, the body's `finally` never runs, but the request's task
+        # ends. (It may be another than the current task: a view may create its response in a task of its own.)
         task = _request_task.get() or asyncio.current_task()
         if task is not None:
             task.add_done_callback(lambda _: relay.leave_soon(reader))
@@ -68,48 +78,48 @@ async def stream_response(
         raise
     retry = b"retry: %d\n" % relay.config.retry if ids else b""
     response = Response(
-        _body(relay, reader, spoken, ids=ids, retry=retry),
+        _body(relay, reader, format_, ids=ids, retry=retry),
         content_type="text/event-stream; charset=utf-8",
         headers={**STREAM_HEADERS, "X-Stream-Id": handle.id},
     )
-    response.timeout = None  # Quart would cut the stream at RESPONSE_TIMEOUT, silently
+    response.timeout = None  # otherwise Quart would cut the stream at RESPONSE_TIMEOUT, without an error
     return response
 
 
 async def _body(
     relay: Relay,
     reader: Reader,
-    spoken: Format,
+    format_: Format,
     *,
     ids: bool,
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
     keepalive = relay.config.keepalive or math.inf
-    shown: Sequence[Entry] = (Entry(b""),)  # the latest that was said anything of
+    shown: Sequence[Entry] = (Entry(b""),)  # the latest entries of which the client was sent something
     try:
         if retry:
             yield retry
         async for batch in reader:
             entries = batch.entries
-            data = spoken.encode(batch, ids=ids) if entries else b""
+            data = format_.encode(batch, ids=ids) if entries else b""
             if batch.end is not None:
-                yield data + spoken.end(batch.end, ids=ids)
+                yield data + format_.end(batch.end, ids=ids)
             elif data:
                 shown = entries
                 yield data
-            elif not entries or entries[-1].t - shown[-1].t >= keepalive:  # silence, or nothing that this format shows
+            elif not entries or entries[-1].t - shown[-1].t >= keepalive:  # silence, or nothing to send in this format
                 shown = entries or shown
                 yield HEARTBEAT
     except Exception:
-        # Quart swallows what a body raises, and the stream would look complete.
+        # Quart does not pass on an exception of the body: the stream would look complete.
         logger.exception("a response failed")
-        yield spoken.end(End("failed", "internal_error", OpenAISSEError()), ids=ids)
+        yield format_.end(End("failed", "internal_error", OpenAISSEError()), ids=ids)
     finally:
         await relay.leave(reader)
 
 
 async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
-    """The whole of a stream as one `chat.completion` in JSON; what the upstream said in one piece, unchanged.
+    """A whole stream as one `chat.completion` in JSON; an answer that the upstream did not stream, unchanged.
 
     Raises the error of a stream that failed, and `StreamStopped`.
     """
@@ -130,12 +140,12 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     if whole is not None:
         return whole
     if (message := assembly.message()) is None:
-        raise StreamTooLong("The answer is too large for one piece.")
+        raise StreamTooLong("The answer is too large.")
     return json.encode(message)
 
 
 def error_response(error: OpenAISSEError) -> Response:
-    """An error as OpenAI's API would answer it, with a sentence in the client's language."""
+    """An error as OpenAI's API reports it, with `user_message` in the client's language."""
     body = json.encode(error.body(translator()))
     response = Response(body, status=error.status, mimetype="application/json")
     response.headers.update(error.headers())

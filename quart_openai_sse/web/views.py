@@ -17,18 +17,18 @@ from quart_openai_sse.errors import StreamNotFound
 from quart_openai_sse.formats.registry import create_format
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.requests import check_thread, parse_body, validate
+from quart_openai_sse.protocol.requests import check_thread, validate
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
-from quart_openai_sse.web.bodies import read_body
+from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import STREAM_HEADERS, read_answer, stream_response
+from quart_openai_sse.web.responses import STREAM_HEADERS, last_event_id, read_answer, stream_response
 
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Views:
-    """The views of one blueprint."""
+    """The views of one blueprint. *relay* returns the current app's engine."""
 
     def __init__(self, relay: Callable[[], Relay], auth: Authenticate, models: Collection[str] | None) -> None:
         self._relay = relay
@@ -36,19 +36,19 @@ class Views:
         self._models = models
 
     async def chat_completions(self) -> Response:
-        """OpenAI's: a stream if the body says `stream: true`, otherwise one answer."""
+        """OpenAI's chat completions: a stream if the body says `stream: true`, otherwise one answer."""
         relay, principal, body = await self._begin()
         handle = await relay.start(
             body, principal=principal, retain=False, allowed_models=self._models, idempotency_key=_idempotency_key()
         )
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            spoken = create_format("openai", include_usage=include_usage, translate=translator())
-            return await stream_response(relay, handle, spoken, ids=False)
+            format_ = create_format("openai", include_usage=include_usage, translate=translator())
+            return await stream_response(relay, handle, format_, ids=False)
         return _json_response(await read_answer(relay, handle), headers={"X-Stream-Id": handle.id})
 
     async def list_models(self) -> Response:
-        """OpenAI's: the models the caller may ask for."""
+        """OpenAI's list of models: the ones that the caller may use."""
         relay = self._relay()
         principal = await self._principal(relay)
         own = [_model(name, "app") for name in relay.hooks.app_models if self._models is None or name in self._models]
@@ -61,10 +61,10 @@ class Views:
         return _json_response({"object": "list", "data": data})
 
     async def start_stream(self) -> Response:
-        """Starts a stream that can be resumed: 201 at once, or the stream itself to who accepts `text/event-stream`."""
+        """Starts a stream that can be resumed: 201, or the stream itself if the client accepts `text/event-stream`."""
         relay, principal, body = await self._begin()
         thread = check_thread(body.pop("thread", None))
-        here = "text/event-stream" in request.headers.get("Accept", "")
+        wants_stream = "text/event-stream" in request.headers.get("Accept", "")
         format_ = create_format(request.args.get("format", "text"), translate=translator())
         handle = await relay.start(
             {**validate(body, default_model=relay.config.model), "stream": True},
@@ -73,7 +73,7 @@ class Views:
             allowed_models=self._models,
             idempotency_key=_idempotency_key(),
         )
-        if here:
+        if wants_stream:
             return await stream_response(relay, handle, format_, ids=True)
         url = _stream_url(handle)
         status = 200 if handle.attached else 201
@@ -84,16 +84,14 @@ class Views:
         relay = self._relay()
         principal = await self._principal(relay)
         running = relay.running(principal, thread=request.args.get("thread"))
-        return _json_response({"object": "list", "data": [_listed(live) for live in running]})
+        return _json_response({"object": "list", "data": [_listed(stream) for stream in running]})
 
     async def read_stream(self, stream_id: str) -> Response:
-        """The stream from behind the client's last event ID; 204 for a client that has its end."""
+        """The stream from behind the client's last event ID; 204 for a client that has its end already."""
         relay = self._relay()
         handle = self._find(relay, await self._principal(relay), stream_id)
         format_ = create_format(request.args.get("format", "text"), translate=translator())
-        # EventSource sends this header by itself, but only when it reconnects.
-        after = request.headers.get("Last-Event-ID") or request.args.get("last_event_id", "")
-        reader = await relay.read(handle.key, after=after)
+        reader = await relay.read(handle.key, after=last_event_id())
         if reader.at_end or request.method == "HEAD":
             await relay.leave(reader)
             if reader.at_end:
@@ -113,7 +111,7 @@ class Views:
     async def client(self) -> Response:
         """The browser client, an ES module."""
         response = Response(_client_module(), mimetype="text/javascript")
-        response.cache_control.no_cache = True  # asked again each time, and mostly answered 304
+        response.cache_control.no_cache = True  # revalidated each time, mostly with a 304
         await response.add_etag()
         return await response.make_conditional(request)
 
@@ -130,13 +128,10 @@ class Views:
         return await authenticate(self._auth, trusted_origins=relay.config.trusted_origins)
 
     async def _begin(self) -> tuple[Relay, Principal, dict[str, Any]]:
-        """The engine, who calls, and the JSON object that was sent."""
+        """The engine, the caller, and the JSON object of the request."""
         relay = self._relay()
         principal = await self._principal(relay)
-        data = await read_body(relay.config.max_body)
-        headers = request.headers
-        body = parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
-        return relay, principal, body
+        return relay, principal, await read_json(relay.config.max_body)
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
         if not _STREAM_ID.fullmatch(stream_id):
@@ -145,7 +140,7 @@ class Views:
 
 
 def view_summary(endpoint: str) -> str:
-    """What the view of *endpoint* does, in a sentence."""
+    """The summary of the view *endpoint*, for the OpenAPI document."""
     return getdoc(getattr(Views, endpoint)) or ""
 
 
@@ -162,15 +157,15 @@ def _stream_url(handle: StreamHandle) -> str:
     return url_for(".read_stream", stream_id=handle.id)
 
 
-def _listed(live: RunningStream) -> dict[str, Any]:
-    record = live.record
+def _listed(stream: RunningStream) -> dict[str, Any]:
+    record = stream.record
     return {
         "id": record.id,
         "object": "stream",
-        "url": _stream_url(live.handle),
+        "url": _stream_url(stream.handle),
         "thread": record.thread,
         "model": record.model,
-        "created": live.created,
+        "created": stream.created,
     }
 
 
