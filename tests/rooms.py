@@ -48,7 +48,8 @@ EPILOG = f"""\
            that end at {", ".join(SHARED[:-1])} or {SHARED[-1]}, which every place may import
   upwards  the importing place is on a lower floor than the imported one, or a floor imports what is shipped beside
            the floors. Places on no floor are not judged, but listed, and tests/test_imports.py fails for them
-  circle   places, or files of one room, that import each other by any number of steps
+  circle   places, or files of one room, that import each other by any number of steps;
+           all of them are one circle
 
 The floors are written in tests/rooms.py.
 
