@@ -41,6 +41,7 @@ from tests.browser import Gated
 from tests.machine import need_curl
 from tests.matrix.page import at_port, read_page
 from tests.matrix.servers import free_port
+from tests.rooms import BESIDE, FLOORS, installed, read_package
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -423,11 +424,26 @@ async def test_the_log_page_has_every_field_of_a_response(caplog: pytest.LogCapt
 
 
 def test_the_architecture_page_has_every_module() -> None:
+    package = read_package(installed())
+    floors = {**FLOORS, "beside the floors": BESIDE}
     page = (ROOT / "docs/discussion/architecture.md").read_text("utf-8")
-    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| [\w ]+ \| (`.*?) \|", page, re.M)))
-    package = Path(quart_openai_sse.__file__).parent
-    modules = [*package.glob("[!_]*.py"), *(path.parent for path in package.glob("*/__init__.py"))]
-    assert sorted(listed) == sorted(path.stem for path in modules)
+    table = page.partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    listed: dict[str, list[str]] = {}
+    missing = []
+    for floor, room, files in re.findall(r"^\| (?:\*\*(.+)\*\*|`(.+?)`) \|[^|]*\| (.*) \|$", table, re.M):
+        if floor:
+            listed[floor.lower()] = []
+        else:
+            listed[[*listed][-1]].append(room)
+            missing += [
+                name for name in re.findall(r"`(\w+\.\w+)`", files) if not (installed() / room / name).is_file()
+            ]
+    rooms = {place: f"{place}.py" if f"{place}.py" in package.files else f"{place}/" for place in package.places}
+    assert listed == {floor.lower(): [rooms[place] for place in places] for floor, places in floors.items()}
+    assert missing == []
+
+    picture = (ROOT / "docs/_static/architecture.svg").read_text("utf-8")
+    assert sorted(re.findall(r'<text class="name"[^>]*>(\w+)</text>', picture)) == sorted(package.places)
 
 
 def test_the_readmes_links_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""The house: imports point down only, in no circle, and the lower floors know no Quart."""
+"""The rooms: imports point down only, in no circle, and the lower floors know no Quart."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,21 @@ from typing import Any
 import pytest
 
 import quart_openai_sse
+from tests.rooms import (
+    BESIDE,
+    FLOORS,
+    PACKAGE,
+    SHARED,
+    File,
+    circular_imports,
+    imported_names,
+    read_package,
+    upward_imports,
+)
 
-PACKAGE = "quart_openai_sse"
 ROOT = Path(quart_openai_sse.__file__).parent
-
-FLOORS = {
-    "the words": ["protocol", "errors", "principal", "config"],
-    "the doors": ["transport", "upstreams", "formats", "logs", "limits", "observers"],
-    "the engine": ["producers", "relay"],
-    "the shell": ["auth", "flask", "web", "extension", "__init__"],
-}
-BESIDE = {"testing", "pytest_plugin", "simulator", "cli"}
-"""Shipped for tests and for trying out: they may import anything, and no floor imports them."""
+ROOMS = read_package(ROOT)
+FILES = ROOMS.files
 
 OPTIONAL = {
     "a2wsgi",
@@ -41,129 +43,139 @@ OPTIONAL = {
 UNDECLARED = {"pytest", "_typeshed"}
 """Imported where they are there in any case: pytest loads its plugin, and type checkers bring their stubs."""
 
-HEIGHT = {module: height for height, modules in enumerate(FLOORS.values()) for module in modules}
+PURE = ("protocol/", "formats/", "logs/entries.py", *(f"{name}.py" for name in SHARED))
+"""Rules and values: functions here return at once, and depend on their arguments alone."""
+
+MOST = {"places": 24, "levels": 9, "arrows between rooms": 45}
+"""More of one of these is a reason to look for the room that something belongs to, or to change the number here."""
 
 
-def module_name(path: Path) -> str:
-    """`logs/memory.py` is `logs.memory`, `logs/__init__.py` is `logs`, and the package's own is `__init__`."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+def others(file: File, *, only_at_the_top: bool = False) -> set[str]:
+    """The foreign packages that *file* imports."""
+    names = imported_names(file, only_at_the_top=only_at_the_top)
+    return {module.partition(".")[0] for module, _ in names} - {PACKAGE}
 
 
-PATHS = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-MODULES = sorted(PATHS)
+def refuse(found: Iterable[object], why: str) -> None:
+    """Fails with a line for each that was *found*."""
+    if lines := [str(each) for each in found]:
+        pytest.fail("\n".join((f"{why}:", *lines)), pytrace=False)
 
 
-def top(module: str) -> str:
-    """The module or package directly below ours: a package stands on one floor."""
-    return module.partition(".")[0]
+def users(foreign: set[str], files: Iterable[File], *, only_at_the_top: bool = False) -> list[str]:
+    """Those of *files* that import one of the *foreign* packages, and which."""
+    return [
+        f"{file.path} -> {', '.join(sorted(names))}"
+        for file in files
+        if (names := others(file, only_at_the_top=only_at_the_top) & foreign)
+    ]
 
 
-def imports(module: str, *, only_at_the_top: bool = False) -> Iterator[str]:
-    """The full names of what *module* imports; of `from a import b` both `a` and `a.b`."""
-    tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
-    for node in tree.body if only_at_the_top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            assert node.module
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def pure_files() -> list[File]:
+    """Those of `PURE`."""
+    return [file for path, file in FILES.items() if path.startswith(PURE)]
 
 
-def ours(module: str) -> set[str]:
-    """The modules of ours that *module* imports."""
-    names = (name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}."))
-    return {name for name in names if name in PATHS} - {module}
+# Rooms ------------------------------------------------------------------------------------------------------------
 
 
-def others(module: str, *, only_at_the_top: bool = False) -> set[str]:
-    """The foreign packages that *module* imports."""
-    return {top(name) for name in imports(module, only_at_the_top=only_at_the_top)} - {PACKAGE}
+def test_every_room_is_on_one_floor_and_every_name_on_a_floor_is_a_room() -> None:
+    named = [*(place for places in FLOORS.values() for place in places), *BESIDE]
+    refuse(ROOMS.on_no_floor(), "On no floor of tests/rooms.py")
+    refuse(set(named) - ROOMS.places.keys(), "On a floor of tests/rooms.py, but not in the package")
+    refuse({name for name in named if named.count(name) > 1}, "On two floors of tests/rooms.py")
 
 
-ON_A_FLOOR = [module for module in MODULES if top(module) in HEIGHT]
-
-
-def test_every_module_has_its_place() -> None:
-    assert {top(module) for module in MODULES} - BESIDE == HEIGHT.keys()
-
-
-def test_the_test_finds_imports() -> None:
-    assert {"errors", "protocol.chunks"} <= ours("protocol.completion")
-    assert "logs" in ours("relay.relay")
-    assert "logs.memory" in ours("extension")
-    assert "config" in ours("extension")
-    assert "quart" in others("extension")
-    assert "httpx" in others("upstreams.httpx_client")
-
-
-def offenders(found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Those of whom something was found, and what."""
-    return {module: names for module, names in found.items() if names}
+def test_imports_are_found() -> None:
+    found = [str(each) for each in ROOMS.imports]
+    assert "web/stream.py -> web/responses.py (stream_response)" in found
+    assert "auth/forward.py -> protocol/json.py (json)" in found  # from quart_openai_sse.protocol import json
+    assert "formats/__init__.py -> logs/entries.py (Batch, End)" in found
+    assert "pytest_plugin.py -> extension.py (QuartOpenAISSE)" in found  # for type checkers only
+    assert "quart" in others(FILES["extension.py"])
+    assert "httpx" in others(FILES["upstreams/httpx_client.py"])
+    assert "a2wsgi" in others(FILES["flask/mounting.py"])  # within a function
 
 
 def test_imports_point_down_only() -> None:
-    upwards = {
-        module: {name for name in ours(module) if HEIGHT.get(top(name), 99) > HEIGHT[top(module)]}
-        for module in ON_A_FLOOR
+    refuse(upward_imports(ROOMS), "A room may import only from its own floor and from those below it")
+
+
+def test_there_are_no_circles_between_rooms_or_within_one() -> None:
+    refuse(circular_imports(ROOMS), "Imports lead back to where they came from")
+
+
+def test_a_room_is_more_than_one_file() -> None:
+    folders = {Path(path).parent.as_posix() for path in FILES} - {"."}
+    counts = {
+        each: sum(path.startswith(f"{each}/") and _defines(file) for path, file in FILES.items()) for each in folders
     }
-    assert offenders(upwards) == {}
+    refuse((folder for folder, count in counts.items() if count < 2), "Folders in which one file has all the code")
 
 
-def test_there_are_no_circles() -> None:
-    # Raises CycleError, which names the circle.
-    tuple(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
+def _defines(file: File) -> bool:
+    """Whether there is anything in it besides a docstring, imports and `__all__`."""
+    return any(
+        not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
+        for node in file.tree.body
+    )
+
+
+def test_the_rooms_stay_few_and_so_do_the_arrows_between_them() -> None:
+    counts = {
+        "places": len(ROOMS.places),
+        "levels": max(ROOMS.levels.values()),
+        "arrows between rooms": len(ROOMS.between_rooms()),
+    }
+    more = (f"{count} {name}, not {MOST[name]}" for name, count in counts.items() if count > MOST[name])
+    refuse(more, "More than there should be; `python -m tests.rooms` lists them")
+
+
+# What a room may know ---------------------------------------------------------------------------------------------
 
 
 def test_nothing_imports_the_extension_but_the_package_itself() -> None:
-    assert {module for module in MODULES if "extension" in ours(module) and top(module) not in BESIDE} == {"__init__"}
+    found = (each for each in ROOMS.imports if each.imported == "extension.py")
+    refuse((each for each in found if each.places[0] not in ("__init__", *BESIDE)), "Imports of the extension")
 
 
 def test_nothing_of_ours_is_imported_by_way_of_the_package() -> None:
-    # `from quart_openai_sse import X` would run the whole house to get at one room.
-    named = {
-        module: {name.removeprefix(f"{PACKAGE}.") for name in imports(module) if name.startswith(f"{PACKAGE}.")}
-        for module in MODULES
-    }
-    direct = {module: {name for name in names if "." not in name} - PATHS.keys() for module, names in named.items()}
-    assert offenders(direct) == {}
+    # `from quart_openai_sse import X` would run the whole package to get at one room.
+    refuse((each for each in ROOMS.imports if each.imported == "__init__.py"), "Imports of the list of public names")
 
 
-def test_what_is_shipped_for_tests_is_imported_by_nothing_else() -> None:
-    users = {module: {top(name) for name in ours(module)} & BESIDE - {top(module)} for module in MODULES}
-    assert offenders({module: used for module, used in users.items() if top(module) not in BESIDE}) == {}
-    assert users["cli"] <= {"simulator"}
+def test_the_commands_need_nothing_that_is_shipped_for_tests() -> None:
+    tests = {("cli", "testing"), ("cli", "pytest_plugin")}
+    refuse((each for each in ROOMS.imports if each.places in tests), "Imports of what is shipped for tests")
 
 
 def test_below_the_shell_there_is_no_quart() -> None:
-    shell = {"quart", "werkzeug", "flask", "hypercorn", "jinja2"}
-    below = [module for module in ON_A_FLOOR if HEIGHT[top(module)] < HEIGHT["__init__"]]
-    assert offenders({module: others(module) & shell for module in below}) == {}
+    below = [file for file in FILES.values() if file.place not in (*FLOORS["the Quart shell"], *BESIDE)]
+    refuse(users({"quart", "werkzeug", "flask", "hypercorn", "jinja2"}, below), "Below the shell, but with Quart")
 
 
 def test_the_rules_wait_for_nothing_and_look_at_no_clock() -> None:
-    rules = [module for module in ON_A_FLOOR if HEIGHT[top(module)] < HEIGHT["upstreams"]]
-    world = {"asyncio", "time", "datetime", "httpx", "socket", "threading"}
-    assert offenders({module: others(module) & world for module in rules}) == {}
+    assert {part for part in PURE if not any(file.path.startswith(part) for file in pure_files())} == set()
+    world = {"asyncio", "time", "datetime", "socket", "threading", "httpx", "quart"}
+    refuse(users(world, pure_files()), "Pure by its room, but not by its imports")
     waiting = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    trees = {module: ast.parse(PATHS[module].read_text(encoding="utf-8")) for module in rules}
-    found = {
-        module: {f"line {node.lineno}" for node in ast.walk(tree) if isinstance(node, waiting)}
-        for module, tree in trees.items()
-    }
-    assert offenders(found) == {}
+    nodes = ((file.path, node) for file in pure_files() for node in ast.walk(file.tree))
+    refuse(
+        (f"{path}:{node.lineno}" for path, node in nodes if isinstance(node, waiting)), "Pure by its room, but waits"
+    )
 
 
-def test_an_optional_dependency_is_the_affair_of_one_module() -> None:
-    users: dict[str, set[str]] = {}
-    for module in MODULES:
-        for name in others(module) & OPTIONAL:
-            users.setdefault(name, set()).add(module)
-    assert all(len({top(module) for module in modules}) == 1 for modules in users.values()), users
-    always = {name for module in ours("__init__") for name in others(module, only_at_the_top=True)}
-    assert not always & OPTIONAL
+# Dependencies -----------------------------------------------------------------------------------------------------
+
+
+def test_an_optional_dependency_is_the_affair_of_one_room() -> None:
+    for name in OPTIONAL:
+        having = [file for file in FILES.values() if name in others(file)]
+        if len({file.place for file in having}) > 1:
+            refuse(users({name}, having), f"{name} is optional, and imported in more than one room")
+    always = [FILES[path] for path in FILES["__init__.py"].imports]
+    refuse(users(OPTIONAL, always, only_at_the_top=True), "An extra, imported whenever the package is")
 
 
 def test_the_package_is_imported_without_any_extra() -> None:
@@ -175,8 +187,8 @@ def test_the_package_is_imported_without_any_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    loaded = {name.removeprefix(f"{PACKAGE}.") for name in ast.literal_eval(done.stdout)}
-    assert not {top(name) for name in loaded} & BESIDE
+    loaded = {name.removeprefix(f"{PACKAGE}.").partition(".")[0] for name in ast.literal_eval(done.stdout)}
+    refuse(loaded & set(BESIDE), "Shipped beside the floors, but imported with the package")
 
 
 @pytest.fixture
@@ -201,12 +213,12 @@ def distributions(imported: set[str]) -> set[str]:
 
 
 def test_what_is_imported_without_an_extra_is_a_dependency_and_nothing_else_is(project: dict[str, Any]) -> None:
-    imported = {name for module in MODULES for name in others(module)} - sys.stdlib_module_names
+    imported = {name for file in FILES.values() for name in others(file)} - sys.stdlib_module_names
     assert distributions(imported - OPTIONAL - UNDECLARED) == names_of(project["dependencies"])
 
 
 def test_every_extra_brings_what_some_module_imports(project: dict[str, Any]) -> None:
-    imported = {name for module in MODULES for name in others(module)} & OPTIONAL
+    imported = {name for file in FILES.values() for name in others(file)} & OPTIONAL
     extras = {name: names_of(needed) for name, needed in project["optional-dependencies"].items()}
     for name in ("example", "test", "docs"):  # for this repository
         del extras[name]
@@ -220,7 +232,7 @@ def test_the_public_names_are_there_in_order_and_nothing_else() -> None:
     names = quart_openai_sse.__all__
     assert len(names) == len(set(names))
     assert all(hasattr(quart_openai_sse, name) for name in names)
-    tree = ast.parse(PATHS["__init__"].read_text(encoding="utf-8"))
+    tree = FILES["__init__.py"].tree
     assert all(isinstance(node, ast.ImportFrom | ast.Assign | ast.Expr) for node in tree.body)
     imported = {
         alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names

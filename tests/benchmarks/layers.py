@@ -24,11 +24,24 @@ from tests.benchmarks.servers import SERVERS, Server
 LAYERS = (
     ("transport", "reading the upstream's connection", ("quart_openai_sse/transport/",)),
     ("upstream", "deadlines, attempts, keys", ("quart_openai_sse/upstreams/",)),
-    ("SSE decoder", "bytes into events", ("sse.py:SSEDecoder",)),
-    ("state machine", "what a chunk means", ("protocol/completion.py", "protocol/chunks.py")),
-    ("producer", "events into entries, the record", ("quart_openai_sse/producers/", "protocol/assembly.py")),
+    ("SSE decoder", "bytes into events", ("quart_openai_sse/protocol/sse.py:SSEDecoder",)),
+    (
+        "state machine",
+        "what a chunk means",
+        ("quart_openai_sse/protocol/completion.py", "quart_openai_sse/protocol/chunks.py"),
+    ),
+    (
+        "producer",
+        "events into entries, the record",
+        ("quart_openai_sse/producers/", "quart_openai_sse/protocol/assembly.py"),
+    ),
     ("log", "its limits, and handing over to the reader", ("quart_openai_sse/logs/",)),
-    ("format", "entries into the client's bytes", ("quart_openai_sse/formats/", "sse.py:encode")),
+    (
+        "format",
+        "entries into the client's bytes",
+        ("quart_openai_sse/formats/", "quart_openai_sse/protocol/sse.py"),
+    ),
+    ("rules", "JSON, requests, trace ids, an upstream's errors", ("quart_openai_sse/protocol/",)),
     ("response", "the body Quart iterates over", ("quart_openai_sse/web/responses.py",)),
     ("middleware", "what the response's log line counts", ("quart_openai_sse/web/middleware.py",)),
     ("engine", "what is left of ours", ("quart_openai_sse/",)),
@@ -37,7 +50,7 @@ LAYERS = (
     ("event loop", "asyncio's own", ("/asyncio/", "/selectors.py")),
     ("others", "other libraries, and the standard one", ("",)),
 )
-"""The first that a function's place is part of."""
+"""A function is in the first layer that has a part of its place: the path of its file, a colon, and its name."""
 
 
 def main() -> None:
@@ -88,8 +101,7 @@ def _table(counts: list[tuple[str, int, int]], events: int, *, functions: bool) 
     layers: dict[str, list[tuple[str, float, float]]] = {name: [] for name, *_ in LAYERS}
     for place, calls, executed in counts:
         if executed >= events / 100:  # not what happens once in a stream
-            layer = next(name for name, _, parts in LAYERS if any(part in place for part in parts))
-            layers[layer].append((place, calls / events, executed / events))
+            layers[layer_of(place)].append((place, calls / events, executed / events))
     rows = [f"{'':14} {'calls':>6} {'bytecode':>9}", ""]
     for name, about, _ in LAYERS:
         if layers[name]:
@@ -98,6 +110,11 @@ def _table(counts: list[tuple[str, int, int]], events: int, *, functions: bool) 
             rows += [f"    {place} {calls:.2f} {executed:.1f}" for place, calls, executed in sorted(layers[name])]
     rows.append(_row("all", [each for found in layers.values() for each in found]))
     return "\n".join(rows) + "\n"
+
+
+def layer_of(place: str) -> str:
+    """The name of the layer that the function at *place* is in."""
+    return next(name for name, _, parts in LAYERS if any(part in place for part in parts))
 
 
 def _row(name: str, found: list[tuple[str, float, float]]) -> str:

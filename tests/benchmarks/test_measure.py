@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -18,6 +19,21 @@ from tests.benchmarks.report import compared, divided, plot, tables
 from tests.benchmarks.servers import QUICK, SERVERS, chosen
 from tests.machine import need_go_and_gin
 from tests.matrix.environments import ROOT
+from tests.rooms import PACKAGE, installed, read_package
+
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+LAYERED = (
+    "formats/",
+    "logs/",
+    "producers/",
+    "protocol/",
+    "transport/",
+    "upstreams/",
+    "web/middleware.py",
+    "web/responses.py",
+)
+"""What the way of an event leads through."""
 
 (LOCKSTEP,) = modes(["lockstep"], seconds=1)
 GROUPS = {each.name: each.group for each in SERVERS}
@@ -239,14 +255,30 @@ def _processes() -> list[str]:
     return found
 
 
-def test_every_layer_of_ours_is_there_and_each_function_is_in_one() -> None:
-    parts = [part for *_, places in layers.LAYERS for part in places if part.startswith("quart_openai_sse/")]
-    assert all(list(ROOT.glob(f"{part}*")) for part in parts)
+def test_each_layer_of_ours_is_in_the_package() -> None:
+    places = {f"{PACKAGE}/{path}": file for path, file in read_package(installed()).files.items()}
+    stale = []
+    for part in (part for *_, parts in layers.LAYERS for part in parts if part.startswith(f"{PACKAGE}/")):
+        path, _, name = part.partition(":")
+        files = [file for place, file in places.items() if place.startswith(path)]
+        names = {node.name for file in files for node in ast.walk(file.tree) if isinstance(node, DEFINITIONS)}
+        if not files or (name and name not in names):
+            stale.append(part)
+    assert stale == []
+
+
+def test_what_is_done_for_an_event_is_not_counted_as_the_engine() -> None:
+    files = [path for path in read_package(installed()).files if path.startswith(LAYERED)]
+    assert {part for part in LAYERED if not any(path.startswith(part) for path in files)} == set()
+    assert [path for path in files if layers.layer_of(f"/x/{PACKAGE}/{path}:function") == "engine"] == []
+
+
+def test_each_function_is_counted_in_one_layer() -> None:
     counts = [
-        ("/x/quart_openai_sse/sse.py:SSEDecoder.feed_data", 200, 8000),
-        ("/x/quart_openai_sse/sse.py:encode_data", 200, 4000),
+        ("/x/quart_openai_sse/protocol/sse.py:SSEDecoder.feed_data", 200, 8000),
+        ("/x/quart_openai_sse/protocol/sse.py:encode_data", 200, 4000),
         ("/x/quart/asgi.py:ASGIHTTPConnection._send_response", 200, 6000),
-        ("/x/quart_openai_sse/relay.py:Relay.start", 1, 1),  # once in a stream
+        ("/x/quart_openai_sse/relay/relay.py:Relay.start", 1, 1),  # once in a stream
     ]
     table = layers._table(counts, 200, functions=False)  # type: ignore[arg-type]
     rows = {line[:14].strip(): line[14:].split()[:2] for line in table.splitlines()[2:]}
