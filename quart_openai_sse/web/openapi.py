@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
 
 from quart_openai_sse.errors import (
     AuthenticationRequired,
@@ -33,8 +34,9 @@ from quart_openai_sse.errors import (
     UpstreamError,
     UpstreamRefused,
 )
+from quart_openai_sse.protocol.requests import Schema
 from quart_openai_sse.web.blueprint import ROUTES
-from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, Schema, ref
+from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, ref
 from quart_openai_sse.web.responses import STREAM_HEADERS
 from quart_openai_sse.web.views import view_summary
 
@@ -66,12 +68,15 @@ def openapi_document(*, url_prefix: str = "/v1", routes: Collection[str] = froze
         "servers": [{"url": url_prefix or "/"}],
         "security": [{"bearer": []}, {"cookie": []}],
         "paths": paths,
-        "components": {
-            "securitySchemes": SECURITY,
-            "parameters": PARAMETERS,
-            "headers": HEADERS,
-            "schemas": {**SCHEMAS, "ErrorCode": _error_code()},
-        },
+        # A copy: an app may change its document, and the schema of a chat request is what requests are checked by.
+        "components": deepcopy(
+            {
+                "securitySchemes": SECURITY,
+                "parameters": PARAMETERS,
+                "headers": HEADERS,
+                "schemas": {**SCHEMAS, "ErrorCode": _error_code()},
+            }
+        ),
     }
 
 

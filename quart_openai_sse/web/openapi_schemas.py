@@ -7,9 +7,7 @@ from typing import Any
 
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.logs.entries import RESERVED_EVENTS
-from quart_openai_sse.protocol.requests import ROLES
-
-Schema = dict[str, Any]
+from quart_openai_sse.protocol.requests import KEY_PATTERN, MEMBERS, MODEL_LENGTH, ROLES, THREAD_PATTERN, Schema
 
 
 def ref(kind: str, name: str) -> Schema:
@@ -75,7 +73,7 @@ PARAMETERS: Schema = {
         "Idempotency-Key",
         "header",
         "Whoever sends the same body with the same key gets the same stream; empty is none. Not for anonymous callers.",
-        pattern="^[!-~]{0,255}$",
+        pattern=KEY_PATTERN,
     ),
     "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern="^[0-9a-f]{32}$"),
     "Last-Event-ID": _parameter("Last-Event-ID", "header", "The last event you have, as EventSource says it."),
@@ -106,7 +104,7 @@ _CHAT_REQUEST = _object(
     model=_nullable(
         "string",
         minLength=1,
-        maxLength=256,
+        maxLength=MODEL_LENGTH,
         description="Printable characters, not only spaces. Left out: the model that the app has configured.",
     ),
     messages={
@@ -114,25 +112,7 @@ _CHAT_REQUEST = _object(
         "minItems": 1,
         "items": _object(("role",), role={"type": "string", "enum": sorted(ROLES)}),
     },
-    stream=_nullable("boolean"),
-    stream_options=_nullable("object", properties={"include_usage": _nullable("boolean")}),
-    temperature=_nullable("number", minimum=0, maximum=2),
-    top_p=_nullable("number", minimum=0, maximum=1),
-    presence_penalty=_nullable("number", minimum=-2, maximum=2),
-    frequency_penalty=_nullable("number", minimum=-2, maximum=2),
-    n=_nullable("integer", minimum=1, maximum=128),
-    max_tokens=_nullable("integer", minimum=1),
-    max_completion_tokens=_nullable("integer", minimum=1),
-    logprobs=_nullable("boolean"),
-    top_logprobs=_nullable("integer", minimum=0, maximum=20),
-    seed=_nullable("integer"),
-    stop={"type": ["string", "array", "null"], "items": _TEXT},
-    tools={**_OBJECTS, "type": ["array", "null"]},
-    tool_choice={"type": ["string", "object", "null"]},
-    parallel_tool_calls=_nullable("boolean"),
-    response_format=_nullable("object"),
-    logit_bias=_nullable("object"),
-    user=_nullable("string"),
+    **MEMBERS,
 )
 
 
@@ -144,7 +124,7 @@ SCHEMAS: Schema = {
             **_CHAT_REQUEST["properties"],
             "thread": _nullable(
                 "string",
-                pattern="^[^\\u0000-\\u001f\\u007f]{1,255}$",
+                pattern=THREAD_PATTERN,
                 description="By what the stream can be found, while it runs.",
             ),
         },

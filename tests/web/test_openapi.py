@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     UpstreamRefused,
 )
-from quart_openai_sse.protocol.requests import validate
+from quart_openai_sse.protocol.requests import check_idempotency_key, check_thread, validate
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi import openapi_document, subclasses
 from tests.conftest import QUESTION
@@ -105,6 +106,29 @@ def test_a_body_is_refused_if_and_only_if_it_is_not_what_the_document_says(body:
 
 
 CHAT_REQUEST = Draft202012Validator({"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]})
+
+
+@pytest.mark.parametrize("text", ["", "a", "!", "~", " ", "a b", "a\n", "\0", "\x7f", "ü", "a" * 255, "a" * 256])
+def test_a_thread_and_a_key_are_refused_if_and_only_if_they_are_not_what_the_document_says(text: str) -> None:
+    components = DOCUMENT["components"]
+    thread = Draft202012Validator(components["schemas"]["StreamRequest"]["properties"]["thread"])
+    assert thread.is_valid(text) is passes(check_thread, text)
+    key = Draft202012Validator(components["parameters"]["Idempotency-Key"]["schema"])
+    assert key.is_valid(text) is (text == "" or passes(check_idempotency_key, text))
+
+
+def passes(check: Callable[[str], str], text: str) -> bool:
+    try:
+        return check(text) == text
+    except InvalidRequest:
+        return False
+
+
+def test_an_app_may_change_its_document_and_changes_nothing_else_by_it() -> None:
+    members = openapi_document()["components"]["schemas"]["ChatRequest"]["properties"]
+    members["n"]["maximum"] = 1
+    assert openapi_document() == DOCUMENT
+    assert validate({"messages": QUESTION, "model": "m", "n": 2})
 
 
 def test_the_command_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
