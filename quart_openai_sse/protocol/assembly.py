@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import find_index
-from quart_openai_sse.protocol.upstream_errors import Chunk
+from quart_openai_sse.protocol.chunks import Chunk, find_index
 
 
 class Assembly:
