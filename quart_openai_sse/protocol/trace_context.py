@@ -8,7 +8,8 @@ import secrets
 from contextvars import ContextVar, Token
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_TRACE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TRACE_ID = r"[A-Za-z0-9._-]{1,64}"
+"""A trace id that we send or log, as a regular expression that means the same to Python and to JSON Schema."""
 
 _current: ContextVar[str] = ContextVar("quart_openai_sse_trace_id", default="")
 
@@ -33,7 +34,7 @@ def trace_id_from(traceparent: str, x_trace_id: str) -> str:
     match = _TRACEPARENT.fullmatch(traceparent)
     if match and not (match[1] == "00" and match[3]):  # later versions may have further members
         return match[2]
-    if _TRACE_ID.fullmatch(x_trace_id):
+    if re.fullmatch(TRACE_ID, x_trace_id):
         return x_trace_id
     return secrets.token_hex(16)
 
