@@ -24,17 +24,18 @@ KEY_PATTERN = f"^[!-~]{{0,{KEY_LENGTH}}}$"  # an empty header counts as no heade
 
 # https://github.com/Kludex/uvicorn/issues/2722. Java's HttpClient offers h2c with each request over plain HTTP.
 _LOST = (
-    " It has an Upgrade header, and uvicorn with httptools loses the body of such a request. If that is the server,"
-    " start it with --http h11, or let the client not offer an upgrade (in Java: HttpClient.Version.HTTP_1_1)."
+    " It has an Upgrade header, and uvicorn with httptools loses the body of such a request. If that is your server,"
+    " start it with --http h11, or configure the client to offer no upgrade (in Java: HttpClient.Version.HTTP_1_1)."
 )
 
 
 def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str, Any]:
-    """The JSON object of a request's body. Raises `UnsupportedMediaType` and `InvalidRequest`.
+    """The JSON object in *data*, the body of a request.
 
-    *upgrade* is the header of that name: an error about a missing body names it as the likely cause.
+    *content_type* and *upgrade* are the request's headers, or "". Raises `UnsupportedMediaType` unless the type is
+    `application/json`, and `InvalidRequest` for anything that is not a JSON object.
     """
-    # A page of another origin can post text/plain without asking; it can't post application/json.
+    # A page of another origin can post text/plain without a CORS preflight (Fetch, section 2.2.2), but not JSON.
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("The Content-Type must be application/json.")
     if not data:
@@ -49,9 +50,10 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
 
 
 def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, Any]:
-    """A checked copy of a Chat Completions request, with *default_model* where it names none.
+    """A checked copy of *body*, a Chat Completions request; a missing `model` becomes *default_model*.
 
-    Raises `InvalidRequest` for what OpenAI's API would refuse; `null` counts as left out, as it does there.
+    Unknown members pass unchanged. A member that is `null` counts as missing, as in OpenAI's API.
+    Raises `InvalidRequest`, whose `param` names the member, for a member that OpenAI's API would refuse.
     """
     body = dict(body)
     if body.get("model") is None and default_model:
@@ -156,11 +158,14 @@ MEMBERS: Mapping[str, Schema] = {
     "logit_bias": _optional("object"),
     "user": _optional("string"),
 }
-"""The optional members of a chat request in JSON Schema: the only keywords are those that `_matches` reads."""
+"""The optional members of a chat request, in the keywords of JSON Schema that the checks above read."""
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """A fingerprint of *body*, the same for every order of its members. Raises `InvalidRequest` if it is too deep."""
+    """The SHA-256 of *body* in hexadecimal digits, the same for any order of its members.
+
+    Raises `InvalidRequest` for a body that is nested too deeply.
+    """
     try:
         text = dumps(body, sort_keys=True, separators=(",", ":"))
     except RecursionError:
@@ -169,7 +174,7 @@ def digest(body: Mapping[str, Any]) -> str:
 
 
 def check_idempotency_key(key: str) -> str:
-    """*key*, if it is 1 to 255 visible ASCII characters; else raises `InvalidRequest`."""
+    """Returns *key* if it is 1 to 255 visible ASCII characters. Raises `InvalidRequest` otherwise."""
     if not key or not re.fullmatch(KEY_PATTERN, key):
         raise InvalidRequest(
             f"Idempotency-Key must be 1 to {KEY_LENGTH} visible ASCII characters.", param="Idempotency-Key"
@@ -178,7 +183,10 @@ def check_idempotency_key(key: str) -> str:
 
 
 def check_thread(thread: object) -> str:
-    """*thread*, if it is text of 1 to 255 characters, or "" for `None`; else raises `InvalidRequest`."""
+    """Returns *thread* if it is a string of 1 to 255 characters without control characters, and "" for `None`.
+
+    Raises `InvalidRequest` otherwise.
+    """
     if thread is None:
         return ""
     if not isinstance(thread, str) or not re.fullmatch(THREAD_PATTERN, thread):
