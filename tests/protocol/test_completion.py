@@ -1,4 +1,4 @@
-"""One Chat Completions stream: every oddity of the servers there are, and of those there might be."""
+"""One Chat Completions stream, with the oddities of real servers and of possible ones."""
 
 from __future__ import annotations
 

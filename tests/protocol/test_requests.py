@@ -1,4 +1,4 @@
-"""What a chat request must be, and who a stream belongs to."""
+"""The checks of a chat request, and the keys of streams."""
 
 from __future__ import annotations
 

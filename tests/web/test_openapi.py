@@ -1,4 +1,4 @@
-"""The document of the routes lists all there is: routes, errors, and what a request may hold."""
+"""The OpenAPI document lists every route and error, and the limits of a request."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from quart_openai_sse.web.openapi import openapi_document, subclasses
 from tests.conftest import QUESTION
 from tests.protocol.test_requests import _bodies
 
-# The app, in its own thread, draws numbers while a request is made up; hypothesis takes that for the request's doing.
+# The app's thread draws random numbers while hypothesis generates a request, and hypothesis would warn about it.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 DOCUMENT = openapi_document()
 OPERATIONS = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
 ASKING = [operation for operation in OPERATIONS if "5XX" in operation["responses"]]
-"""What asks an upstream."""
+"""The operations that send a request upstream."""
 CODES = {each.get("const"): each["description"] for each in DOCUMENT["components"]["schemas"]["ErrorCode"]["anyOf"]}
 ERRORS = [
     cls
@@ -42,7 +42,7 @@ ERRORS = [
     if cls.__module__ == "quart_openai_sse.errors" and cls is not ConfigurationError
 ]
 SAID_IN_WORDS = {RouteNotFound, MethodNotAllowed}
-"""What meets those who ask for none of the operations."""
+"""The errors of requests for none of the operations."""
 
 
 # What it lists ------------------------------------------------------------------------------------------------------
