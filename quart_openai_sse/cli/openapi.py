@@ -1,4 +1,4 @@
-"""`openapi`: the routes as a document, for who generates clients or looks at an API in a browser."""
+"""`openapi`: writes the OpenAPI document of the routes, for generated clients and API browsers."""
 
 from __future__ import annotations
 

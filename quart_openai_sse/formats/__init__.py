@@ -1,4 +1,4 @@
-"""How a reader's client is spoken to: OpenAI's wire, and `text` for pages and EventSource."""
+"""The wire format of a response: the protocol, and how each format describes the end of a stream."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from quart_openai_sse.logs.entries import Batch, End
 
 
 class Format(Protocol):
-    """Turns what a reader finds in the log into bytes for its client."""
+    """Encodes the entries of a stream as bytes for one client."""
 
     replays: bool
-    """Whether it has state, so that a reader always starts from the first entry."""
+    """Whether the format keeps state, so that a reader must start at the first entry."""
 
     def encode(self, batch: Batch, *, ids: bool) -> bytes:
-        """The batch's entries; one event per entry at most, with `id` lines if *ids*."""
+        """The entries of *batch*, at most one event per entry; events have `id` lines if *ids* is true."""
         ...
 
     def end(self, end: End, *, ids: bool) -> bytes:
-        """The last event of a stream that ended so."""
+        """The last event of a stream that ended as *end* says; it has an `id` line if *ids* is true."""
         ...
 
 
 def end_error(end: End) -> OpenAISSEError | None:
-    """What a reader is told of an end that is not `completed`."""
+    """The error for the reader of a stream that failed or was stopped; `None` for one that completed."""
     if end.outcome == "completed":
         return None
     if end.outcome == "stopped":
@@ -34,7 +34,7 @@ def end_error(end: End) -> OpenAISSEError | None:
 
 
 def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
-    """What the last event says, under the outcome's name: `{finish_reason, usage}`, `{error}` or `{reason}`."""
+    """The data of a last event that is named after the outcome: `{finish_reason, usage}`, `{error}` or `{reason}`."""
     if end.outcome == "completed":
         return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
     return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body(translate)

@@ -1,4 +1,4 @@
-"""The formats by their names."""
+"""The formats by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.text import TextFormat
 
 FORMATS: Mapping[str, Callable[..., Format]] = {"openai": OpenAIFormat, "text": TextFormat}
-"""By name: what makes one, given `translate`."""
+"""The class of each format, which takes `translate`."""
 
 
 def create_format(name: str, *, include_usage: bool = False, translate: Translate = english) -> Format:
-    """The format of that name. Raises `InvalidRequest` for an unknown one."""
+    """The format *name* for one response. Raises `InvalidRequest` for an unknown name.
+
+    *include_usage* concerns the `openai` format only.
+    """
     if name == "openai":
         return OpenAIFormat(include_usage=include_usage, translate=translate)
     if name not in FORMATS:

@@ -1,4 +1,4 @@
-"""The `text` format: for pages, and for EventSource."""
+"""The `text` format, for pages that use EventSource."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class TextFormat:
         self._translate = translate
 
     def encode(self, batch: Batch, *, ids: bool) -> bytes:
-        """The text of the first choice, and app events."""
+        """The text of the first choice, with its time in seconds since the start, and the app events."""
         return b"".join(self._entry(number, entry, ids) for number, entry in enumerate(batch.entries, batch.first_id))
 
     def end(self, end: End, *, ids: bool) -> bytes:
-        """The one last event; never one named `error`, at which EventSource's own listener would fire."""
+        """The last event, which is never named `error`: EventSource would call the page's error listener."""
         data = json.encode(end_data(end, self._translate))
         return b"event: " + end.outcome.encode() + b"\n" + id_line(END_ID, ids) + encode_data(data)
 

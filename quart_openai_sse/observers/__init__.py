@@ -1,4 +1,4 @@
-"""What happened to a stream: one record, and the events of its life."""
+"""Observers: the record of a stream, and the events that are reported of it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from typing import Any, Literal
 from quart_openai_sse.logs.entries import Outcome
 
 APP = "app"
-"""`StreamRecord.upstream` of a stream that a model of the app's own produces."""
+"""`StreamRecord.upstream` of a stream that a model of the app produces."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StreamRecord:
-    """One stream, from start to end. Times are seconds, `bytes` are of chunks as the upstream sent them."""
+    """One stream, from start to end. Times are in seconds."""
 
     id: str
-    """As in `GET /streams/<id>`."""
+    """The stream's id, as in `GET /streams/<id>`."""
     thread: str = ""
-    """The name it was started with, by which it is found while it runs."""
+    """The name by which the running stream can be found, or ""."""
     principal: str = ""
-    """Who started it: `realm:id`."""
+    """The principal that started it, as `realm:id`."""
     model: str = ""
-    """The model that was asked for."""
+    """The model that the request named."""
     upstream: str = ""
-    """The host that answered, or `app` for a model of the app's own."""
+    """The name of the upstream that answered, by default its host; `app` for a model of the app."""
     trace_id: str = ""
-    """That of the request that started it."""
+    """The trace id of the request that started it."""
     outcome: Outcome | Literal[""] = ""
     """`completed`, `failed` or `stopped`; empty while the stream runs."""
     reason: str = ""
-    """Why it failed (an error's code) or was stopped."""
+    """The code of the error with which it failed, or why it was stopped."""
     status: int = 200
     """The HTTP status of the failure, 200 otherwise."""
     finish_reasons: dict[int, str] = field(default_factory=dict)
-    """Why each choice ended, by its index, as the upstream said."""
+    """The upstream's `finish_reason` of each choice, by the choice's index."""
     usage: Mapping[str, Any] | None = None
-    """What the upstream counted, if it said so."""
+    """The upstream's `usage`, if it sent one."""
     chunks: int = 0
-    """How many came."""
+    """The number of chunks."""
     bytes: int = 0
-    """Their size, as the upstream sent them."""
+    """The size of the chunks as the upstream sent them."""
     time_to_first_output: float | None = None
-    """Until the first chunk that says something, or the first event of the app's."""
+    """From the start to the first chunk with output, or to the first app event."""
     duration: float = 0.0
     """From the start to the end, `on_end` included."""
     longest_gap: float = 0.0
@@ -51,13 +51,13 @@ class StreamRecord:
     attempts: int = 0
     """Requests sent upstream."""
     failures: tuple[str, ...] = ()
-    """Of those that failed before any output, each one's upstream and error code."""
+    """For each request that failed before any output, `upstream: code of the error`."""
     readers: int = 0
-    """Responses that read it while it ran, and the app's own reading."""
+    """Responses that read it while it ran, and readers within the app."""
     resumes: int = 0
-    """Readers that did not begin at the beginning."""
+    """Readers that did not start at the first entry."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What `ai.start` was given."""
+    """The `metadata` that was passed to `ai.start`."""
 
 
 EventKind = Literal["started", "first_chunk", "retried", "ended"]
@@ -65,11 +65,11 @@ EventKind = Literal["started", "first_chunk", "retried", "ended"]
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """Something in a stream's life: *record* is as it was at that moment."""
+    """An event in the life of a stream, with the *record* as it was at that moment."""
 
     kind: EventKind
     record: StreamRecord
 
 
 Observer = Callable[[StreamEvent], Awaitable[None] | None]
-"""A function or a coroutine function. Nothing waits for it; what it raises is logged."""
+"""A function or a coroutine function. Nothing waits for it; an exception that it raises is logged."""

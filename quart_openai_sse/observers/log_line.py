@@ -13,7 +13,7 @@ _LOG_FIELDS = [(f"stream_{each.name}", each.name) for each in fields(StreamRecor
 
 
 def log_stream(record: StreamRecord) -> None:
-    """Writes the line of a stream that has ended, its record's fields in `extra` as `stream_…`."""
+    """Logs the line of a stream that has ended: a warning if it failed. `extra` has its fields as `stream_…`."""
     level = logging.WARNING if record.outcome == "failed" else logging.INFO
     if not logger.isEnabledFor(level):
         return

@@ -1,4 +1,4 @@
-"""The message that a stream's chunks add up to, as OpenAI's SDK adds them, and the sum of what they cost."""
+"""The message that chunks add up to, accumulated as OpenAI's SDK does, and the sum of usages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import find_index
-from quart_openai_sse.protocol.upstream_errors import Chunk
+from quart_openai_sse.protocol.chunks import Chunk, find_index
 
 
 class Assembly:
-    """Puts a `chat.completion` together, of the chunks of a stream or of an answer in one piece.
+    """Builds a `chat.completion` from the chunks of a stream, or from an answer in one piece.
 
-    Beyond *limit* bytes of chunks `message()` is `None`.
+    From *limit* bytes of chunks on, `message()` returns `None`.
     """
 
     def __init__(self, *, limit: int = 1 << 26) -> None:
@@ -25,16 +24,16 @@ class Assembly:
 
     @property
     def id(self) -> str:
-        """The `id` its chunks share, or ""."""
+        """The `id` of the first chunk that has one, or ""."""
         return str(self._head.get("id") or "")
 
     @property
     def model(self) -> str:
-        """The model that answers, by its own account."""
+        """The `model` of the first chunk that names one, or ""."""
         return str(self._head.get("model") or "")
 
     def add(self, data: bytes) -> None:
-        """Adds the chunk that *data* is in JSON. What no number or text can hold is too much to keep."""
+        """Adds a chunk in JSON. If it cannot be decoded (`1e999`), `message()` returns `None` from then on."""
         if self._room <= 0:
             return
         try:
@@ -43,7 +42,7 @@ class Assembly:
             self._room = 0
 
     def add_chunk(self, chunk: Chunk, *, size: int = 0) -> None:
-        """Adds a chunk. *size*, its bytes, counts against the limit."""
+        """Adds a chunk; *size*, in bytes, counts against the limit."""
         self._room -= size
         if self._room <= 0:
             return
@@ -58,7 +57,7 @@ class Assembly:
                 self._add_choice(choice)
 
     def message(self) -> dict[str, Any] | None:
-        """The `chat.completion` object the chunks add up to so far."""
+        """The `chat.completion` object that the chunks add up to so far, or `None` (see the class)."""
         if self._room <= 0:
             return None
         choices = [
@@ -92,22 +91,22 @@ _NOT_HEAD = frozenset({"object", "choices", "usage", "obfuscation", "error"})
 
 
 class _Pieces(list[str]):
-    """A string in the making."""
+    """A string, in the pieces that are not joined yet."""
 
 
 class _Members(dict[str, Any]):
-    """An object in the making. What is no such thing is kept as it came, however deep it is."""
+    """An object that deltas are added to. Any other `dict` is kept as it came."""
 
 
 class _Calls(list[_Members]):
-    """Tool calls in the making."""
+    """Tool calls that deltas are added to."""
 
     def __init__(self) -> None:
         self._latest: dict[int | None, _Members] = {}  # by index; under None the latest of all
         self._known: dict[tuple[int | None, str], _Members] = {}
 
     def find(self, delta: Mapping[str, Any]) -> _Members:
-        """The call that *delta* belongs to. Ollama leaves `index` out or repeats it: then a new `id` is a new call."""
+        """The call that *delta* belongs to. Ollama omits `index` or repeats it: then a new `id` is a new call."""
         index, call_id = find_index(delta), _id(delta)
         call = self._latest.get(index)
         if call_id and call is not None and call.get("id"):
@@ -121,10 +120,10 @@ class _Calls(list[_Members]):
         return call
 
 
-# Sent once by OpenAI and with every delta by some others: the first value stands.
+# OpenAI sends these once, other servers with every delta: the first value is kept.
 _SET_ONCE = frozenset({"role", "id", "type", "name", "index"})
 
-_DEPTH = 16  # of the objects that are added up, far more than any API has
+_DEPTH = 16  # levels of objects that are added up, far more than any API has
 
 
 def _accumulate(target: _Members, delta: Mapping[str, Any], depth: int = _DEPTH) -> None:
@@ -153,7 +152,7 @@ def _accumulate_calls(calls: _Calls, deltas: list[Any], depth: int) -> None:
 
 
 def _slot(target: _Members, member: str, kind: type[Any]) -> Any:
-    """The place for *member*; a server that changes its type half-way starts it anew."""
+    """The value of *member*, of type *kind*; a new one if *member* had another type so far."""
     if type(target.get(member)) is not kind:
         target[member] = kind()
     return target[member]
@@ -170,12 +169,12 @@ def _joined(value: Any) -> Any:
 
 
 def whole(text: str) -> str:
-    """*text* with the halves of an emoji joined that two chunks held, each as a surrogate; a lone half stays one."""
+    """*text* with surrogate pairs joined, such as an emoji whose halves came in two chunks. A lone half stays."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _call(members: dict[str, Any]) -> dict[str, Any]:
-    """A tool call as a message has it: of some type, and without the place it had in the stream."""
+    """A tool call as in a message: with a `type`, and without the `index` it had in the stream."""
     members = {"type": "function", **members}
     members.pop("index", None)
     return members
@@ -190,7 +189,7 @@ def _id(value: Mapping[str, Any]) -> str:
 
 
 def add_usage(total: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The sum of two usages, member by member; an unknown one counts for nothing."""
+    """The sum of two `usage` objects, member by member, details included; `None` adds nothing."""
     if total is None or usage is None:
         known = total if usage is None else usage
         return dict(known) if known is not None else None
@@ -211,5 +210,5 @@ def _sum(total: Mapping[str, Any], usage: Mapping[str, Any], *, depth: int) -> d
 
 
 def _is_count(value: object) -> bool:
-    # No wider than 64 bits: an int beyond a float's range can't be added to one.
+    # At most 64 bits: an int beyond a float's range cannot be added to a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63

@@ -1,4 +1,4 @@
-"""What is read of one chunk, whatever its shape."""
+"""One chunk: its members that say something about the stream, and its text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from quart_openai_sse.errors import UpstreamGarbled
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.upstream_errors import stream_error
 
+Chunk = Mapping[str, Any]
+"""A `chat.completion.chunk` as OpenAI documents it, unknown members included."""
+
 DONE = b"[DONE]"
+"""The data of the event that ends a stream."""
 
 
-class ParsedChoice(msgspec.Struct, gc=False):
-    """A choice of a chunk."""
-
-    index: int = 0
-    # Azure's filter chunks have none; a server that ignores `stream` has the whole message.
-    delta: dict[str, Any] | None = None
-    finish_reason: str | None = None
-
-
+# gc=False makes parse_chunk 5 % faster. These objects refer to decoded JSON only, so they are never part of a cycle.
 class ParsedChunk(msgspec.Struct, gc=False):
     """The members of a chunk that say something about its stream."""
 
@@ -31,14 +27,24 @@ class ParsedChunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
-def parse_chunk(data: bytes) -> ParsedChunk | None:
-    """What the data of one event says of its stream; `None` for `[DONE]`.
+class ParsedChoice(msgspec.Struct, gc=False):
+    """A choice of a chunk."""
 
-    Raises `UpstreamGarbled` for data that is no chunk, and the upstream's own error for an error object.
+    index: int = 0
+    # Missing in Azure's content filter chunks, and in the answer of a server that ignores `stream`.
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+def parse_chunk(data: bytes) -> ParsedChunk | None:
+    """The chunk that is the *data* of one event; `None` for `[DONE]`.
+
+    Raises `UpstreamGarbled` for data that is not a JSON object. For an error object, raises the error it reports:
+    `UpstreamFailed` or `UpstreamCredentials`.
     """
     try:
         chunk = _decode(data)
-        # The decoder does not check the text of members that it skips.
+        # The decoder does not check the UTF-8 of members that it skips.
         if not chunk.error and (data.isascii() or data.decode()):
             return chunk
     except (ValueError, RecursionError):
@@ -50,7 +56,7 @@ _decode = msgspec.json.Decoder(ParsedChunk).decode
 
 
 def _parse_odd(data: bytes) -> ParsedChunk | None:
-    """A chunk whose members do not have the types that OpenAI documents, as far as it can be understood."""
+    """A chunk whose members have other types than OpenAI documents: such a member counts as missing."""
     if data.strip() == DONE:
         return None
     try:
@@ -63,19 +69,10 @@ def _parse_odd(data: bytes) -> ParsedChunk | None:
         raise failure
     choices, usage = chunk.get("choices"), chunk.get("usage")
     listed = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
-    return ParsedChunk([_parsed_choice(each) for each in listed], usage if isinstance(usage, dict) else None)
+    return ParsedChunk([_parse_choice(each) for each in listed], usage if isinstance(usage, dict) else None)
 
 
-def decode_chunk(data: bytes) -> dict[str, Any]:
-    """The whole of a chunk that was fed. Raises `UpstreamGarbled` for numbers that nothing here can hold."""
-    try:
-        chunk: dict[str, Any] = json.decode(data)
-    except ValueError:
-        raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
-    return chunk
-
-
-def _parsed_choice(choice: dict[str, Any]) -> ParsedChoice:
+def _parse_choice(choice: Mapping[str, Any]) -> ParsedChoice:
     delta, finish_reason = choice.get("delta"), choice.get("finish_reason")
     return ParsedChoice(
         find_index(choice) or 0,
@@ -85,13 +82,34 @@ def _parsed_choice(choice: dict[str, Any]) -> ParsedChoice:
 
 
 def find_index(value: Mapping[str, Any]) -> int | None:
-    """The place of a choice, or of a tool call, where it says so."""
+    """The `index` of a choice or of a tool call; `None` if it is missing or not an integer."""
     index = value.get("index")
     return index if type(index) is int else None  # True is an int to Python, and not to JSON
 
 
+def has_output(delta: Mapping[str, Any]) -> bool:
+    """Whether *delta* holds output: a member other than `role` that is not empty."""
+    # A loop, because any() makes Completion.feed 52 % slower for a tool call (Python 3.13: 29 %).
+    for member, value in delta.items():  # noqa: SIM110
+        if value and member != "role":
+            return True
+    return False
+
+
+def decode_chunk(data: bytes) -> dict[str, Any]:
+    """The JSON object of a chunk that `parse_chunk` accepts. Raises `UpstreamGarbled` for a number beyond a float."""
+    try:
+        chunk: dict[str, Any] = json.decode(data)
+    except ValueError:
+        raise UpstreamGarbled("The upstream sent a chunk that cannot be read.") from None
+    return chunk
+
+
 def chunk_text(data: bytes, members: tuple[str, ...] = ("content", "refusal")) -> str:
-    """What the first choice of a chunk says in words: its content, or its refusal; the first of *members*."""
+    """The text of the first choice of a chunk, or of an answer in one piece: the first of *members* that holds text.
+
+    Returns "" for a chunk without text and for any other data; raises nothing.
+    """
     for choice in _choices(data):
         if isinstance(choice, dict) and (choice.get("index") or 0) == 0:
             delta = choice.get("delta") or choice.get("message")
@@ -102,7 +120,6 @@ def chunk_text(data: bytes, members: tuple[str, ...] = ("content", "refusal")) -
 
 
 def _choices(data: bytes) -> list[Any]:
-    """A chunk's choices. What is odd has none: a reader shows what it can."""
     try:
         chunk = json.decode(data)
     except ValueError:
@@ -112,7 +129,7 @@ def _choices(data: bytes) -> list[Any]:
 
 
 def whole_answer(data: bytes) -> bool:
-    """Whether an entry is an answer in one piece rather than a chunk."""
+    """Whether the JSON object *data* is an answer in one piece instead of a chunk."""
     choices = json.decode(data).get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     return isinstance(first, dict) and "delta" not in first

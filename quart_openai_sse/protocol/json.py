@@ -1,4 +1,4 @@
-"""JSON as bytes: msgspec, and the standard library for the lone surrogates that msgspec refuses."""
+"""JSON as bytes: by msgspec, and by the standard library for lone surrogates, which msgspec refuses."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import msgspec
 
 
 def decode(data: bytes | bytearray) -> Any:
-    """The value of *data*. Raises `ValueError` for anything that is not JSON (NaN, bad UTF-8, too deep)."""
+    """The value of *data*. Raises `ValueError` for data that is not JSON (NaN, invalid UTF-8) or nested too deeply."""
     try:
         return msgspec.json.decode(data)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
     except ValueError:
-        # "\ud800" alone is within JSON's grammar, and browsers send it for half an emoji.
+        # A lone "\ud800" is valid JSON (RFC 8259, section 8.2), and browsers send one for half an emoji.
         if b"\\u" not in data:
             raise
     try:
-        # As text: from bytes, the standard library would also take UTF-16, a BOM and encoded surrogates.
+        # As text: from bytes, the standard library would also accept UTF-16, a BOM and encoded surrogates.
         return json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
 
 
 def encode(value: object) -> bytes:
-    """Compact JSON of *value*. Raises `TypeError` or `ValueError` for what JSON can't say."""
+    """Compact JSON of *value*. Raises `TypeError` or `ValueError` for a value that JSON cannot hold."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -1,34 +1,41 @@
-"""What a chat request must be. Unknown members pass untouched; each refusal names the member in `param`."""
+"""The checks of a chat request, and its limits, which the OpenAPI document states too."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from json import dumps
 from typing import Any
 
 from quart_openai_sse.errors import InvalidRequest, UnsupportedMediaType
 from quart_openai_sse.protocol import json
 
+Schema = dict[str, Any]
+"""A JSON Schema."""
+
 ROLES = frozenset({"developer", "system", "user", "assistant", "tool", "function"})
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_THREAD = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+# Limits that the OpenAPI document states too. The patterns mean the same to Python and to JSON Schema.
+MODEL_LENGTH = 256
+THREAD_LENGTH = KEY_LENGTH = 255
+THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f]{{1,{THREAD_LENGTH}}}$"
+KEY_PATTERN = f"^[!-~]{{0,{KEY_LENGTH}}}$"  # an empty header counts as no header
 
 # https://github.com/Kludex/uvicorn/issues/2722. Java's HttpClient offers h2c with each request over plain HTTP.
 _LOST = (
-    " It has an Upgrade header, and uvicorn with httptools loses the body of such a request. If that is the server,"
-    " start it with --http h11, or let the client not offer an upgrade (in Java: HttpClient.Version.HTTP_1_1)."
+    " It has an Upgrade header, and uvicorn with httptools loses the body of such a request. If that is your server,"
+    " start it with --http h11, or configure the client to offer no upgrade (in Java: HttpClient.Version.HTTP_1_1)."
 )
 
 
 def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str, Any]:
-    """The JSON object of a request's body. Raises `UnsupportedMediaType` and `InvalidRequest`.
+    """The JSON object in *data*, the body of a request.
 
-    *upgrade* is the header of that name: an error about a missing body names it as the likely cause.
+    *content_type* and *upgrade* are the request's headers, or "". Raises `UnsupportedMediaType` unless the type is
+    `application/json`, and `InvalidRequest` for anything that is not a JSON object.
     """
-    # A page of another origin can post text/plain without asking; it can't post application/json.
+    # A page of another origin can post text/plain without a CORS preflight (Fetch, section 2.2.2), but not JSON.
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("The Content-Type must be application/json.")
     if not data:
@@ -43,53 +50,25 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
 
 
 def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, Any]:
-    """A checked copy of a Chat Completions request, with *default_model* where it names none.
+    """A checked copy of *body*, a Chat Completions request; a missing `model` becomes *default_model*.
 
-    Raises `InvalidRequest` for what OpenAI's API would refuse; `null` counts as left out, as it does there.
+    Unknown members pass unchanged. A member that is `null` counts as missing, as in OpenAI's API.
+    Raises `InvalidRequest`, whose `param` names the member, for a member that OpenAI's API would refuse.
     """
     body = dict(body)
     if body.get("model") is None and default_model:
         body["model"] = default_model
     model = body.get("model")
-    if not isinstance(model, str) or not model.strip() or not model.isprintable() or len(model) > 256:
-        raise InvalidRequest("model must be a non-empty string of at most 256 printable characters.", param="model")
-    _messages(body.get("messages"))
-    for member, (allowed, description) in _MEMBERS.items():
-        value = body.get(member)
-        if value is not None and not allowed(value):
-            raise InvalidRequest(f"{member} must be {description}.", param=member)
-    include_usage = (body.get("stream_options") or {}).get("include_usage")
-    if include_usage is not None and not isinstance(include_usage, bool):
-        raise InvalidRequest("include_usage must be a boolean.", param="stream_options.include_usage")
+    if not isinstance(model, str) or not model.strip() or not model.isprintable() or len(model) > MODEL_LENGTH:
+        raise InvalidRequest(
+            f"model must be a non-empty string of at most {MODEL_LENGTH} printable characters.", param="model"
+        )
+    _check_messages(body.get("messages"))
+    _check_members(body, MEMBERS)
     return body
 
 
-def digest(body: Mapping[str, Any]) -> str:
-    """A fingerprint of *body*, the same for every order of its members. Raises `InvalidRequest` if it is too deep."""
-    try:
-        text = dumps(body, sort_keys=True, separators=(",", ":"))
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_idempotency_key(key: str) -> str:
-    """*key*, if it is 1 to 255 visible ASCII characters; else raises `InvalidRequest`."""
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    return key
-
-
-def check_thread(thread: object) -> str:
-    """*thread*, if it is text of 1 to 255 characters, or "" for `None`; else raises `InvalidRequest`."""
-    if thread is None:
-        return ""
-    if not isinstance(thread, str) or not _THREAD.fullmatch(thread):
-        raise InvalidRequest("thread must be a string of 1 to 255 characters.", param="thread")
-    return thread
-
-
-def _messages(messages: object) -> None:
+def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a non-empty list.", param="messages")
     for index, message in enumerate(messages):
@@ -103,56 +82,113 @@ def _messages(messages: object) -> None:
             )
 
 
-Allowed = Callable[[Any], bool]
+def _check_members(body: Mapping[str, Any], members: Mapping[str, Schema], *, place: str = "") -> None:
+    for name, schema in members.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if not _matches(value, schema):
+            raise InvalidRequest(f"{name} must be {_description(schema)}.", param=place + name)
+        if "properties" in schema:
+            _check_members(value, schema["properties"], place=f"{place}{name}.")
 
 
-def _number(low: float, high: float) -> tuple[Allowed, str]:
-    return lambda value: _is(value, int, float) and low <= value <= high, f"a number from {low:g} to {high:g}"
+def _matches(value: Any, schema: Schema) -> bool:
+    types = schema["type"]  # one name, or a list of names; no name is a part of another
+    match value:
+        case bool():  # an int to Python, and not to JSON
+            return "boolean" in types
+        case str():
+            return "string" in types
+        case dict():
+            return "object" in types
+        case list():
+            return "array" in types and all(_matches(item, schema["items"]) for item in value)
+        case int() | float():
+            typed = "number" in types or ("integer" in types and isinstance(value, int))
+            return typed and bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
+    return False
 
 
-def _integer(low: int, high: int | None = None) -> tuple[Allowed, str]:
-    limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
-    return (
-        lambda value: _is(value, int) and low <= value and (high is None or value <= high),
-        f"an integer {limit}",
-    )
+def _description(schema: Schema) -> str:
+    """The values that *schema* allows, in words: "an integer from 1 to 128"."""
+    words = " or ".join(_WORDS[each] for each in schema["type"] if each != "null")
+    match schema:
+        case {"items": {"type": items}}:
+            return f"{words} of {items}s"
+        case {"minimum": low, "maximum": high}:
+            return f"{words} from {low} to {high}"
+        case {"minimum": low}:
+            return f"{words} of at least {low}"
+    return words
 
 
-def _kind(description: str, *kinds: type) -> tuple[Allowed, str]:
-    return lambda value: _is(value, *kinds), description
-
-
-def _is(value: object, *kinds: type) -> bool:
-    # True is an int to Python, and not to JSON.
-    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-
-
-def _stop(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-
-
-def _objects(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-_MEMBERS: Mapping[str, tuple[Allowed, str]] = {
-    "stream": _kind("a boolean", bool),
-    "stream_options": _kind("an object", dict),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "n": _integer(1, 128),
-    "max_tokens": _integer(1),
-    "max_completion_tokens": _integer(1),
-    "logprobs": _kind("a boolean", bool),
-    "top_logprobs": _integer(0, 20),
-    "seed": _kind("an integer", int),
-    "stop": (_stop, "a string or a list of strings"),
-    "tools": (_objects, "a list of objects"),
-    "tool_choice": _kind("a string or an object", str, dict),
-    "parallel_tool_calls": _kind("a boolean", bool),
-    "response_format": _kind("an object", dict),
-    "logit_bias": _kind("an object", dict),
-    "user": _kind("a string", str),
+_WORDS = {
+    "boolean": "a boolean",
+    "integer": "an integer",
+    "number": "a number",
+    "string": "a string",
+    "array": "a list",
+    "object": "an object",
 }
+
+
+def _optional(*types: str, **limits: Any) -> Schema:
+    return {"type": [*types, "null"], **limits}
+
+
+MEMBERS: Mapping[str, Schema] = {
+    "stream": _optional("boolean"),
+    "stream_options": _optional("object", properties={"include_usage": _optional("boolean")}),
+    "temperature": _optional("number", minimum=0, maximum=2),
+    "top_p": _optional("number", minimum=0, maximum=1),
+    "presence_penalty": _optional("number", minimum=-2, maximum=2),
+    "frequency_penalty": _optional("number", minimum=-2, maximum=2),
+    "n": _optional("integer", minimum=1, maximum=128),
+    "max_tokens": _optional("integer", minimum=1),
+    "max_completion_tokens": _optional("integer", minimum=1),
+    "logprobs": _optional("boolean"),
+    "top_logprobs": _optional("integer", minimum=0, maximum=20),
+    "seed": _optional("integer"),
+    "stop": _optional("string", "array", items={"type": "string"}),
+    "tools": _optional("array", items={"type": "object"}),
+    "tool_choice": _optional("string", "object"),
+    "parallel_tool_calls": _optional("boolean"),
+    "response_format": _optional("object"),
+    "logit_bias": _optional("object"),
+    "user": _optional("string"),
+}
+"""The optional members of a chat request, in the keywords of JSON Schema that the checks above read."""
+
+
+def digest(body: Mapping[str, Any]) -> str:
+    """The SHA-256 of *body* in hexadecimal digits, the same for any order of its members.
+
+    Raises `InvalidRequest` for a body that is nested too deeply.
+    """
+    try:
+        text = dumps(body, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_idempotency_key(key: str) -> str:
+    """Returns *key* if it is 1 to 255 visible ASCII characters. Raises `InvalidRequest` otherwise."""
+    if not key or not re.fullmatch(KEY_PATTERN, key):
+        raise InvalidRequest(
+            f"Idempotency-Key must be 1 to {KEY_LENGTH} visible ASCII characters.", param="Idempotency-Key"
+        )
+    return key
+
+
+def check_thread(thread: object) -> str:
+    """Returns *thread* if it is a string of 1 to 255 characters without control characters, and "" for `None`.
+
+    Raises `InvalidRequest` otherwise.
+    """
+    if thread is None:
+        return ""
+    if not isinstance(thread, str) or not re.fullmatch(THREAD_PATTERN, thread):
+        raise InvalidRequest(f"thread must be a string of 1 to {THREAD_LENGTH} characters.", param="thread")
+    return thread

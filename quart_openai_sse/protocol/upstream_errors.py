@@ -1,4 +1,4 @@
-"""The errors that an upstream reports, in their many shapes."""
+"""The errors that upstreams report, in their various shapes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamFailed, UpstreamRefused
 
-Chunk = Mapping[str, Any]
-"""A `chat.completion.chunk` as OpenAI documents it, unknown members included."""
 
+def stream_error(chunk: Mapping[str, Any]) -> OpenAISSEError | None:
+    """The error that an object within a stream reports, or `None` if the object is a chunk.
 
-def stream_error(chunk: Chunk) -> OpenAISSEError | None:
-    """The failure that an object within a stream reports, or `None` if it is a chunk.
-
-    Next to OpenAI's `{"error": {…}}` there are bare strings, `{"detail": …}` and vLLM's `{"object": "error", …}`.
+    Besides OpenAI's `{"error": {…}}` there are bare strings, `{"detail": …}` and vLLM's `{"object": "error", …}`.
     """
     error = chunk.get("error")
     if not error and "choices" not in chunk:
@@ -22,7 +19,7 @@ def stream_error(chunk: Chunk) -> OpenAISSEError | None:
     if not error:
         return None
     code = error.get("code") if isinstance(error, dict) else None
-    if code in (401, 403, "invalid_api_key"):  # about our key, and perhaps with a part of it
+    if code in (401, 403, "invalid_api_key"):  # about our key, and its message may quote a part of the key
         return UpstreamCredentials("The upstream refused our key within its stream.")
     return error_from(error, cls=UpstreamFailed)
 
@@ -33,7 +30,10 @@ def error_from(
     cls: type[UpstreamRefused],
     status: int | None = None,
 ) -> UpstreamRefused:
-    """An upstream's error object, whatever its shape, as an exception. `code` may be a number or a string."""
+    """A *cls* with the message, type, code and param of *error*, an upstream's error object of any shape.
+
+    Without *status*, the status is the error's `code` if that is a number from 400 to 599, else 502.
+    """
     members = error if isinstance(error, dict) else {"message": _details(error)}
     message = members.get("message")
     code = members.get("code")
@@ -49,13 +49,13 @@ def error_from(
 
 
 def _details(error: object) -> object:
-    """FastAPI lists what is wrong: `[{"loc": […], "msg": …}]`."""
+    """The message of *error*, which FastAPI sends as a list: `[{"loc": […], "msg": …}]`."""
     if not isinstance(error, list):
         return error
     return "; ".join(each["msg"] for each in error if isinstance(each, dict) and isinstance(each.get("msg"), str))
 
 
 def _string(value: object) -> str | None:
-    # It goes into log lines, too.
+    # Log lines hold it too, so it must be short and printable.
     text = str(value) if isinstance(value, str | int) else ""
     return text if text.isprintable() and 0 < len(text) <= 100 else None

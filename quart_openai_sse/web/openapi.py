@@ -1,9 +1,10 @@
-"""The routes as an OpenAPI document: made of the table of routes, the views' docstrings and the tree of errors."""
+"""The OpenAPI document of the routes, built from the table of routes, the views' docstrings and the errors."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
 
 from quart_openai_sse.errors import (
     AuthenticationRequired,
@@ -33,8 +34,9 @@ from quart_openai_sse.errors import (
     UpstreamError,
     UpstreamRefused,
 )
+from quart_openai_sse.protocol.requests import Schema
 from quart_openai_sse.web.blueprint import ROUTES
-from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, Schema, ref
+from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, ref
 from quart_openai_sse.web.responses import STREAM_HEADERS
 from quart_openai_sse.web.views import view_summary
 
@@ -44,19 +46,19 @@ Errors = tuple[type[OpenAISSEError], ...]
 
 
 def openapi_document(*, url_prefix: str = "/v1", routes: Collection[str] = frozenset(ROUTES)) -> Schema:
-    """An OpenAPI 3.1 document of the groups *routes* below *url_prefix*, to be written as JSON.
+    """An OpenAPI 3.1 document of the groups *routes* below *url_prefix*, as a `dict` that can be encoded as JSON.
 
-    It says what the extension answers. What an app's own hooks refuse with, and how its login is named, is for the
-    app to add. Raises `ValueError` for an unknown group.
+    It describes the extension's own responses. You may change it, for example to add the errors of your hooks and the
+    security scheme of your login. Raises `ValueError` for an unknown group.
     """
     if unknown := set(routes) - set(ROUTES):
-        raise ValueError(f"Unknown routes: {', '.join(sorted(unknown))}; there are {', '.join(ROUTES)}.")
+        raise ValueError(f"Unknown routes: {', '.join(sorted(unknown))}; the groups are {', '.join(ROUTES)}.")
     paths: dict[str, Schema] = {}
     for group in (group for group in ROUTES if group in routes):
         for method, path, endpoint in ROUTES[group]:
             path = path.replace("<", "{").replace(">", "}")
             paths.setdefault(path, {})[method.lower()] = _operation(group, endpoint)
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": {
             "title": "quart-openai-sse",
@@ -73,6 +75,8 @@ def openapi_document(*, url_prefix: str = "/v1", routes: Collection[str] = froze
             "schemas": {**SCHEMAS, "ErrorCode": _error_code()},
         },
     }
+    # A copy, since an app may change its document, and requests are checked with the schemas in it.
+    return deepcopy(document)
 
 
 def _version() -> str:
@@ -83,7 +87,7 @@ def _version() -> str:
 
 
 def subclasses(cls: type[OpenAISSEError]) -> Iterator[type[OpenAISSEError]]:
-    """*cls*, and every class below it."""
+    """*cls* and all classes derived from it."""
     yield cls
     for each in cls.__subclasses__():
         yield from subclasses(each)
@@ -113,7 +117,7 @@ def _answer(answer: Schema) -> Schema:
 
 
 def _refusals(errors: Errors) -> dict[str, Schema]:
-    """A response for each status of *errors*, and for whole classes of status if an upstream's own are among them."""
+    """A response for each status of *errors*; also for `4XX` and `5XX` if an upstream's own status is among them."""
     by_status: dict[str, list[type[OpenAISSEError]]] = {}
     for error in errors:
         if not issubclass(error, UpstreamRefused):
@@ -121,24 +125,23 @@ def _refusals(errors: Errors) -> dict[str, Schema]:
     open_codes = UpstreamRefused in errors
     refusals = {status: _refusal(found, open_codes=open_codes) for status, found in sorted(by_status.items())}
     if open_codes:
-        said = "An upstream refused the request: its own status and error."
-        refusals |= {status: _error_response(said, *_RETRY_HEADERS) for status in ("4XX", "5XX")}
+        description = "The upstream refused the request; the status and the error are the upstream's."
+        refusals |= {status: _error_response(description, *_RETRY_HEADERS) for status in ("4XX", "5XX")}
     return refusals
 
 
 def _refusal(errors: list[type[OpenAISSEError]], *, open_codes: bool) -> Schema:
-    said = "; ".join(f"`{error.code}`: {_first_sentence(error)}" for error in errors)
+    description = "; ".join(f"`{error.code}`: {_first_sentence(error)}" for error in errors)
     headers = [] if all(error.retry_after is None for error in errors) and not open_codes else ["Retry-After"]
     headers += [] if all(error.should_retry is None for error in errors) and not open_codes else ["x-should-retry"]
     headers += ["WWW-Authenticate"] if AuthenticationRequired in errors else []
-    response = _error_response(said, *headers)
+    response = _error_response(description, *headers)
     response["x-codes"] = sorted({code for error in errors for code in _codes(error)})
     return response
 
 
-def _error_response(said: str, *headers: str) -> Schema:
-    content = {"application/json": {"schema": ref("schemas", "Error")}}
-    return {**_answer({"description": said, "headers": headers}), "content": content}
+def _error_response(description: str, *headers: str) -> Schema:
+    return {**_answer({"description": description, "headers": headers}), "content": _json("Error")}
 
 
 def _codes(error: type[OpenAISSEError]) -> tuple[str, ...]:
@@ -150,7 +153,7 @@ def _first_sentence(error: type[OpenAISSEError]) -> str:
 
 
 def _error_code() -> Schema:
-    """Every code of ours, and those of upstreams."""
+    """The schema of an error's code: each of our codes, or any code of an upstream."""
     meanings = {
         code: _first_sentence(error)
         for error in subclasses(OpenAISSEError)
@@ -166,15 +169,15 @@ def _json(schema: str) -> Schema:
 
 
 def _events(*schemas: str) -> Schema:
-    """A stream of events; the schema is that of each of them, as long as OpenAPI 3.1 has no better place for it."""
+    """A stream of events. The schema is that of one event: OpenAPI 3.1 has no keyword for the items of a stream."""
     return {"text/event-stream": {"schema": {"anyOf": [ref("schemas", name) for name in schemas]}}}
 
 
 _ABOUT = """OpenAI-compatible streaming routes, and streams that can be resumed, watched and stopped.
 
-Another path below the prefix is answered 404 (`not_found`), another method 405 (`method_not_allowed`) with `Allow`;
-`HEAD` works where `GET` does. Once a stream has begun, a failure is its last event. An app's own hooks may refuse with
-other statuses and codes."""
+For another path below the prefix the response is 404 (`not_found`), and for another method 405 (`method_not_allowed`)
+with an `Allow` header. `HEAD` works where `GET` does. Once a stream has begun, a failure is its last event. An app's
+own hooks may refuse requests with other statuses and codes."""
 
 _RETRY_HEADERS = ("Retry-After", "x-should-retry")
 _OF_EVERY_REQUEST = ("traceparent", "X-Trace-ID", "Accept-Language")
@@ -183,20 +186,20 @@ _FURTHER_CODES: Mapping[type[OpenAISSEError], tuple[str, ...]] = {
     InvalidRequest: ("invalid_json",),
     UpstreamError: ("upstream_pool_exhausted",),
 }
-"""Codes that single instances of a class have."""
+"""Codes that some instances of a class have instead of the class's own."""
 
-_KNOWN: Errors = (AuthenticationRequired, PermissionDenied, InvalidRequest, AuthUnavailable, OpenAISSEError)
-"""What is refused before it is known who calls, `X-On-Behalf-Of` included; and what is our own failure."""
+_ALWAYS: Errors = (AuthenticationRequired, PermissionDenied, InvalidRequest, AuthUnavailable, OpenAISSEError)
+"""The errors of every route that needs a principal: those of an auth hook, and our own failure."""
 _STARTED: Errors = (
-    *(*_KNOWN, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
+    *(*_ALWAYS, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
     *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
     *(ModelFailed, StreamTooLong, StreamStopped, ServerShutdown),
     *subclasses(UpstreamError),
 )
-"""What may come between a request for a stream and its first output."""
+"""The errors of a route that starts a stream, until its first output."""
 
 _READING: Schema = {
-    "description": "The stream, running or ended. An app's events come under their own names in the `text` format.",
+    "description": "The stream, running or ended. In the `text` format an app's events have their own names.",
     "headers": ("X-Stream-Id", *STREAM_HEADERS),
     "content": _events("TextEvent", "OpenAIEvent"),
 }
@@ -208,7 +211,7 @@ _OPERATIONS: Mapping[str, Schema] = {
         "requestBody": {"required": True, "content": _json("ChatRequest")},
         "answers": {
             "200": {
-                "description": "The answer: a stream of events if the body says `stream: true`, else one object.",
+                "description": "A stream of events if the body has `stream: true`, else one object.",
                 "headers": ("X-Stream-Id",),
                 "content": {**_json("ChatCompletion"), **_events("OpenAIEvent")},
             }
@@ -217,56 +220,56 @@ _OPERATIONS: Mapping[str, Schema] = {
     },
     "list_models": {
         "answers": {"200": {"description": "The models.", "content": _json("Models")}},
-        "errors": (*_KNOWN, *subclasses(UpstreamError)),
+        "errors": (*_ALWAYS, *subclasses(UpstreamError)),
     },
     "start_stream": {
         "parameters": ("Idempotency-Key", "format"),
         "requestBody": {"required": True, "content": _json("StreamRequest")},
         "answers": {
             "200": {
-                "description": "The stream that the `Idempotency-Key` names; or the stream itself, for who accepts it.",
+                "description": "The stream of this `Idempotency-Key`; or its events, for a client that accepts those.",
                 "headers": ("Location", *_READING["headers"]),
                 "content": {**_json("StreamAddress"), **_READING["content"]},
             },
-            "201": {**_STREAM, "description": "It was started: where it can be read."},
+            "201": {**_STREAM, "description": "The stream was started, and can be read at `url`."},
         },
         "errors": _STARTED,
     },
     "list_streams": {
         "parameters": ("thread",),
         "answers": {"200": {"description": "The caller's running streams.", "content": _json("Streams")}},
-        "errors": _KNOWN,
+        "errors": _ALWAYS,
     },
     "read_stream": {
         "parameters": ("stream_id", "Last-Event-ID", "last_event_id", "format"),
-        "answers": {"200": _READING, "204": {"description": "You have its end already."}},
-        "errors": (*_KNOWN, InvalidLastEventID, StreamNotFound, StreamExpired),
+        "answers": {"200": _READING, "204": {"description": "The last event ID is the end of the stream."}},
+        "errors": (*_ALWAYS, InvalidLastEventID, StreamNotFound, StreamExpired),
     },
     "stop_stream": {
         "parameters": ("stream_id",),
-        "answers": {"204": {"description": "It is stopped, or has ended."}},
-        "errors": (*_KNOWN, OriginDenied, StreamNotFound),
+        "answers": {"204": {"description": "The stream has been stopped, or had ended."}},
+        "errors": (*_ALWAYS, OriginDenied, StreamNotFound),
     },
     "client": {
         "security": [],
         "answers": {
-            "200": {"description": "The module.", "content": {"text/javascript": {"schema": {"type": "string"}}}},
-            "304": {"description": "You have it already."},
+            "200": {
+                "description": "An ES module.",
+                "content": {"text/javascript": {"schema": {"type": "string"}}},
+            },
+            "304": {"description": "The module has not changed."},
         },
     },
     "health": {
         "security": [],
-        "answers": {"200": {"description": "It runs.", "content": _json("Status")}},
+        "answers": {"200": {"description": "The server runs.", "content": _json("Status")}},
     },
     "ready": {
         "security": [],
         "answers": {
-            "200": {"description": "It takes requests.", "content": _json("Status")},
-            "503": {"description": "It drains.", "content": _json("Status")},
+            "200": {"description": "The server accepts requests.", "content": _json("Status")},
+            "503": {"description": "The server is draining.", "content": _json("Status")},
         },
     },
 }
-"""By endpoint: parameters, body, what is answered, and the errors it may be refused with."""
-
-
-# Components ---------------------------------------------------------------------------------------------------------
+"""By endpoint: the parameters, the body, the responses and the errors."""

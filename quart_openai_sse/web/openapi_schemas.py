@@ -1,4 +1,4 @@
-"""The parameters, headers and schemas of the OpenAPI document."""
+"""The components of the OpenAPI document: security schemes, parameters, headers and schemas."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.logs.entries import RESERVED_EVENTS
-from quart_openai_sse.protocol.requests import ROLES
-
-Schema = dict[str, Any]
+from quart_openai_sse.protocol.requests import KEY_PATTERN, MEMBERS, MODEL_LENGTH, ROLES, THREAD_PATTERN, Schema
+from quart_openai_sse.protocol.trace_context import TRACE_ID
 
 
 def ref(kind: str, name: str) -> Schema:
+    """A reference to the component *name*, where *kind* is "parameters", "headers" or "schemas"."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
@@ -30,7 +30,6 @@ def _object(required: Collection[str] = (), /, **properties: Schema) -> Schema:
 
 
 def _nullable(kind: str, **schema: Any) -> Schema:
-    """`null` counts as left out, as in OpenAI's API."""
     return {"type": [kind, "null"], **schema}
 
 
@@ -41,7 +40,7 @@ def _list_of(schema: str) -> Schema:
 
 
 def _event(data: Schema, **members: Schema) -> Schema:
-    """A server-sent event."""
+    """The schema of a server-sent event whose data matches *data*."""
     return _object(("data",), **members, data={"type": "string", **data})
 
 
@@ -50,102 +49,81 @@ def _json_of(schema: str) -> Schema:
 
 
 _TEXT: Schema = {"type": "string"}
-
-
 _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
-
+_STREAM_ID = "^[0-9a-f]{32}$"
 
 SECURITY: Schema = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A token, where the app's auth hook knows tokens.",
+        "description": "A token, if the app's auth hook accepts tokens.",
     },
     "cookie": {
         "type": "apiKey",
         "in": "cookie",
         "name": "session",
-        "description": "The app's login, where its hook knows it. Pages of other origins can't change anything by it.",
+        "description": "The app's login, if its auth hook accepts it, but not for changes by a page of another origin.",
     },
 }
-
 
 PARAMETERS: Schema = {
     "Idempotency-Key": _parameter(
         "Idempotency-Key",
         "header",
-        "Whoever sends the same body with the same key gets the same stream; empty is none. Not for anonymous callers.",
-        pattern="^[!-~]{0,255}$",
+        "Requests with the same key and body get the same stream. Empty: no key. Not for anonymous callers.",
+        pattern=KEY_PATTERN,
     ),
-    "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern="^[0-9a-f]{32}$"),
-    "Last-Event-ID": _parameter("Last-Event-ID", "header", "The last event you have, as EventSource says it."),
-    "last_event_id": _parameter("last_event_id", "query", "The same, for who can't set headers."),
-    "format": _parameter("format", "query", "How events are written.", enum=sorted(FORMATS), default="text"),
+    "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern=_STREAM_ID),
+    "Last-Event-ID": _parameter("Last-Event-ID", "header", "The id of the last event received."),
+    "last_event_id": _parameter("last_event_id", "query", "The same, for a client that cannot set headers."),
+    "format": _parameter("format", "query", "The format of the events.", enum=sorted(FORMATS), default="text"),
     "thread": _parameter("thread", "query", "Only the streams of this thread."),
     "traceparent": _parameter("traceparent", "header", "A W3C trace context; its trace id is used if it is valid."),
     "X-Trace-ID": _parameter("X-Trace-ID", "header", "A trace id of up to 64 letters, digits, dots, dashes and `_`."),
-    "Accept-Language": _parameter("Accept-Language", "header", "In which language `user_message` is wanted."),
+    "Accept-Language": _parameter("Accept-Language", "header", "The language of `user_message`."),
 }
-
 
 HEADERS: Schema = {
-    "x-request-id": _header("The trace id of the log.", pattern="^[A-Za-z0-9._-]{1,64}$"),
-    "X-Stream-Id": _header("The stream's id.", pattern="^[0-9a-f]{32}$"),
+    "x-request-id": _header("The trace id, as in the log.", pattern=f"^{TRACE_ID}$"),
+    "X-Stream-Id": _header("The stream's id.", pattern=_STREAM_ID),
     "Location": _header("The stream's address."),
-    "Retry-After": _header("Seconds after which trying again makes sense.", pattern="^[0-9]+$"),
-    "x-should-retry": _header("Whether OpenAI's SDKs try again; else the status says.", enum=["true", "false"]),
+    "Retry-After": _header("Seconds to wait before a retry.", pattern="^[0-9]+$"),
+    "x-should-retry": _header("Whether OpenAI's SDKs retry; without it the status decides.", enum=["true", "false"]),
     "WWW-Authenticate": _header("How to authenticate.", const="Bearer"),
-    "Cache-Control": _header("Not to be kept, nor compressed.", const="no-cache, no-transform"),
-    "X-Accel-Buffering": _header("Not to be held back by nginx.", const="no"),
-    "Incremental": _header("To be passed on as it arrives (RFC 10036).", const="?1"),
+    "Cache-Control": _header("Proxies must not cache or compress the stream.", const="no-cache, no-transform"),
+    "X-Accel-Buffering": _header("nginx must not buffer the stream.", const="no"),
+    "Incremental": _header("Proxies must forward the stream as it arrives (RFC 10036).", const="?1"),
 }
-
 
 _CHAT_REQUEST = _object(
     ("messages",),
     model=_nullable(
         "string",
         minLength=1,
-        maxLength=256,
-        description="Printable characters, not only spaces. Left out: the model that the app has configured.",
+        maxLength=MODEL_LENGTH,
+        description="Printable characters, not only spaces. By default, the model that the app has configured.",
     ),
     messages={
         "type": "array",
         "minItems": 1,
         "items": _object(("role",), role={"type": "string", "enum": sorted(ROLES)}),
     },
-    stream=_nullable("boolean"),
-    stream_options=_nullable("object", properties={"include_usage": _nullable("boolean")}),
-    temperature=_nullable("number", minimum=0, maximum=2),
-    top_p=_nullable("number", minimum=0, maximum=1),
-    presence_penalty=_nullable("number", minimum=-2, maximum=2),
-    frequency_penalty=_nullable("number", minimum=-2, maximum=2),
-    n=_nullable("integer", minimum=1, maximum=128),
-    max_tokens=_nullable("integer", minimum=1),
-    max_completion_tokens=_nullable("integer", minimum=1),
-    logprobs=_nullable("boolean"),
-    top_logprobs=_nullable("integer", minimum=0, maximum=20),
-    seed=_nullable("integer"),
-    stop={"type": ["string", "array", "null"], "items": _TEXT},
-    tools={**_OBJECTS, "type": ["array", "null"]},
-    tool_choice={"type": ["string", "object", "null"]},
-    parallel_tool_calls=_nullable("boolean"),
-    response_format=_nullable("object"),
-    logit_bias=_nullable("object"),
-    user=_nullable("string"),
+    **MEMBERS,
 )
 
-
 SCHEMAS: Schema = {
-    "ChatRequest": {**_CHAT_REQUEST, "description": "OpenAI's; members that are not listed pass untouched."},
+    "ChatRequest": {
+        **_CHAT_REQUEST,
+        "description": "OpenAI's. Members that are not listed are sent upstream unchanged.",
+    },
     "StreamRequest": {
         **_CHAT_REQUEST,
         "properties": {
             **_CHAT_REQUEST["properties"],
             "thread": _nullable(
                 "string",
-                pattern="^[^\\u0000-\\u001f\\u007f]{1,255}$",
-                description="By what the stream can be found, while it runs.",
+                pattern=THREAD_PATTERN,
+                description="A name by which the running stream can be found.",
             ),
         },
     },
@@ -158,7 +136,7 @@ SCHEMAS: Schema = {
         "description": "OpenAI's `chat.completion.chunk`, as the upstream sent it.",
     },
     "OpenAIEvent": {
-        "description": "A chunk; at the end `[DONE]`, or an error if the stream is not complete.",
+        "description": "A chunk. The last event is `[DONE]`, or an error if the stream is not complete.",
         "anyOf": [
             _event({"const": "[DONE]"}),
             _event(_json_of("Error")),
@@ -166,7 +144,7 @@ SCHEMAS: Schema = {
         ],
     },
     "TextEvent": {
-        "description": "A piece of text or an event of the app's; at the end `completed`, `failed` or `stopped`.",
+        "description": "A piece of text or an app event. The last event is `completed`, `failed` or `stopped`.",
         "anyOf": [
             _event(_json_of("TextDelta"), event={"const": "delta"}),
             _event(_json_of("Completed"), event={"const": "completed"}),
@@ -184,14 +162,14 @@ SCHEMAS: Schema = {
     "Stopped": _object(("reason",), reason=_TEXT),
     "Models": _list_of("Model"),
     "Model": _object(("id",), id=_TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=_TEXT),
-    "StreamAddress": _object(("id", "url"), id={**_TEXT, "pattern": "^[0-9a-f]{32}$"}, url=_TEXT),
+    "StreamAddress": _object(("id", "url"), id={**_TEXT, "pattern": _STREAM_ID}, url=_TEXT),
     "Streams": _list_of("Stream"),
     "Stream": _object(
         ("id", "object", "url", "thread", "model", "created"),
-        id={**_TEXT, "pattern": "^[0-9a-f]{32}$"},
+        id={**_TEXT, "pattern": _STREAM_ID},
         object={"const": "stream"},
         url=_TEXT,
-        thread={**_TEXT, "description": 'Or "", if it has none.'},
+        thread={**_TEXT, "description": 'The thread\'s name, or "".'},
         model=_TEXT,
         created={"type": "integer", "description": "Unix time."},
     ),
@@ -202,7 +180,7 @@ SCHEMAS: Schema = {
             ("message", "type", "param", "code", "user_message"),
             message={**_TEXT, "description": "For developers."},
             type=_TEXT,
-            param=_nullable("string", description="The member of the request that is wrong."),
+            param=_nullable("string", description="The member of the request that is invalid."),
             code=ref("schemas", "ErrorCode"),
             user_message={**_TEXT, "description": "A sentence that can be shown to a person."},
         ),

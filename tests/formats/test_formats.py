@@ -1,4 +1,4 @@
-"""What a reader's client is sent, byte for byte."""
+"""The bytes that each format sends to a client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
-# With spaces, unknown members and an order of its own, so that only the very same bytes will do.
+# With spaces, unknown members and an unusual order, so that only the same bytes pass.
 ROLE = b'{"choices": [{"delta": {"role": "assistant", "content": ""}, "index": 0}], "id":"c"}'
 HI = b'{ "id":"c","choices":[{"index":0,"delta":{"content":"Hi"}}],"x":[1.0, 1e2] }'
 THERE = b'{"choices":[{"index":0,"delta":{"content":" there"},"finish_reason":"stop"}]}'

@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of bytes that raise `AssertionError` where a promise about any input is broken."""
+"""The fuzz targets: functions of bytes that raise `AssertionError` if a promise about any input is broken."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def request(data: bytes) -> None:
 
 
 def completion(data: bytes) -> None:
-    """Any chunks add up, or fail by an error of the upstream; whatever they are, each makes one event at most."""
+    """Any chunks add up to a message or raise an `UpstreamError`, and each becomes one event at most."""
     followed, assembly = Completion(n=1 + len(data) % 2), Assembly()
     entries = []
     with suppress(UpstreamError):
@@ -80,13 +80,13 @@ def completion(data: bytes) -> None:
 
 
 def trace(data: bytes) -> None:
-    """Whatever a client sends as a trace id, ours is short, and can stand in a header and in a log line."""
+    """Any trace id of a client gives an id that is short, and safe in a header and in a log line."""
     traceparent, _, x_trace_id = data.decode("latin-1").partition("\0")
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", trace_id_from(traceparent, x_trace_id))
 
 
 def token(data: bytes) -> None:
-    """Nobody makes a token without the key; no token and no key of an issuer breaks what reads them."""
+    """No token is accepted that our key has not signed; no token and no issuer's key raises an unexpected error."""
     text = data.decode("latin-1").strip()
     header = _header(text)
     assert header is None or isinstance(header["alg"], str)
@@ -100,7 +100,7 @@ def token(data: bytes) -> None:
 
 
 def last_event_id(data: bytes) -> None:
-    """Only a place that was given out can be read from; nothing else gives a replay."""
+    """A stream is replayed only from an id that its log has given out."""
     after = data.decode("latin-1")
     reading = _read_from(after)
     if after == "":
@@ -144,7 +144,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "last_event_id": [b"", b"1", b"3", b"4", b"end", b"01", b"+1"],
 }
-"""What a fuzzer begins with."""
+"""The inputs that a fuzzer starts with."""
 
 
 def _cut(data: bytes, sizes: bytes) -> list[bytes]:
@@ -183,7 +183,7 @@ _hook = jwt_bearer(key="a secret that no fuzzer is going to guess", algorithms=[
 
 
 def _asked(headers: dict[str, str]) -> object:
-    """Who sends these headers. What no header can hold is refused by the server before."""
+    """The principal of a request with *headers*, or `None`. Servers refuse headers with control characters."""
     if any(category(letter) == "Cc" for value in headers.values() for letter in value):
         return None
 
@@ -198,7 +198,7 @@ def _asked(headers: dict[str, str]) -> object:
 
 
 def _read_from(after: str) -> list[str] | None:
-    """The ids that are read from behind *after*, or `None` if that is refused."""
+    """The ids that are read after the id *after*, or `None` if that is refused."""
 
     async def read() -> list[str]:
         ids: list[str] = []

@@ -1,4 +1,4 @@
-"""One Chat Completions stream: every oddity of the servers there are, and of those there might be."""
+"""One Chat Completions stream, with the oddities of real servers and of possible ones."""
 
 from __future__ import annotations
 
@@ -288,10 +288,10 @@ def test_only_a_finished_stream_can_become_done(state: State, signal: Signal) ->
 
 def test_nothing_comes_after_done() -> None:
     completion = follow([text("Hi"), FINISH, DONE])
-    for piece in (b"[DONE]", json.encode(text("more")), json.encode(text("and more"))):
+    for piece in (b"[DONE]", json.encode(text("more")), json.encode(text("and more")), json.encode(USAGE_CHUNK)):
         with pytest.raises(OpenAISSEError):
             completion.feed(piece)
-    assert completion.done
+    assert (completion.done, completion.usage) == (True, None)
 
 
 MEANINGS: list[tuple[Any, Signal]] = [
@@ -310,6 +310,29 @@ def test_feed_says_what_each_chunk_means() -> None:
     completion = Completion()
     assert [completion.feed(json.encode(piece)) for piece, _ in MEANINGS] == [meaning for _, meaning in MEANINGS]
     assert completion.feed(b" [DONE]") is Signal.DONE
+
+
+ANOTHER_USAGE = {**USAGE, "completion_tokens": 5}
+CONTINUED: list[tuple[Any, Signal]] = [
+    (chunk(choice({"content": "a"})), Signal.OUTPUT),
+    (chunk(choice({"reasoning_content": "b"})), Signal.OUTPUT),
+    (chunk(choice({"content": "", "tool_calls": [{"index": 0}]})), Signal.OUTPUT),
+    (chunk(choice({"content": "c"}), usage=ANOTHER_USAGE), Signal.OUTPUT),
+    (ROLE, Signal.NOTHING),
+    (chunk(choice({"content": "", "refusal": None})), Signal.NOTHING),
+    (chunk(choice()), Signal.NOTHING),
+    (chunk(choice({"content": "x"}, index=1)), Signal.OUTPUT),
+    (chunk(choice({"content": "d"}, "stop")), Signal.OUTPUT),
+    (chunk(choice({"content": "after the finish"})), Signal.OUTPUT),
+    (chunk(choice({"content": "y"}, "stop", index=1)), Signal.FINISH),
+]
+
+
+def test_a_choice_goes_on_with_any_member_until_its_finish() -> None:
+    completion = Completion(n=2)
+    assert [completion.feed(json.encode(piece)) for piece, _ in CONTINUED] == [meaning for _, meaning in CONTINUED]
+    assert completion.usage == ANOTHER_USAGE
+    assert completion.finish_reasons == {0: "stop", 1: "stop"}
 
 
 def test_a_chunk_of_many_lines_is_a_chunk() -> None:

@@ -1,4 +1,4 @@
-"""What a chat request must be, and who a stream belongs to."""
+"""The checks of a chat request, and the keys of streams."""
 
 from __future__ import annotations
 
@@ -168,11 +168,36 @@ def test_a_member_of_the_wrong_type_or_out_of_range_is_named(member: str, value:
     assert json.encode(error.body())
 
 
+DESCRIPTIONS = {
+    "stream": "a boolean",
+    "stream_options": "an object",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number from 0 to 1",
+    "presence_penalty": "a number from -2 to 2",
+    "n": "an integer from 1 to 128",
+    "max_tokens": "an integer of at least 1",
+    "top_logprobs": "an integer from 0 to 20",
+    "seed": "an integer",
+    "stop": "a string or a list of strings",
+    "tools": "a list of objects",
+    "tool_choice": "a string or an object",
+    "user": "a string",
+}
+
+
+@pytest.mark.parametrize(("member", "description"), DESCRIPTIONS.items())
+def test_an_error_describes_the_values_that_are_allowed(member: str, description: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        validate({**BODY, member: 1.5j})
+    assert raised.value.message == f"{member} must be {description}."
+
+
 @pytest.mark.parametrize("value", [0, "true", [], {}])
 def test_include_usage_is_named_with_its_place(value: Any) -> None:
     with pytest.raises(InvalidRequest) as raised:
         validate({**BODY, "stream_options": {"include_usage": value}})
     assert raised.value.param == "stream_options.include_usage"
+    assert raised.value.message == "include_usage must be a boolean."
 
 
 ACCEPTED: list[tuple[str, Any]] = [

@@ -1,9 +1,10 @@
-"""The document of the routes lists all there is: routes, errors, and what a request may hold."""
+"""The OpenAPI document lists every route and error, and the limits of a request."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,19 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     UpstreamRefused,
 )
-from quart_openai_sse.protocol.requests import validate
+from quart_openai_sse.protocol.requests import check_idempotency_key, check_thread, validate
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi import openapi_document, subclasses
 from tests.conftest import QUESTION
 from tests.protocol.test_requests import _bodies
 
-# The app, in its own thread, draws numbers while a request is made up; hypothesis takes that for the request's doing.
+# The app's thread draws random numbers while hypothesis generates a request, and hypothesis would warn about it.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 DOCUMENT = openapi_document()
 OPERATIONS = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
 ASKING = [operation for operation in OPERATIONS if "5XX" in operation["responses"]]
-"""What asks an upstream."""
+"""The operations that send a request upstream."""
 CODES = {each.get("const"): each["description"] for each in DOCUMENT["components"]["schemas"]["ErrorCode"]["anyOf"]}
 ERRORS = [
     cls
@@ -41,7 +42,7 @@ ERRORS = [
     if cls.__module__ == "quart_openai_sse.errors" and cls is not ConfigurationError
 ]
 SAID_IN_WORDS = {RouteNotFound, MethodNotAllowed}
-"""What meets those who ask for none of the operations."""
+"""The errors of requests for none of the operations."""
 
 
 # What it lists ------------------------------------------------------------------------------------------------------
@@ -105,6 +106,30 @@ def test_a_body_is_refused_if_and_only_if_it_is_not_what_the_document_says(body:
 
 
 CHAT_REQUEST = Draft202012Validator({"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]})
+
+
+@pytest.mark.parametrize("text", ["", "a", "!", "~", " ", "a b", "a\n", "\0", "\x7f", "ü", "a" * 255, "a" * 256])
+def test_a_thread_and_a_key_are_refused_if_and_only_if_they_are_not_what_the_document_says(text: str) -> None:
+    components = DOCUMENT["components"]
+    thread = Draft202012Validator(components["schemas"]["StreamRequest"]["properties"]["thread"])
+    assert thread.is_valid(text) is passes(check_thread, text)
+    key = Draft202012Validator(components["parameters"]["Idempotency-Key"]["schema"])
+    assert key.is_valid(text) is (text == "" or passes(check_idempotency_key, text))
+
+
+def passes(check: Callable[[str], str], text: str) -> bool:
+    try:
+        return check(text) == text
+    except InvalidRequest:
+        return False
+
+
+def test_an_app_may_change_its_document_and_changes_nothing_else_by_it() -> None:
+    document = openapi_document()
+    document["components"]["schemas"]["ChatRequest"]["properties"]["n"]["maximum"] = 1
+    document["paths"]["/chat/completions"]["post"]["requestBody"]["required"] = False
+    assert openapi_document() == DOCUMENT
+    assert validate({"messages": QUESTION, "model": "m", "n": 2})
 
 
 def test_the_command_writes_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every answer is one that the document of the routes allows, to requests that schemathesis makes up.
+"""Every response to a request that schemathesis generates is one that the OpenAPI document allows.
 
 `.ci/long openapi` tries for longer than CI does.
 """
@@ -25,7 +25,7 @@ from quart_openai_sse.testing import ScriptedUpstream, Step, chunk, error, refus
 from quart_openai_sse.web.openapi import openapi_document
 from tests.conftest import ANN, QUESTION, TOKENS
 
-# The app, in its own thread, draws numbers while a request is made up; hypothesis takes that for the request's doing.
+# The app's thread draws random numbers while hypothesis generates a request, and hypothesis would warn about it.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 DOCUMENT = openapi_document()
@@ -42,7 +42,7 @@ bounded = settings(
 
 @functools.cache
 def schema() -> Any:
-    """The document as schemathesis reads it, which is imported here: that takes seconds, in every worker of pytest."""
+    """The document as schemathesis reads it. Imported here: it takes seconds in every worker of pytest."""
     import schemathesis
 
     read = schemathesis.openapi.from_dict(DOCUMENT)
@@ -51,21 +51,21 @@ def schema() -> Any:
 
 
 def cases(path: str, method: str) -> st.SearchStrategy[Any]:
-    """Requests of one operation, as the document wants them and otherwise."""
+    """Requests of one operation, valid and invalid by the document."""
     from schemathesis.generation import GenerationMode
 
     return st.one_of([schema()[path][method].as_strategy(mode) for mode in GenerationMode])
 
 
 def error_is_listed(_context: Any, response: Any, case: Any) -> None:
-    """An error says a code that the document has for this operation and status."""
+    """An error has a code that the document lists for this operation and status."""
     if response.status_code >= 400 and case.method == case.operation.method.upper():
         answered = case.operation.definition.raw["responses"][str(response.status_code)]
         assert response.json()["error"]["code"] in answered["x-codes"]
 
 
 def conformance() -> list[Callable[..., Any]]:
-    """The checks that any answer passes."""
+    """The checks that every response passes."""
     from schemathesis.specs.openapi import checks
 
     return [
@@ -77,7 +77,7 @@ def conformance() -> list[Callable[..., Any]]:
 
 
 def strict() -> list[Callable[..., Any]]:
-    """Those that any answer passes while the upstream is sound."""
+    """The checks that every response passes while the upstream works."""
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi import checks
 
@@ -93,7 +93,7 @@ def strict() -> list[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def serve_in_thread() -> Iterator[Callable[[ScriptedUpstream], str]]:
-    """Serves an app with the upstream it is given, and says where."""
+    """Serves an app with a given upstream, and returns its address."""
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
 
@@ -113,7 +113,7 @@ def sound(serve_in_thread: Callable[[ScriptedUpstream], str]) -> str:
 
 @pytest.fixture(scope="module")
 def broken(serve_in_thread: Callable[[ScriptedUpstream], str]) -> str:
-    """An app whose upstream breaks in another way each time."""
+    """The address of an app whose upstream fails in another way each time."""
     ways: list[list[Step]] = [
         [chunk("hi")],
         [chunk("hi"), error("no")],
@@ -146,7 +146,7 @@ def test_every_answer_is_one_that_the_document_allows(path: str, method: str, so
 
 
 def check(case: Any, address: str) -> None:
-    """Sends it, and checks the answer."""
+    """Sends the request, and checks the response."""
     if re.fullmatch("[0-9a-f]{32}", str(case.path_parameters.get("stream_id"))):
         case.path_parameters["stream_id"] = one_that_is_there(address)
     response = case.call(base_url=address, headers=ANN)
