@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 
 import pytest
 from hypothesis import given
@@ -165,3 +166,49 @@ def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list
         return got
 
     assert asyncio.run(run()) == texts
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        super().__init__(_JumpingSelector(self))
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    def __init__(self, loop: JumpingLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None  # otherwise nothing would ever happen
+        self._loop.now += timeout
+        return super().select(0)
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_heartbeat_comes_after_so_many_seconds_of_silence_and_not_before(retain: bool) -> None:
+    async def times() -> list[tuple[float, int]]:
+        loop = asyncio.get_running_loop()
+        log = MemoryLog(clock=loop.time)
+        writer = await log.create("a", digest="", retain=retain)
+        reader = await log.read("a", heartbeat=15)
+        begun = loop.time()
+        for after in (10, 24, 38):
+            loop.call_later(after, writer.append, [Entry(b"one")])
+        found = []
+        async for batch in reader:
+            found.append((round(loop.time() - begun, 3), len(batch.entries)))
+            if len(found) == 5:
+                break
+            if len(found) == 2:
+                await asyncio.sleep(10)  # busy until 34: that is no silence
+        await reader.aclose()
+        return found
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        assert runner.run(times()) == [(10, 1), (24, 1), (38, 1), (53, 0), (68, 0)]
