@@ -101,6 +101,25 @@ async def test_a_hook_that_gives_no_identity_lets_nobody_in(
     assert (await client.get("/v1/models")).status_code == status
 
 
+def plain_hook() -> str:
+    return "ann"
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [plain_hook, first_of(bearer_tokens({}), plain_hook), on_behalf_of(plain_hook, allowed={"ann"})],
+    ids=["auth", "first_of", "on_behalf_of"],
+)
+async def test_a_hook_that_is_a_plain_function_is_a_500_that_says_what_to_write(
+    create_app: CreateApp, serve: Serve, auth: Any
+) -> None:
+    app, ai = create_app(ScriptedUpstream(), auth=auth)
+    async with app.test_request_context("/"):
+        with pytest.raises(TypeError, match=r"plain_hook returned str .* write `async def plain_hook\(\): \.\.\.`"):
+            await ai.principal()
+    assert (await (await serve(app)).get("/v1/models")).status_code == 500
+
+
 @pytest.mark.parametrize(("code", "status"), [(401, 401), (403, 403)])
 async def test_a_hook_may_abort(create_app: CreateApp, serve: Serve, code: int, status: int) -> None:
     async def hook():
@@ -241,6 +260,17 @@ async def test_the_first_hook_that_knows_the_caller_decides(create_app: CreateAp
     assert (await client.get("/who", headers={**ANN, "X-Other": "1"})).json()["principal"] == "token:ann"
     assert (await client.get("/who", headers={"X-Other": "1"})).json()["principal"] == "app:somebody"
     assert (await client.get("/who")).status_code == 401
+
+
+@pytest.mark.parametrize("nobody", [None, False, ""])
+async def test_a_hook_that_knows_no_caller_leaves_the_decision_to_the_next(nobody: Any) -> None:
+    async def first():
+        return nobody
+
+    async def second():
+        return "ann"
+
+    assert await first_of(first, second)() == "ann"
 
 
 async def test_the_same_id_in_two_realms_shares_nothing(create_app: CreateApp, serve: Serve) -> None:
