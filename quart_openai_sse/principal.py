@@ -47,7 +47,7 @@ def stream_key(instance: str, principal: Principal, stream_id: str) -> str:
 
 
 def is_id(value: Any) -> bool:
-    """Whether *value* can be a principal's id: a text of 1 to 255 printable characters, since it goes into log lines."""
+    """Whether *value* can be a principal's id, which goes into log lines: a text of 1 to 255 printable characters."""
     return isinstance(value, str) and 1 <= len(value) <= 255 and value.isprintable()
 
 

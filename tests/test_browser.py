@@ -245,13 +245,13 @@ async def test_a_definite_answer_is_an_error_with_a_sentence(new_site: NewSite, 
         {"over": over["url"], "live": live["url"]},
     )
     assert errors == [
-        ["StreamError", 410, "stream_expired", "This answer is no longer kept. Please ask again.", True],
+        ["StreamError", 410, "stream_expired", "This answer is no longer available. Please ask again.", True],
         ["StreamError", 404, "stream_not_found", "This answer no longer exists.", True],
         [
             "StreamError",
             400,
             "invalid_last_event_id",
-            "This answer can't be continued from there. Please reload the page.",
+            "This answer can't be resumed from this point. Please reload the page.",
             True,
         ],
         ["StreamError", 400, "invalid_request", "This request could not be understood.", True],
