@@ -174,7 +174,7 @@ async def test_an_idempotency_key_finds_the_stream_that_was_started(new_site: Ne
         asked("Tell me more."),
     )
     assert one == two
-    assert len(site.simulator.counters.exchanges) == 1
+    assert len(site.simulator.counters.requests) == 1
 
 
 async def test_leaving_the_loop_closes_the_connection_and_lets_the_stream_run(

@@ -593,7 +593,7 @@ async def test_ctrl_c_ends_a_chat_through_a_pipe_and_closes_the_connection(simul
         assert (await simulator.ended(1)).outcome == "closed_by_peer"
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (130, b"")
-    assert len(simulator.counters.exchanges) == 1
+    assert len(simulator.counters.requests) == 1
 
 
 async def test_chat_ends_when_nobody_reads_its_answers(simulator: Simulator) -> None:

@@ -409,7 +409,7 @@ async def test_only_the_last_thousand_requests_are_kept() -> None:
     counters = app.extensions["simulator"]
     for _ in range(1001):
         counters.close(counters.open("/v1/models", {}), finished=True)
-    assert (counters.exchanges[0].number, len(counters.exchanges)) == (2, 1000)
+    assert (counters.requests[0].number, len(counters.requests)) == (2, 1000)
     assert counters.totals["requests"] == 1001
 
 
@@ -429,7 +429,7 @@ async def test_a_client_that_leaves_is_seen_at_once(
 ) -> None:
     def reached() -> bool:
         return any(
-            (e.model, e.status, e.tokens >= tokens) == (model, status, True) for e in simulator.counters.exchanges
+            (e.model, e.status, e.tokens >= tokens) == (model, status, True) for e in simulator.counters.requests
         )
 
     async with asyncio.timeout(10):
