@@ -25,7 +25,7 @@ import pytest
 from click.testing import CliRunner
 
 from quart_openai_sse.cli import commands, main
-from quart_openai_sse.cli.advice import Asked, explain
+from quart_openai_sse.cli.advice import RequestInfo, explain
 from quart_openai_sse.cli.observed import Observed, warnings
 from quart_openai_sse.cli.target import Setting, Target, likely_model
 from quart_openai_sse.cli.terminal import safe
@@ -127,11 +127,11 @@ async def test_check_says_what_it_found(simulator: Simulator) -> None:
     assert f"Address       {simulator.base_url} (from --base-url)" in done.out
     assert "Key           none" in done.out
     assert "Models        7: sim, sim-fast, sim-slow, sim-long, sim-reasoning, …" in done.out
-    assert "Model         sim (the first of the list to chat)" in done.out
+    assert "Model         sim (the first chat model listed)" in done.out
     assert re.search(r"First output  after \d+\.\d\d s", done.out)
-    assert re.search(r"Stream        35 chunks in \d+ reads, \d+\.\d\d s in all", done.out)
+    assert re.search(r"Stream        35 chunks in \d+ reads, \d+\.\d\d s in total", done.out)
     assert "End           finish_reason length, then [DONE]" in done.out
-    assert re.search(r"Tokens        \d+ in, 32 out \(include_usage honoured\)", done.out)
+    assert re.search(r"Tokens        \d+ in, 32 out \(usage was sent as requested\)", done.out)
     assert done.out.endswith("\nIt works.\n")
 
 
@@ -149,7 +149,7 @@ async def test_check_reads_the_environment_as_an_app_does() -> None:
     assert "(from QUART_OPENAI_SSE_BASE_URL)" in done.out
     assert "Key           sent in Authorization (from OPENAI_API_KEY)" in done.out
     assert "Model         sim-reasoning (from QUART_OPENAI_SSE_MODEL)" in done.out
-    assert "Tokens        unknown: no usage came" in done.out
+    assert "Tokens        unknown: the upstream sent no usage" in done.out
     assert KEY not in done.out + done.err
 
 
@@ -172,10 +172,10 @@ async def test_check_takes_the_key_from_the_variable_that_is_named() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("missing-sim-fost", ("has no model 'missing-sim-fost'", "It has: sim-fast")),
-        ("sim-error-401", ("wants a key, and none was sent", "OPENAI_API_KEY")),
-        ("sim-error-429", ("takes no more requests", "status 429")),
-        ("sim-error-503", ("The upstream failed", "its own log")),
+        ("missing-sim-fost", ("has no model 'missing-sim-fost'", "Some of its models: sim-fast")),
+        ("sim-error-401", ("requires a key, but none was sent", "OPENAI_API_KEY")),
+        ("sim-error-429", ("accepts no more requests", "status 429")),
+        ("sim-error-503", ("The upstream failed", "check its log")),
         ("sim-error-400", ("did not accept the request", "status 400")),
     ],
     ids=["no such model", "no key", "too many requests", "its fault", "refused"],
@@ -199,21 +199,21 @@ async def test_check_says_that_a_key_is_refused_and_never_shows_it() -> None:
 async def test_check_finds_that_v1_is_missing(model: list[str], simulator: Simulator) -> None:
     done = await check(simulator.base_url.removesuffix("/v1"), *model)
     assert done.status == 1
-    assert "OpenAI's routes are not at http" in done.out
-    assert f"Is a /v1 missing at its end? Try {simulator.base_url}\n" in done.out
+    assert "OpenAI's routes do not exist at http" in done.out
+    assert f"The address may lack /v1 at its end. Try {simulator.base_url}\n" in done.out
 
 
 async def test_check_finds_that_the_address_is_that_of_a_route(simulator: Simulator) -> None:
     done = await check(f"{simulator.base_url}/chat/completions")
     assert done.status == 1
-    assert done.out.endswith(f"not of one route: {simulator.base_url}\n")
+    assert done.out.endswith(f"without the route: {simulator.base_url}\n")
 
 
 async def test_check_says_that_nothing_listens() -> None:
     port = closed_port()
     done = await check(f"http://127.0.0.1:{port}/v1")
     assert done.status == 1
-    assert f"Nothing listens at 127.0.0.1:{port}." in done.out
+    assert f"No server is listening at 127.0.0.1:{port}." in done.out
 
 
 async def test_check_says_that_there_is_no_tls_at_that_port(simulator: Simulator) -> None:
@@ -250,11 +250,14 @@ def document(kind: bytes, body: bytes, status: bytes = b"200 OK", *more: bytes) 
 GZIPPED = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
 CUT = HEAD + b" "
 FAILURES: dict[str, tuple[Handler, str]] = {
-    "gzip": (replying(GZIPPED, chunked(b"\x1f\x8b..."), END), "The stream came compressed (gzip)"),
-    "JSON": (replying(*document(b"application/json", b'{"choices":[]}')), "A document came (application/json)"),
-    "HTML": (replying(*document(b"text/html", b"<h1>Log in</h1>")), "A document came (text/html)"),
-    "truncated": (replying(HEAD, chunked(STREAM), END), "broke off before its finish_reason"),
-    "cut": (replying(CLOSING_HEAD, STREAM), "broke off before its finish_reason"),
+    "gzip": (replying(GZIPPED, chunked(b"\x1f\x8b..."), END), "The stream is compressed (gzip)"),
+    "JSON": (
+        replying(*document(b"application/json", b'{"choices":[]}')),
+        "The response is a document (application/json)",
+    ),
+    "HTML": (replying(*document(b"text/html", b"<h1>Log in</h1>")), "The response is a document (text/html)"),
+    "truncated": (replying(HEAD, chunked(STREAM), END), "ended before its finish_reason"),
+    "cut": (replying(CLOSING_HEAD, STREAM), "ended before its finish_reason"),
     "garbled": (replying(HEAD, chunked(b"data: <oops>\n\n"), END), "is not a chat completions stream"),
     "failed": (
         replying(HEAD, chunked(STREAM + b'data: {"error":{"message":"GPU lost"}}\n\n'), END),
@@ -270,9 +273,9 @@ FAILURES: dict[str, tuple[Handler, str]] = {
     ),
     "no route": (
         replying(*document(b"text/html", b"<h1>Not found</h1>", b"404 Not Found")),
-        "Check the path: /models and /chat/completions must be right below it.",
+        "Check the path: /models and /chat/completions must be directly below it.",
     ),
-    "hung up": (replying(CUT), "broke off before it answered"),
+    "hung up": (replying(CUT), "closed the connection before it responded"),
 }
 
 
@@ -296,7 +299,7 @@ async def hang_up(peer: Peer) -> None:
     ("before", "limit", "words"),
     [
         (b"", "FIRST_OUTPUT_TIMEOUT", "No output within 0.2 s"),
-        (chunked(STREAM), "GAP_TIMEOUT", "silent for more than 0.2 s"),
+        (chunked(STREAM), "GAP_TIMEOUT", "sent nothing for more than 0.2 s"),
     ],
     ids=["before the first output", "in the middle"],
 )
@@ -316,7 +319,7 @@ async def test_check_says_that_a_server_is_silent(before: bytes, limit: str, wor
 @pytest.mark.parametrize(
     ("ending", "models", "words"),
     [
-        (finish(), MODELS, "Usage was asked for"),
+        (finish(), MODELS, "Usage was requested"),
         (finish(usage=USAGE), b"no", "The upstream has no list of models"),
     ],
     ids=["without usage", "without a list of models"],
@@ -557,8 +560,8 @@ async def test_chat_takes_the_first_model_of_the_list_that_can_chat() -> None:
     ("handler", "out", "err"),
     [
         (replying(*document(b"application/json", b'{"error":"busy"}', b"503 No")), "", "The upstream failed: busy"),
-        (replying(HEAD, chunked(STREAM), END), "I am ready.\n", "broke off before its finish_reason"),
-        (replying(HEAD, chunked(STREAM + finish("length")), END), "I am ready.\n", "reached the limit of its length"),
+        (replying(HEAD, chunked(STREAM), END), "I am ready.\n", "ended before its finish_reason"),
+        (replying(HEAD, chunked(STREAM + finish("length")), END), "I am ready.\n", "reached the length limit"),
     ],
     ids=["refused", "truncated", "too long"],
 )
@@ -572,7 +575,7 @@ async def test_an_answer_that_is_not_whole_is_said_and_the_status_is_1(handler: 
 
 @pytest.mark.parametrize(
     ("models", "words"),
-    [(b"no", "The upstream's list of models can't be read."), (b'{"data":[]}', "lists no model to chat with")],
+    [(b"no", "The upstream's list of models can't be read."), (b'{"data":[]}', "lists no chat model")],
     ids=["no list", "an empty one"],
 )
 async def test_chat_without_a_model_says_so(models: bytes, words: str) -> None:
@@ -842,7 +845,9 @@ def test_the_version_is_the_packages(
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def asked(base_url: str = "https://ai.example/v1", *, key: str = "", model: str = "m", **options: Any) -> Asked:
+def request_info(
+    base_url: str = "https://ai.example/v1", *, key: str = "", model: str = "m", **options: Any
+) -> RequestInfo:
     config = Config(base_url=base_url, **options)
     target = Target(
         config=config,
@@ -852,7 +857,7 @@ def asked(base_url: str = "https://ai.example/v1", *, key: str = "", model: str 
         model=Setting("", ""),
         prefix="QUART_OPENAI_SSE_",
     )
-    return Asked(target, model)
+    return RequestInfo(target, model)
 
 
 def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
@@ -864,7 +869,7 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
 
 
 @pytest.mark.parametrize(
-    ("error", "what", "advice"),
+    ("error", "summary", "advice"),
     [
         (
             caused(
@@ -877,10 +882,14 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
             "is not accepted (certificate verify failed: self-signed certificate).",
             "QUART_OPENAI_SSE_TRUST_ENV=true",
         ),
-        (caused(UpstreamUnreachable(), OSError(), socket.gaierror()), "The name ai.example is not known.", "a slip"),
+        (
+            caused(UpstreamUnreachable(), OSError(), socket.gaierror()),
+            "The host name ai.example could not be resolved.",
+            "spelling",
+        ),
         (
             caused(UpstreamUnreachable(), OSError(), ExceptionGroup("", [ConnectionRefusedError()])),
-            "Nothing listens at ai.example.",
+            "No server is listening at ai.example.",
             "Start the server",
         ),
         (ConnectTimeout(), "No connection to ai.example within 3 s.", "HTTPS_PROXY"),
@@ -890,9 +899,9 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
     ],
     ids=["certificate", "name", "refused", "no connection", "too long", "credentials", "anything else"],
 )
-def test_errors_have_words_and_advice(error: OpenAISSEError, what: str, advice: str) -> None:
-    problem = explain(error, asked(key="set"))
-    assert what in problem.what
+def test_errors_have_words_and_advice(error: OpenAISSEError, summary: str, advice: str) -> None:
+    problem = explain(error, request_info(key="set"))
+    assert summary in problem.summary
     assert advice in problem.advice
 
 
@@ -903,10 +912,10 @@ FINE = {"first_output": 0.5, "total": 3.0, "chunks": 30, "reads": 20, "usage": T
     ("seen", "options", "words"),
     [
         ({}, {}, []),
-        ({"reads": 1}, {}, ["in one piece"]),
+        ({"reads": 1}, {}, ["in one read"]),
         ({"reads": 1, "total": 0.1}, {}, []),  # a fast server
         ({"reads": 1, "chunks": 3}, {}, []),  # a short answer
-        ({"usage": False}, {}, ["Usage was asked for"]),
+        ({"usage": False}, {}, ["Usage was requested"]),
         ({"usage": False}, {"include_usage": False}, []),
         ({"first_output": 11}, {}, ["commit_after (10 s)"]),
         ({"listed": False}, {}, ["no list of models"]),
@@ -917,7 +926,7 @@ FINE = {"first_output": 0.5, "total": 3.0, "chunks": 30, "reads": 20, "usage": T
 def test_warnings_are_about_what_works_and_not_as_it_should(
     seen: dict[str, Any], options: dict[str, Any], words: list[str]
 ) -> None:
-    found = warnings(Observed(**{**FINE, **seen}), asked(**options))
+    found = warnings(Observed(**{**FINE, **seen}), request_info(**options))
     assert len(found) == len(words)
     assert all(word in each for word, each in zip(words, found, strict=True))
 
