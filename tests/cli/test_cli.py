@@ -1,4 +1,4 @@
-"""The commands as they are run: on real sockets, through pipes and on a terminal."""
+"""The commands, run on real sockets, through pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Done(NamedTuple):
 
 @asynccontextmanager
 async def running(*arguments: str, cwd: Path = ROOT, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python program with pipes, which must not outlive the block."""
+    """Runs a Python program with pipes; it ends with the block."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", *arguments),
@@ -82,13 +82,13 @@ async def running(*arguments: str, cwd: Path = ROOT, **environment: str) -> Asyn
 
 
 def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command, with this checkout before whatever is installed."""
+    """The environment of a command, with this checkout in front of installed packages."""
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     return {**os.environ, "COLUMNS": "80", **environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def run(*arguments: str, typed: str = "", **environment: str) -> Done:
-    """Runs a command in a thread of this process, through pipes as far as it can tell."""
+    """Runs a command in a thread of this process, with streams that are not a terminal."""
     invoke = partial(CliRunner().invoke, prog_name="quart-openai-sse", input=typed)
     done = await asyncio.to_thread(invoke, commands, arguments, env={"COLUMNS": "80", **environment})
     if done.exception and not isinstance(done.exception, SystemExit):
@@ -99,7 +99,7 @@ async def run(*arguments: str, typed: str = "", **environment: str) -> Done:
 async def run_alone(
     *arguments: str, typed: str = "", program: tuple[str, ...] = CLI, cwd: Path, **environment: str
 ) -> Done:
-    """Runs a command in a process of its own, where an app can be imported from *cwd*."""
+    """Runs a command in a new process, which can import an app from *cwd*."""
     async with running(*program, *arguments, cwd=cwd, **environment) as process:
         out, err = await process.communicate(typed.encode())
     assert process.returncode is not None
@@ -121,7 +121,7 @@ def closed_port() -> int:
 # check ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_check_says_what_it_found(simulator: Simulator) -> None:
+async def test_check_prints_its_findings(simulator: Simulator) -> None:
     done = await check(simulator.base_url)
     assert done.status == 0
     assert f"Address       {simulator.base_url} (from --base-url)" in done.out
@@ -203,7 +203,7 @@ async def test_check_finds_that_v1_is_missing(model: list[str], simulator: Simul
     assert f"The address may lack /v1 at its end. Try {simulator.base_url}\n" in done.out
 
 
-async def test_check_finds_that_the_address_is_that_of_a_route(simulator: Simulator) -> None:
+async def test_check_finds_a_route_in_the_address(simulator: Simulator) -> None:
     done = await check(f"{simulator.base_url}/chat/completions")
     assert done.status == 1
     assert done.out.endswith(f"without the route: {simulator.base_url}\n")
@@ -229,7 +229,7 @@ MODELS = json.dumps({"data": [{"id": "raw"}]}).encode()
 
 
 def replying(head: bytes, *body: bytes, models: bytes = MODELS) -> Handler:
-    """A server that answers every chat request with these bytes."""
+    """A server that responds to every chat request with these bytes."""
 
     async def handler(peer: Peer) -> None:
         if peer.head.startswith(b"GET /v1/models"):
@@ -280,7 +280,7 @@ FAILURES: dict[str, tuple[Handler, str]] = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-async def test_check_says_what_is_wrong_with_a_server(case: str) -> None:
+async def test_check_explains_the_failures_of_a_server(case: str) -> None:
     handler, words = FAILURES[case]
     if case == "hung up":
         handler = hang_up
@@ -324,7 +324,7 @@ async def test_check_says_that_a_server_is_silent(before: bytes, limit: str, wor
     ],
     ids=["without usage", "without a list of models"],
 )
-async def test_check_warns_of_what_works_only_in_part(ending: bytes, models: bytes, words: str) -> None:
+async def test_check_warns_of_missing_usage_and_models(ending: bytes, models: bytes, words: str) -> None:
     async with raw_upstream(replying(HEAD, chunked(STREAM + ending), END, models=models)) as server:
         done = await check(server.base_url, "--model", "raw")
     assert done.status == 3
@@ -423,7 +423,7 @@ KEYS = APP + (
 
 @pytest.fixture
 def quart_command(tmp_path: Path) -> Callable[..., Awaitable[Done]]:
-    """Runs `quart` as where the package is installed: with the entry points of this checkout."""
+    """Runs `quart` as if the package were installed: with the entry points of this checkout."""
     write_entry_points(tmp_path / "installed")
 
     async def quart(*arguments: str, **environment: str) -> Done:
@@ -447,7 +447,7 @@ def write_entry_points(folder: Path) -> None:
     metadata.joinpath("entry_points.txt").write_text("\n".join(lines), "utf-8")
 
 
-async def test_check_asks_what_an_app_would_ask(tmp_path: Path, simulator: Simulator) -> None:
+async def test_check_uses_the_configuration_of_an_app(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(ONE, "utf-8")
     done = await run_alone(
         "check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY=KEY
@@ -599,7 +599,7 @@ async def test_ctrl_c_ends_a_chat_through_a_pipe_and_closes_the_connection(simul
     assert len(simulator.counters.requests) == 1
 
 
-async def test_chat_ends_when_nobody_reads_its_answers(simulator: Simulator) -> None:
+async def test_chat_ends_when_its_output_is_closed(simulator: Simulator) -> None:
     options = ("chat", "--base-url", simulator.base_url, "--model", "sim-long-rate-50")
     command = f"{sys.executable} -W error {' '.join((*CLI, *options))} | head -c 5; exit ${{PIPESTATUS[0]}}"
     process = await asyncio.create_subprocess_exec(
@@ -624,7 +624,7 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl+C is a signal
 
 
 class Terminal:
-    """A program on a pseudo-terminal: what is typed, and what appears."""
+    """A program on a pseudo-terminal, with its input and its screen."""
 
     def __init__(self, descriptor: int, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -644,7 +644,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     async def until(self, text: str) -> str:
-        """Returns what is new on the screen, up to *text*."""
+        """Waits for *text*; returns the new part of the screen before it."""
         while text not in self.screen:
             self._news.clear()
             await self._news.wait()
@@ -688,7 +688,7 @@ async def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(simulator: Simulator)
         assert (await simulator.ended(1)).outcome == "closed_by_peer"
         await terminal.until("(stopped)")
         await terminal.until("> ")
-        # At the prompt there is nothing to stop. The line end, because readline may be just about to wait for a key.
+        # At the prompt there is nothing to stop. The newline is needed because readline may not wait for a key yet.
         terminal.type("\x03\n")
         await terminal.until("(Ctrl+D ends the chat)")
         await terminal.until("> ")
@@ -815,7 +815,7 @@ def test_the_reference_page_shows_every_help_as_it_is() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text("utf-8")
     shown = re.findall(r"^```text\n(Usage: .*?)^```$", page, re.M | re.S)
     expected = [help_of(name) for name in ("", *commands.commands)]
-    # Versions of click differ in where they break a line.
+    # Versions of click break lines at different places.
     assert ["".join(text.split()) for text in shown] == ["".join(text.split()) for text in expected]
 
 
@@ -923,9 +923,7 @@ FINE = {"first_output": 0.5, "total": 3.0, "chunks": 30, "reads": 20, "usage": T
         ({}, {"models": ("other",)}, ["'m' is not one of QUART_OPENAI_SSE_MODELS"]),
     ],
 )
-def test_warnings_are_about_what_works_and_not_as_it_should(
-    seen: dict[str, Any], options: dict[str, Any], words: list[str]
-) -> None:
+def test_each_warning_has_its_condition(seen: dict[str, Any], options: dict[str, Any], words: list[str]) -> None:
     found = warnings(Observed(**{**FINE, **seen}), request_info(**options))
     assert len(found) == len(words)
     assert all(word in each for word, each in zip(words, found, strict=True))

@@ -83,7 +83,7 @@ def test_cutting_a_text_into_pieces_loses_nothing(text: str) -> None:
     assert all(pieces(text))
 
 
-def test_the_paragraphs_hold_what_is_easily_broken_on_the_way() -> None:
+def test_the_paragraphs_contain_text_that_is_easily_broken() -> None:
     text = "\n\n".join(PARAGRAPHS)
     for rarity in ("\n\n", "\t", '"', "\\", "<b>", "&", "é", "川", "한", "👩\u200d🚀", "\u2028", "\u0085", "\u00a0"):
         assert rarity in text
@@ -368,7 +368,7 @@ async def test_the_models_are_listed(sdk: openai.AsyncOpenAI) -> None:
 # The counters
 
 
-async def test_the_counters_tell_what_came_and_how_it_ended(http: httpx.AsyncClient) -> None:
+async def test_the_counters_list_the_requests_and_their_outcomes(http: httpx.AsyncClient) -> None:
     headers = {"X-Trace-Id": "abc", "OpenAI-Organization": "org-1", "Authorization": "Bearer secret"}
     await http.post("/chat/completions", json=body("sim-fast", stream=True), headers=headers)
     page = (await http.get("/../counters")).json()
@@ -396,7 +396,7 @@ async def test_the_counters_tell_what_came_and_how_it_ended(http: httpx.AsyncCli
     assert "secret" not in (await http.get("/../counters")).text
 
 
-async def test_a_page_for_people_escapes_what_others_chose(http: httpx.AsyncClient) -> None:
+async def test_the_counters_page_escapes_foreign_text(http: httpx.AsyncClient) -> None:
     await http.post("/chat/completions", json=body("<script>"))
     page = await http.get("/../")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

@@ -1,4 +1,4 @@
-"""The toolkit by itself: what scripts send, and what `read` makes of it."""
+"""The test tools by themselves: what scripts send, and what `read` returns."""
 
 from __future__ import annotations
 
