@@ -1,4 +1,8 @@
-"""Every error of ours: its HTTP status, OpenAI type and code, whose side failed, and what a person is told."""
+"""Every error that the extension raises or answers: its HTTP status, OpenAI `type` and `code`, and a user's sentence.
+
+The file is longer than others because it is one catalogue: the page "Errors" of the documentation, the OpenAPI document
+and the translations are made from it, and a reader finds any error in one place. Almost all of it is data.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any, ClassVar, Literal
 Side = Literal["caller", "server", "app", "upstream"]
 
 Translate = Callable[[str], str]
-"""Returns an English sentence in another language, or the sentence itself if there is no translation."""
+"""Returns the translation of an English sentence, or the sentence itself if there is none."""
 
 
 def english(sentence: str) -> str:
@@ -18,23 +22,24 @@ def english(sentence: str) -> str:
 
 
 class OpenAISSEError(Exception):
-    """The root of the tree. *message* is for developers; `user_message` is a sentence for a person."""
+    """The base class of all errors. *message* is for developers; `user_message` is for users."""
 
     status: int = 500
-    """The HTTP status it is answered with, while no byte has been sent."""
+    """The HTTP status of the response, if the error occurs before the first byte."""
     type: str = "server_error"
     """OpenAI's `error.type`."""
     code: str | None = "internal_error"
-    """OpenAI's `error.code`: stable, for programs."""
+    """OpenAI's `error.code`, for programs; it does not change between versions."""
     side: ClassVar[Side] = "server"
     """Whose side failed."""
     param: str | None = None
-    """The member of the request that is wrong."""
+    """The member or header of the request that is invalid."""
     retry_after: float | None = None
-    """Seconds after which a retry makes sense; sent as `Retry-After`."""
+    """Seconds until a retry can succeed; sent as `Retry-After`, rounded up."""
     should_retry: bool | None = None
-    """Sent as `x-should-retry`, which OpenAI's SDKs obey; `None` leaves the decision to the status."""
+    """Sent as `x-should-retry`, which OpenAI's SDKs obey; `None`: the SDK decides by the status."""
     user_message: str = "Something went wrong on our side. Please try again."
+    """A sentence that can be shown to a user, in English; `web/languages/` has its translations."""
 
     def __init__(
         self,
@@ -55,12 +60,12 @@ class OpenAISSEError(Exception):
         return str(self)
 
     def body(self, translate: Translate = english) -> dict[str, Any]:
-        """OpenAI's error object, with `user_message` beside OpenAI's members, in the language of *translate*."""
+        """The JSON body of the error: OpenAI's members, and `user_message` as *translate* returns it."""
         members = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {**members, "user_message": translate(self.user_message)}}
 
     def headers(self) -> dict[str, str]:
-        """The response headers that say whether and when to retry."""
+        """The response headers that tell a client whether and when to retry."""
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(math.ceil(max(0, self.retry_after)))
@@ -70,16 +75,16 @@ class OpenAISSEError(Exception):
 
 
 class ConfigurationError(OpenAISSEError):
-    """The extension is set up wrongly; raised by `init_app`, never answered."""
+    """The extension's configuration is invalid. Raised while the app is set up, never sent as a response."""
 
     code = "configuration_error"
 
 
-# What the caller did ------------------------------------------------------------------------------------------------
+# Errors of the caller -----------------------------------------------------------------------------------------------
 
 
 class RequestError(OpenAISSEError):
-    """The request is at fault; sending it again unchanged will not help."""
+    """The request is invalid. Sending it again unchanged fails again."""
 
     status = 400
     type = "invalid_request_error"
@@ -93,15 +98,15 @@ class InvalidRequest(RequestError):
 
 
 class InvalidLastEventID(RequestError):
-    """The last event ID is not a place in this stream."""
+    """The last event ID is not the ID of an event of this stream."""
 
     code = "invalid_last_event_id"
     param = "Last-Event-ID"
-    user_message = "This answer can't be continued from there. Please reload the page."
+    user_message = "This answer can't be resumed from this point. Please reload the page."
 
 
 class AuthenticationRequired(RequestError):
-    """The auth hook knows nobody by these credentials."""
+    """The request has no credentials, or the auth hook does not accept them."""
 
     status = 401
     code = "invalid_api_key"
@@ -109,7 +114,7 @@ class AuthenticationRequired(RequestError):
 
 
 class PermissionDenied(RequestError):
-    """The caller is known but may not do this."""
+    """The caller is authenticated but does not have the right to do this."""
 
     status = 403
     code = "permission_denied"
@@ -117,28 +122,28 @@ class PermissionDenied(RequestError):
 
 
 class OriginDenied(PermissionDenied):
-    """A page of another origin used a visitor's cookie (cross-site request forgery)."""
+    """A page of another origin sent the request with a user's cookie (cross-site request forgery)."""
 
     code = "origin_denied"
 
 
 class RouteNotFound(RequestError):
-    """There is no such route below the prefix."""
+    """The URL prefix has no route with this path."""
 
     status = 404
     code = "not_found"
-    user_message = "There is nothing here."
+    user_message = "This address does not exist."
 
 
 class MethodNotAllowed(RequestError):
-    """The route exists, its method is another."""
+    """The route does not accept the request's method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class ModelNotFound(RequestError):
-    """The model does not exist, or not for this caller."""
+    """The model does not exist, or the caller may not use it."""
 
     status = 404
     code = "model_not_found"
@@ -147,7 +152,7 @@ class ModelNotFound(RequestError):
 
 
 class StreamNotFound(RequestError):
-    """There is no such stream, or it is not the caller's."""
+    """The stream does not exist, or belongs to another principal."""
 
     status = 404
     code = "stream_not_found"
@@ -155,15 +160,15 @@ class StreamNotFound(RequestError):
 
 
 class StreamExpired(RequestError):
-    """The stream was there, and what is asked for is no longer kept."""
+    """The stream existed, but its requested events are no longer kept."""
 
     status = 410
     code = "stream_expired"
-    user_message = "This answer is no longer kept. Please ask again."
+    user_message = "This answer is no longer available. Please ask again."
 
 
 class RequestTooSlow(RequestError):
-    """The body did not arrive in time."""
+    """The body of the request did not arrive in time."""
 
     status = 408
     code = "request_timeout"
@@ -171,7 +176,7 @@ class RequestTooSlow(RequestError):
 
 
 class RequestTooLarge(RequestError):
-    """The body is over the limit."""
+    """The body of the request is larger than `max_body`."""
 
     status = 413
     code = "request_too_large"
@@ -179,14 +184,14 @@ class RequestTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is not `application/json`."""
+    """The content type of the request is not `application/json`."""
 
     status = 415
     code = "unsupported_media_type"
 
 
 class KeyReused(RequestError):
-    """The `Idempotency-Key` was used before with another body."""
+    """The `Idempotency-Key` was used before with a different body."""
 
     status = 422
     code = "idempotency_key_reused"
@@ -194,7 +199,7 @@ class KeyReused(RequestError):
 
 
 class TooManyStreams(RequestError):
-    """The limit of running streams is reached, for this caller or in all."""
+    """The caller, or all callers together, have reached the limit of running streams."""
 
     status = 429
     type = "rate_limit_exceeded"
@@ -204,14 +209,14 @@ class TooManyStreams(RequestError):
 
 
 class TooManyStarts(TooManyStreams):
-    """Streams are started faster than is allowed."""
+    """The caller starts streams faster than allowed."""
 
     code = "too_many_starts"
     user_message = "You are asking too fast. Please wait a moment."
 
 
 class TokensSpent(RequestError):
-    """The caller's tokens of this window are spent. At the start it is refused; in the middle the stream fails."""
+    """The caller has used all tokens of the current window. A start is refused; a running stream fails."""
 
     status = 429
     type = "insufficient_quota"
@@ -221,7 +226,7 @@ class TokensSpent(RequestError):
 
 
 class StreamStopped(OpenAISSEError):
-    """Somebody stopped the stream; an answer to those who were waiting for it."""
+    """The stream was stopped; its readers get this error. A transform raises it with a reason to stop its stream."""
 
     status = 409
     type = "stream_stopped"
@@ -231,11 +236,11 @@ class StreamStopped(OpenAISSEError):
     user_message = "The answer was stopped."
 
 
-# What this server or the app around it did --------------------------------------------------------------------------
+# Errors of this server and its app ----------------------------------------------------------------------------------
 
 
 class AuthUnavailable(OpenAISSEError):
-    """Who calls can't be found out, because what knows it does not answer. Nobody is let in, or logged out."""
+    """The caller could not be authenticated because another server failed (login server, token issuer's keys)."""
 
     status = 503
     code = "auth_unavailable"
@@ -244,7 +249,7 @@ class AuthUnavailable(OpenAISSEError):
 
 
 class Draining(OpenAISSEError):
-    """The server is shutting down and starts nothing new."""
+    """The server is shutting down and accepts no new streams."""
 
     status = 503
     type = "server_is_overloaded"
@@ -254,7 +259,7 @@ class Draining(OpenAISSEError):
 
 
 class ServerShutdown(OpenAISSEError):
-    """The server stopped before the stream was complete."""
+    """The server shut down before the stream was complete."""
 
     status = 503
     code = "server_shutdown"
@@ -263,7 +268,7 @@ class ServerShutdown(OpenAISSEError):
 
 
 class StartAbandoned(OpenAISSEError):
-    """The request that was starting this stream broke off before it ran; who waited for it may start it anew."""
+    """The request that was starting the stream ended first. Another request that waited for the stream can retry."""
 
     status = 503
     code = "start_abandoned"
@@ -272,24 +277,24 @@ class StartAbandoned(OpenAISSEError):
 
 
 class StreamTooLong(OpenAISSEError):
-    """The stream outgrew its limit of entries, bytes or seconds."""
+    """The stream exceeded its limit of entries, bytes or seconds."""
 
     code = "stream_too_long"
-    user_message = "The answer grew too long and was ended."
+    user_message = "The answer was too long and has been cut off."
 
 
 class ModelFailed(OpenAISSEError):
-    """The app's own model, or a hook that stands in its way, raised or gave something that is not a chunk."""
+    """The app's own model, or one of its hooks, raised an exception or produced an invalid chunk."""
 
     code = "model_failed"
     side = "app"
 
 
-# What the upstream did ----------------------------------------------------------------------------------------------
+# Errors of the upstream ---------------------------------------------------------------------------------------------
 
 
 class UpstreamError(OpenAISSEError):
-    """The upstream is at fault."""
+    """The upstream failed."""
 
     status = 502
     type = "upstream_error"
@@ -299,7 +304,7 @@ class UpstreamError(OpenAISSEError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection, or one that broke before an answer."""
+    """The upstream could not be reached, or closed the connection before it responded."""
 
     code = "upstream_unreachable"
     user_message = "The AI service can't be reached at the moment. Please try again later."
@@ -309,17 +314,17 @@ class UpstreamTruncated(UpstreamError):
     """The upstream stopped before the stream was complete (`finish_reason`, then `[DONE]`)."""
 
     code = "upstream_truncated"
-    user_message = "The AI service broke off before the answer was complete."
+    user_message = "The AI service stopped before the answer was complete."
 
 
 class UpstreamGarbled(UpstreamError):
-    """The upstream sent what is not a Chat Completions stream."""
+    """The upstream's response is not a valid Chat Completions response."""
 
     code = "upstream_garbled"
 
 
 class UpstreamCredentials(UpstreamError):
-    """The upstream refused *our* key; not the visitor's to mend, so never a 401."""
+    """The upstream refused the server's API key. The status is 502, not 401, since the caller cannot correct it."""
 
     code = "upstream_credentials"
     should_retry = False
@@ -327,7 +332,7 @@ class UpstreamCredentials(UpstreamError):
 
 
 class UpstreamRefused(UpstreamError):
-    """The upstream answered with an error: with its own *status*, type, code and param."""
+    """The upstream responded with an error. The error keeps the upstream's *status*, type, code and param."""
 
     code = "upstream_refused"
 
@@ -360,7 +365,7 @@ class UpstreamFailed(UpstreamRefused):
 
 
 class UpstreamTimeout(UpstreamError):
-    """The upstream was too slow; each phase has its own subclass."""
+    """The upstream took too long. Each phase has its own subclass."""
 
     status = 504
     code = "upstream_timeout"
@@ -368,28 +373,28 @@ class UpstreamTimeout(UpstreamError):
 
 
 class ConnectTimeout(UpstreamTimeout):
-    """No connection within `connect_timeout`."""
+    """The connection was not established within `connect_timeout`."""
 
     code = "connect_timeout"
     user_message = "The AI service could not be reached in time. Please try again later."
 
 
 class FirstOutputTimeout(UpstreamTimeout):
-    """No output within `first_output_timeout`; empty deltas do not count as output."""
+    """The first output did not arrive within `first_output_timeout`; empty deltas do not count as output."""
 
     code = "first_output_timeout"
     user_message = "The AI service did not begin to answer in time. Please try again."
 
 
 class GapTimeout(UpstreamTimeout):
-    """Silence for longer than `gap_timeout` in the middle of the stream."""
+    """The upstream sent nothing for longer than `gap_timeout` in the middle of the stream."""
 
     code = "gap_timeout"
-    user_message = "The AI service went silent in the middle of the answer."
+    user_message = "The AI service stopped responding in the middle of the answer."
 
 
 class TotalTimeout(UpstreamTimeout):
     """The whole answer took longer than `total_timeout`."""
 
     code = "total_timeout"
-    user_message = "The answer took too long as a whole. Please try again, perhaps with a shorter question."
+    user_message = "The whole answer took too long. Please try again, perhaps with a shorter question."

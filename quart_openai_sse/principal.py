@@ -1,4 +1,4 @@
-"""Who is calling: a principal, and the keys under which its streams are kept."""
+"""The principal that makes a request, and the keys of its streams."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody the auth hook knows. *id* is never a credential; ids of two realms share nothing."""
+    """A caller that the auth hook recognised: a user or a program. The streams of two principals are separate."""
 
     id: str
+    """Identifies the principal within its realm; never a credential, since it goes into log lines."""
     realm: str = "app"
-    """How it was recognised: `session`, `token` …"""
+    """How the principal was recognised: `session`, `token` … Equal ids in two realms are two principals."""
     cookie: bool | None = None
-    """Whether a cookie proved it, so that a page of another origin could use it; `None`: not said."""
+    """Whether the request proved its principal by a cookie; then its origin is checked. `None`: if it has a cookie."""
     anonymous: bool = False
+    """Whether the caller is unknown; such callers share no list of streams and cannot use `Idempotency-Key`."""
     models: frozenset[str] | None = None
-    """The models it may ask for, of those that are allowed anyway; `None`: all of them."""
+    """The models that the principal may use, among those that the app allows; `None`: all of them."""
     max_streams: int | None = None
-    """How many streams of its may run; `None`: `max_streams_per_principal`."""
+    """How many of the principal's streams may run at the same time; `None`: `max_streams_per_principal`."""
 
     def __post_init__(self) -> None:
         if self.models is not None:
             object.__setattr__(self, "models", _names(self.models))
         limit = self.max_streams
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ValueError("A principal's max_streams is a whole number, 0 or more, or None.")
+            raise ValueError("A principal's max_streams must be a whole number, 0 or more, or None.")
 
     def may_ask(self, model: str) -> bool:
-        """Whether it may ask for *model*, if that is allowed anyway."""
+        """Whether the principal may use *model*, provided that the app allows it."""
         return self.models is None or model in self.models
 
     def __str__(self) -> str:
@@ -39,18 +41,18 @@ class Principal:
 
 
 def stream_key(instance: str, principal: Principal, stream_id: str) -> str:
-    """The log's key of a stream. It contains the principal, so a stranger's stream does not exist for you."""
+    """The stream's key in the log: a digest of its arguments. No other principal's requests can produce it."""
     parts = (instance, principal.realm, principal.id, stream_id)
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_id(value: Any) -> bool:
-    """Whether it is a text that can be somebody's id: it goes into log lines."""
+    """Whether *value* can be a principal's id, which goes into log lines: a text of 1 to 255 printable characters."""
     return isinstance(value, str) and 1 <= len(value) <= 255 and value.isprintable()
 
 
 def _names(models: Collection[str]) -> frozenset[str]:
-    # A text is a collection of texts too, and would allow each of its letters.
+    # A text is a collection too: it would allow each of its letters.
     if isinstance(models, str) or not all(isinstance(name, str) for name in models):
-        raise ValueError("A principal's models are a collection of names, or None.")
+        raise ValueError("A principal's models must be a collection of names, or None.")
     return frozenset(models)

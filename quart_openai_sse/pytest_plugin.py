@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures for any asyncio plugin or none, which import what they need when they are used."""
+"""The pytest plugin: fixtures that work with any asyncio plugin, or none. It imports nothing heavy at start."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from quart_openai_sse.testing.upstream import ScriptedUpstream, Step
 
 
-# A request for which a test has no script fails at once, unless the app sets `retries`. The first hook comes before a
-# conftest.py can import the app, and not at all if a conftest.py names this plugin; the second one always comes.
+# Both hooks set the default of `retries` to 0, so that a request without a script fails at once. The first hook runs
+# before a conftest.py can import the app, but not if a conftest.py names this plugin; the second one always runs.
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """Sets the default of `retries`."""
+    """Sets the default of `retries` to 0."""
     TEST_DEFAULTS["retries"] = 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets the default of `retries` until the run is over."""
+    """Sets the default of `retries` to 0 until the end of the test run."""
     TEST_DEFAULTS["retries"] = 0
     config.add_cleanup(lambda: TEST_DEFAULTS.pop("retries", None))
 
 
 @pytest.fixture
 def openai_sse_upstream() -> Iterator[Callable[..., ScriptedUpstream]]:
-    """Gives an app a scripted upstream until the test is over: `upstream = openai_sse_upstream(ai, app, "Hello.")`.
+    """Gives an app a scripted upstream until the end of the test: `upstream = openai_sse_upstream(ai, app, "Hello.")`.
 
-    After the extension and the app come the scripts, and the options of `quart_openai_sse.testing.ScriptedUpstream`.
+    The arguments after the extension and the app are those of `quart_openai_sse.testing.ScriptedUpstream`.
     """
     from quart_openai_sse.testing.upstream import ScriptedUpstream
 
@@ -54,8 +54,8 @@ def openai_sse_upstream() -> Iterator[Callable[..., ScriptedUpstream]]:
 
 @pytest.fixture
 def openai_simulator() -> Iterator[ThreadedSimulator]:
-    """The OpenAI-compatible simulator on a loopback socket, as fast as it can; its address is `base_url`."""
-    # In a thread: an async fixture would belong to one asyncio plugin, and to the loop and the scope of one test.
+    """The OpenAI-compatible simulator on a loopback socket, without delays; its address is `base_url`."""
+    # In a thread, since an async fixture would need one certain asyncio plugin, and the event loop of one test.
     from quart_openai_sse.testing.simulators import simulator_thread
 
     with simulator_thread(first_token_delay=0, tokens_per_second=0) as simulator:

@@ -63,7 +63,7 @@ async def test_an_answer_that_takes_longer_than_a_minute_is_asked_of_the_model_o
 
     models = [f"sim-head-70-length-{number}" for number in range(10, 10 + len(proxies))]
     answers = await asyncio.gather(*map(ask, models, proxies.values()), return_exceptions=True)
-    asked = sorted(exchange.model or "" for exchange in simulator.counters.exchanges)
+    asked = sorted(each.model or "" for each in simulator.counters.requests)
     assert (asked, [type(answer) for answer in answers]) == (models, [str] * len(proxies))
 
 

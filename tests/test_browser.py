@@ -174,7 +174,7 @@ async def test_an_idempotency_key_finds_the_stream_that_was_started(new_site: Ne
         asked("Tell me more."),
     )
     assert one == two
-    assert len(site.simulator.counters.exchanges) == 1
+    assert len(site.simulator.counters.requests) == 1
 
 
 async def test_leaving_the_loop_closes_the_connection_and_lets_the_stream_run(
@@ -245,13 +245,13 @@ async def test_a_definite_answer_is_an_error_with_a_sentence(new_site: NewSite, 
         {"over": over["url"], "live": live["url"]},
     )
     assert errors == [
-        ["StreamError", 410, "stream_expired", "This answer is no longer kept. Please ask again.", True],
+        ["StreamError", 410, "stream_expired", "This answer is no longer available. Please ask again.", True],
         ["StreamError", 404, "stream_not_found", "This answer no longer exists.", True],
         [
             "StreamError",
             400,
             "invalid_last_event_id",
-            "This answer can't be continued from there. Please reload the page.",
+            "This answer can't be resumed from this point. Please reload the page.",
             True,
         ],
         ["StreamError", 400, "invalid_request", "This request could not be understood.", True],

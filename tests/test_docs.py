@@ -108,7 +108,7 @@ async def test_the_examples_run(
             await runner.run(block)
             said = capfd.readouterr().out
             assert said.strip() or block.how not in ("run: client", "run: shell"), f"{block} says nothing"
-    refused = [each for each in upstream.counters.exchanges if each.status not in (None, 200)]
+    refused = [each for each in upstream.counters.requests if each.status not in (None, 200)]
     assert refused == []
     if without_curl:
         need_curl()

@@ -1,4 +1,4 @@
-"""The error tree, walked: what every error answers, and what it says to whom."""
+"""The error tree: what each error answers, and its sentences for developers and users."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_every_errors_body_is_openais() -> None:
     assert failing(has_it) == []
 
 
-def test_an_error_without_a_message_says_what_a_person_is_told() -> None:
-    # UpstreamRefused chooses its sentence by the status, later: it always comes with a message.
+def test_an_error_without_a_message_has_its_user_message() -> None:
+    # UpstreamRefused is left out: it sets its sentence by the status, and always has a message.
     assert failing(lambda cls: issubclass(cls, UpstreamRefused) or create(cls).message == cls.user_message) == []
 
 
@@ -90,11 +90,11 @@ def test_every_errors_side_fits_its_status() -> None:
     assert failing(fits) == []
 
 
-def test_what_an_error_says_about_retrying_is_what_sdks_can_use() -> None:
+def test_the_retry_headers_are_valid_for_sdks() -> None:
     assert failing(lambda cls: create(cls).headers().keys() <= {"Retry-After", "x-should-retry"}) == []
-    # Above 120 seconds the SDKs don't retry at all, at 0 they choose for themselves.
+    # Above 120 seconds the SDKs do not retry; at 0 they use their own delay.
     assert failing(lambda cls: 0 < int(create(cls).headers().get("Retry-After", 1)) <= 120) == []
-    # 409 is retried by default, which would start again what somebody has just stopped.
+    # SDKs retry a 409 by default, which would restart a stream that has just been stopped.
     assert failing(lambda cls: cls.status != 409 or create(cls).headers()["x-should-retry"] == "false") == []
 
 

@@ -508,13 +508,13 @@ async def test_the_address_and_the_model_are_taken_from_the_environment(start_pr
         started = await ask(client, QUESTION)
         asked = {"model": "sim-length-30", "messages": [{"role": "user", "content": QUESTION}]}
         assert (await opened(client, started))["messages"][1]["content"] == answer(asked)
-        (exchange,) = simulator.counters.exchanges
-        assert (exchange.model, exchange.stream, exchange.outcome) == ("sim-length-30", True, "finished")
+        (recorded,) = simulator.counters.requests
+        assert (recorded.model, recorded.stream, recorded.outcome) == ("sim-length-30", True, "finished")
 
         refused = await client.post("/conversations", json={"model": "sim-long", "content": QUESTION})
         assert len(await listed(client)) == 1
         assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
-        assert len(simulator.counters.exchanges) == 1
+        assert len(simulator.counters.requests) == 1
 
 
 # Its end ------------------------------------------------------------------------------------------------------------

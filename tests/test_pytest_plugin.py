@@ -1,4 +1,4 @@
-"""The pytest plugin in projects of others: found by its entry point, in each mode of asyncio, and without any."""
+"""The pytest plugin in other projects: found by its entry point, with each asyncio plugin, and without any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pytest = Callable[..., str]
 
 @pytest.fixture
 def run_pytest(tmp_path: Path) -> Pytest:
-    """Runs pytest on files of a project in which the package is installed; what it said, if all is well."""
+    """Runs pytest on the files of a project in which the package is installed. Returns the output of a passing run."""
     write_entry_points(tmp_path / "installed")
     project = tmp_path / "project"
     project.mkdir()
@@ -111,7 +111,7 @@ def test_a_request_without_a_script_is_not_repeated_unless_the_app_says_so():
     assert own_app.retries() == EXPECTED
 """
 
-# One run for each way in which a project may be set up: each starts a Python.
+# One run for each kind of project, since each run starts a new Python process.
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documentation is not part of this copy")
@@ -148,7 +148,7 @@ def test_the_fixtures_are_documented(run_pytest: Pytest) -> None:
     assert re.search(r"^openai_simulator -- .*\n    The OpenAI-compatible simulator", listed, re.M)
 
 
-# In this process the plugin is left out (pyproject.toml): its fixtures are asked for by hand.
+# In this process the plugin is not loaded (pyproject.toml), so the tests call its fixtures directly.
 
 
 async def test_an_override_is_over_with_its_test(create_app: CreateApp) -> None:

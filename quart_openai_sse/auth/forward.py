@@ -1,4 +1,4 @@
-"""Forward auth: the hook that asks another app who the request's cookies belong to."""
+"""Forward auth: the hook that asks another app which user the request's cookies belong to."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from quart_openai_sse.auth.lookups import (
     PerLoop,
     SingleFlight,
     check_address,
+    describe_failure,
     fetch,
-    what_failed,
 )
 from quart_openai_sse.errors import AuthUnavailable
 from quart_openai_sse.principal import Principal, is_id
@@ -32,7 +32,7 @@ __all__ = ["forward_auth"]
 
 logger = logging.getLogger("quart_openai_sse")
 
-_MAX_LOOKUPS = 100  # at a time, of one hook on one event loop
+_MAX_LOOKUPS = 100  # at the same time, for one hook on one event loop
 
 
 def forward_auth(
@@ -47,17 +47,20 @@ def forward_auth(
     timeout: float = 5,
     client: ClientFactory | None = None,
 ) -> Authenticate:
-    """Asks another app who the request's cookies belong to: for sessions that are kept on its server.
+    """Returns an auth hook that asks another app for the user, for sessions that are stored on that app's server.
 
-    It is sent a GET to *url* with the cookies and the headers named by *forward*, which are what Flask-Login's session
-    protection looks at. A 200 with `{"id": …}`, or with *id_header*, says who; an id of `null`, a redirect, 401 and
-    403 say nobody; from anything else, or nothing within *timeout*, follows `AuthUnavailable` (503). What it said
-    holds for *ttl* seconds, "nobody" for *negative_ttl*, for the last *max_entries* callers.
+    The hook sends a GET to *url* with the request's cookies and the headers named by *forward*; the default headers
+    are those that Flask-Login's session protection checks. The app answers 200 with `{"id": …}`, or with the id in
+    the header *id_header*. An id of `null`, a redirect, 401 or 403 means that no user is logged in. Any other answer,
+    or none within *timeout* seconds, raises `AuthUnavailable` (503).
+
+    An id is cached for *ttl* seconds, the absence of a user for *negative_ttl* seconds, for the *max_entries* sets of
+    cookies used last. *client* creates the HTTP client. Raises `ConfigurationError` for an invalid *url*.
     """
     check_address(url, "forward_auth")
     names = {name.title() for name in forward} - {"Cookie"}
-    apps = PerLoop(
-        lambda: _OtherApp(
+    lookups = PerLoop(
+        lambda: _UserLookup(
             partial(fetch, url, client=client),
             name=urlsplit(url).netloc,
             id_header=id_header,
@@ -72,16 +75,16 @@ def forward_auth(
         cookies = "; ".join(request.headers.getlist("Cookie"))
         if not cookies:
             return None
-        headers = {"Cookie": cookies, "User-Agent": ""}  # without the latter, httpx would name itself
+        headers = {"Cookie": cookies, "User-Agent": ""}  # an empty User-Agent, or httpx would send its own
         headers |= {name: ", ".join(request.headers.getlist(name)) for name in names if name in request.headers}
-        user = await apps.get().user({name: value.encode("latin-1") for name, value in headers.items()})
+        user = await lookups.get().user({name: value.encode("latin-1") for name, value in headers.items()})
         return None if user is None else Principal(user, realm=realm, cookie=True)
 
     return hook
 
 
-class _OtherApp:
-    """The app that knows the users, as one event loop sees it: asked once at a time, its answers kept for a while."""
+class _UserLookup:
+    """Asks the other app for users and caches its answers, on one event loop; equal lookups share one request."""
 
     def __init__(
         self,
@@ -101,28 +104,29 @@ class _OtherApp:
         self._ttl = ttl
         self._negative_ttl = negative_ttl
         self._max_entries = max_entries
-        self._known: OrderedDict[bytes, tuple[float, str | None]] = OrderedDict()
+        self._cache: OrderedDict[bytes, tuple[float, str | None]] = OrderedDict()
+        """By digest of the headers: when the entry expires, and the user's id; the entry used last comes last."""
         self._flights: SingleFlight[str | None] = SingleFlight()
         self._slots = asyncio.Semaphore(_MAX_LOOKUPS)
 
     async def user(self, headers: Mapping[str, bytes]) -> str | None:
-        """The id of who sends these headers, or `None` for nobody. Raises `AuthUnavailable`."""
+        """The id of the user that *headers* belong to, or `None` if no user is logged in. Raises `AuthUnavailable`."""
         parts = sorted((name.encode(), value) for name, value in headers.items())
-        # A digest, because a cookie is a credential.
+        # The key is a digest because a cookie is a credential.
         key = sha256(b"".join(b"%b:%d:%b" % (name, len(value), value) for name, value in parts)).digest()
-        until, user = self._known.get(key, (0.0, None))
-        if monotonic() < until:
-            self._known.move_to_end(key)
+        expires, user = self._cache.get(key, (0.0, None))
+        if monotonic() < expires:
+            self._cache.move_to_end(key)
             return user
         return await self._flights.run(key, lambda: self._look_up(key, headers))
 
     async def _look_up(self, key: bytes, headers: Mapping[str, bytes]) -> str | None:
-        begun = monotonic()  # an answer that is long on its way does not hold longer
+        begun = monotonic()  # before the request: a slow answer is not cached for longer
         user = await self._ask(headers)
-        self._known[key] = (begun + (self._negative_ttl if user is None else self._ttl), user)
-        self._known.move_to_end(key)
-        while len(self._known) > self._max_entries:
-            self._known.popitem(last=False)
+        self._cache[key] = (begun + (self._negative_ttl if user is None else self._ttl), user)
+        self._cache.move_to_end(key)
+        while len(self._cache) > self._max_entries:
+            self._cache.popitem(last=False)
         return user
 
     async def _ask(self, headers: Mapping[str, bytes]) -> str | None:
@@ -130,14 +134,14 @@ class _OtherApp:
             async with asyncio.timeout(self._timeout), self._slots:
                 return self._read(*await self._get(headers=headers))
         except Exception as error:
-            logger.warning("forward_auth: %s does not say who calls: %s", self._name, what_failed(error))
-        raise AuthUnavailable("The app that knows the users does not answer as it should.")
+            logger.warning("forward_auth: the user lookup at %s failed: %s", self._name, describe_failure(error))
+        raise AuthUnavailable("The user could not be looked up: the login server did not return a valid answer.")
 
     def _read(self, response: httpx.Response, body: bytes) -> str | None:
         if response.status_code in (401, 403) or response.is_redirect:
             return None
         if response.status_code != 200:
-            raise BadAnswer(f"its status is {response.status_code}")
+            raise BadAnswer(f"the status is {response.status_code}")
         user = response.headers.get(self._id_header) if self._id_header else json.decode(body)["id"]
         if user is None or user == "":
             return None
@@ -145,4 +149,4 @@ class _OtherApp:
             return str(user)
         if is_id(user):
             return str(user)
-        raise BadAnswer("its id is not 1 to 255 printable characters, nor a whole number, nor null")
+        raise BadAnswer("the id must be 1 to 255 printable characters, a whole number or null")

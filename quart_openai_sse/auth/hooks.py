@@ -1,4 +1,4 @@
-"""Who is calling: the auth hook, the hooks that ship, and the check that a cookie is not used by a stranger's page."""
+"""The auth hook: how a request's principal is found, and the hooks that need no extra."""
 
 from __future__ import annotations
 
@@ -30,34 +30,60 @@ __all__ = [
 ]
 
 Authenticate = Callable[[], Awaitable[Principal | str | int | None]]
-"""A coroutine function that looks at `quart.request` or `quart.session` and says who calls: a `Principal`, an id,
-or `None` for nobody. It may raise an error of ours, or abort with 401 or 403."""
+"""A coroutine function that reads `quart.request` or `quart.session` and returns the caller: a `Principal` or an id,
+or `None` if it does not recognise the caller. It may raise an `OpenAISSEError`, or abort with 401 or 403."""
 
 
 async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] = ()) -> Principal:
-    """The caller of the current request.
+    """The principal that makes the current request, as *hook* recognises it.
 
-    Raises `AuthenticationRequired` if *hook* knows nobody, and `OriginDenied` if a page of another origin uses
-    a visitor's cookie in a method that changes something.
+    Raises `AuthenticationRequired` if *hook* returns no caller, `PermissionDenied` if it aborts with 403,
+    `OriginDenied` if a page of another origin uses a cookie with a method that changes something, and `TypeError` if
+    *hook* is not a coroutine function or returns something else.
     """
     try:
-        who = _somebody(await hook())
+        caller = await _ask(hook)
     except Unauthorized:
-        who = None
+        caller = None
     except Forbidden as error:
         raise PermissionDenied(error.description or "") from error
-    if who is None:
+    if caller is None:
         raise AuthenticationRequired("No valid credentials were sent.")
-    if isinstance(who, bool) or not isinstance(who, Principal | str | int):
-        raise TypeError(f"An auth hook returns a Principal, an id or None, and not {type(who).__name__}.")
-    principal = _principal(who)
+    if isinstance(caller, bool) or not isinstance(caller, Principal | str | int):
+        raise TypeError(f"An auth hook must return a Principal, an id or None, not {type(caller).__name__}.")
+    principal = _principal(caller)
     if principal.cookie and request.method not in SAFE_METHODS:
         check_origin(trusted_origins)
     return principal
 
 
+async def _ask(hook: Authenticate) -> Principal | str | int | None:
+    """The caller that *hook* returns, with `None` for every value that means no caller (`False`, `""`)."""
+    answer = hook()
+    if not isawaitable(answer):
+        name = getattr(hook, "__name__", type(hook).__name__)
+        raise TypeError(
+            f"The auth hook {name} returned {type(answer).__name__} instead of an awaitable. "
+            f"A hook must be a coroutine function: write `async def {name}(): ...`."
+        )
+    caller = await answer
+    return None if caller is False or caller == "" else caller
+
+
+def _principal(caller: Principal | str | int) -> Principal:
+    """The principal for what a hook returned. If the hook left `cookie` open, any cookie counts as the proof."""
+    principal = caller if isinstance(caller, Principal) else Principal(str(caller))
+    return principal if principal.cookie is not None else replace(principal, cookie="Cookie" in request.headers)
+
+
+# The hooks ------------------------------------------------------------------------------------------------------------
+
+
 def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
-    """Recognises `Authorization: Bearer …` by a mapping of tokens to principals' ids, in constant time."""
+    """Returns an auth hook that recognises `Authorization: Bearer …`: *tokens* maps tokens to principals' ids.
+
+    Tokens are compared in constant time, and only their digests are kept in memory.
+    """
     known = [(sha256(token.encode()).digest(), owner) for token, owner in tokens.items() if token]
 
     async def hook() -> Principal | None:
@@ -66,7 +92,7 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
             return None
         given = sha256(token.encode()).digest()
         found = None
-        for digest, owner in known:  # every one of them, so that time tells nothing
+        for digest, owner in known:  # without a break, so that the time does not depend on the token
             if hmac.compare_digest(digest, given):
                 found = owner
         return None if found is None else Principal(found, realm="token", cookie=False)
@@ -75,65 +101,87 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
 
 
 def bearer_token() -> str | None:
-    """The current request's bearer token, if it has one."""
+    """The current request's bearer token, or `None`."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
 def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None) -> Authenticate:
-    """Recognises the user id under *key* of the signed session cookie; the default is Flask-Login's.
+    """Returns an auth hook that recognises the user id under *key* of the signed session; the default is Flask-Login's.
 
-    *load* is given the id and says whether there still is such a user: a `Principal`, an id, `True`; or `None` or
-    `False`, for nobody. A coroutine function is awaited, any other function runs in a thread.
+    *load* gets the id and returns `True`, an id or a `Principal` if the user exists, `None` or `False` otherwise. If
+    it is a coroutine function it is awaited; any other function runs in a thread.
     """
 
     async def hook() -> Principal | None:
         user = session.get(key)
         if user in (None, ""):
             return None
-        loaded = True if load is None else await _call(load, user)
+        loaded = True if load is None else await _call_load(load, user)
         if loaded is None or loaded is False:
             return None
         if isinstance(loaded, Principal):
             return replace(loaded, cookie=True)
         if not isinstance(loaded, str | int):
-            raise TypeError(f"load can't return {type(loaded).__name__}: only a Principal, an id, True, False or None.")
+            raise TypeError(f"load must return a Principal, an id, True, False or None, not {type(loaded).__name__}.")
         return Principal(str(user if loaded is True else loaded), realm="session", cookie=True)
 
     return hook
 
 
+async def _call_load(load: Callable[[Any], Any], user: Any) -> Any:
+    if iscoroutinefunction(load):
+        return await load(user)
+    result = await asyncio.to_thread(load, user)
+    return await result if isawaitable(result) else result
+
+
 def on_behalf_of(
     service: Authenticate, *, allowed: Collection[str] | Callable[[Principal], bool], realm: str = "session"
 ) -> Authenticate:
-    """Lets a service that the hook *service* knows act for a user, whom it names in the header `X-On-Behalf-Of`.
+    """Returns an auth hook that lets a service act for a user, whom it names in the header `X-On-Behalf-Of`.
 
-    *allowed* holds the ids of such services, or is a function of their principal. The caller is then the user, as a
-    principal of *realm*: the same as by the user's own cookie. The service's `models` hold there too. Without the
-    right the header is refused (`PermissionDenied`; `AuthenticationRequired` without a service's credentials, whatever
-    else is sent), without the header the service is itself. Whoever is known by a cookie never has the right.
+    The hook *service* recognises the service. *allowed* holds the ids of the services that have the right, or is a
+    function of the service's principal. The principal is then the user in *realm*, as with the user's own cookie, and
+    keeps the service's `models`. Without the header the principal is the service itself.
+
+    The header is refused with `PermissionDenied` if the service does not have the right, is anonymous or was
+    recognised by a cookie, and with `AuthenticationRequired` if *service* recognises no service. Raises
+    `ConfigurationError` if *allowed* is a text.
     """
     if isinstance(allowed, str):
-        raise ConfigurationError("on_behalf_of needs allowed= as a collection of ids, or a function.")
-    has_right = allowed if callable(allowed) else lambda principal, ids=frozenset(allowed): principal.id in ids
+        raise ConfigurationError("on_behalf_of: allowed must be a collection of ids or a function.")
+    is_allowed = allowed if callable(allowed) else lambda principal, ids=frozenset(allowed): principal.id in ids
 
     async def hook() -> Principal | str | int | None:
-        who = _somebody(await service())
+        caller = await _ask(service)
         named = request.headers.getlist("X-On-Behalf-Of")
         if not named:
-            return who
-        if who is None:
+            return caller
+        if caller is None:
             raise AuthenticationRequired("X-On-Behalf-Of needs the credentials of a service.")
-        principal = _principal(who)
-        if principal.cookie or principal.anonymous or not has_right(principal):
-            raise PermissionDenied("You can't act on behalf of others.")
+        principal = _principal(caller)
+        if principal.cookie or principal.anonymous or not is_allowed(principal):
+            raise PermissionDenied("You are not allowed to act on behalf of another user.")
         return Principal(_named_user(named), realm=realm, cookie=False, models=principal.models)
 
     return hook
 
 
+def _named_user(values: list[str]) -> str:
+    """The user's id in the values of the header, which is UTF-8. Raises `InvalidRequest` unless it is exactly one."""
+    try:
+        (value,) = values
+        user = value.encode("latin-1").decode()
+    except ValueError:
+        user = ""
+    if not is_id(user):
+        raise InvalidRequest("X-On-Behalf-Of must be one id of 1 to 255 printable characters.", param="X-On-Behalf-Of")
+    return user
+
+
 def quart_auth_user() -> Authenticate:
-    """Recognises whoever is logged in by quart-auth (extra `auth`)."""
+    """Returns an auth hook that recognises the user logged in with quart-auth (extra `auth`)."""
     from quart_auth import current_user
 
     async def hook() -> Principal | None:
@@ -145,51 +193,24 @@ def quart_auth_user() -> Authenticate:
 
 
 def first_of(*hooks: Authenticate) -> Authenticate:
-    """Asks one hook after the other; the first that knows the caller decides."""
+    """Returns an auth hook that asks *hooks* in turn and returns the first caller that one of them recognises."""
 
     async def hook() -> Principal | str | int | None:
         for each in hooks:
-            if (who := await each()) is not None:
-                return who
+            if (caller := await _ask(each)) is not None:
+                return caller
         return None
 
     return hook
 
 
 def allow_anonymous() -> Authenticate:
-    """Lets everybody in, as one anonymous principal. Anyone who can reach the app can then spend your tokens."""
+    """Returns an auth hook that accepts every request, as one anonymous principal.
+
+    Anyone who can reach the app can then spend your tokens.
+    """
 
     async def hook() -> Principal:
         return Principal("", realm="anonymous", cookie=False, anonymous=True)
 
     return hook
-
-
-def _somebody(who: Principal | str | int | None) -> Principal | str | int | None:
-    """What a hook said, and `None` for all that hooks say of nobody."""
-    return None if who is False or who == "" else who
-
-
-def _principal(who: Principal | str | int) -> Principal:
-    """The principal a hook means. Where it does not say what proved it, a cookie did, if there is one."""
-    principal = who if isinstance(who, Principal) else Principal(str(who))
-    return principal if principal.cookie is not None else replace(principal, cookie="Cookie" in request.headers)
-
-
-async def _call(function: Callable[[Any], Any], argument: Any) -> Any:
-    if iscoroutinefunction(function):
-        return await function(argument)
-    result = await asyncio.to_thread(function, argument)
-    return await result if isawaitable(result) else result
-
-
-def _named_user(values: list[str]) -> str:
-    """The one user that a header names, in UTF-8."""
-    try:
-        (value,) = values
-        user = value.encode("latin-1").decode()
-    except ValueError:
-        user = ""
-    if not is_id(user):
-        raise InvalidRequest("X-On-Behalf-Of must be one id of 1 to 255 printable characters.", param="X-On-Behalf-Of")
-    return user

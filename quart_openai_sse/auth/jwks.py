@@ -1,4 +1,4 @@
-"""The keys of a token issuer."""
+"""The keys that check signed tokens: one configured key, or the key set that a token issuer publishes (JWKS)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from quart_openai_sse.auth.lookups import (
     PerLoop,
     SingleFlight,
     check_address,
+    describe_failure,
     fetch,
-    what_failed,
 )
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.protocol import json
 
 logger = logging.getLogger("quart_openai_sse")
 
-_FAMILIES = {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("Ed",)}  # by a key's type, how its algorithms begin
+_FAMILIES = {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("Ed",)}  # key type: prefixes of its algorithms' names
 _MAX_KEYS = 100  # of one issuer
 _SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518, 3.2: a shorter one can be guessed from one token
 _RSA_BITS = 2048  # RFC 7518, 3.3
@@ -36,19 +36,22 @@ _RSA_BITS = 2048  # RFC 7518, 3.3
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key for signatures."""
+    """A key that checks signatures. Its `repr` leaves out the value, which may be a secret."""
 
     kid: str | None
+    """The key's id in the issuer's set; `None` if it has none."""
     algorithms: tuple[str, ...]
+    """The allowed algorithms that fit the key."""
     value: Any = field(repr=False)
+    """The key as PyJWT takes it."""
 
 
 FindKey = Callable[[str | None, str], Awaitable[Key | None]]
-"""Finds the key for a token with such a `kid` and `alg`. Raises `AuthUnavailable`."""
+"""Returns the key for a token's `kid` and `alg`, or `None` if there is no such key. Raises `AuthUnavailable`."""
 
 
 def static_key(key: str | bytes, algorithms: tuple[str, ...]) -> FindKey:
-    """The one key that was configured. Raises `ConfigurationError` for a key that cannot be used or is too short."""
+    """Returns *key* for every token. Raises `ConfigurationError` if *key* is unusable or too short for *algorithms*."""
     only = Key(None, algorithms, _prepared(key, algorithms))
 
     async def find(_kid: str | None, _algorithm: str) -> Key:
@@ -65,6 +68,11 @@ def remote_keys(
     timeout: float,
     client: ClientFactory | None,
 ) -> FindKey:
+    """Finds keys in the key set at *url*. Raises `ConfigurationError` for an invalid *url*.
+
+    The set is fetched when a token first needs it, when it is older than *max_age* seconds, and when a token names an
+    unknown key, but at most once in *interval* seconds. A fetch fails after *timeout* seconds.
+    """
     check_address(url, "jwt_bearer")
 
     async def get() -> tuple[Key, ...]:
@@ -80,8 +88,30 @@ def remote_keys(
     return find
 
 
+def _prepared(key: str | bytes, algorithms: tuple[str, ...]) -> Any:
+    """The key as PyJWT takes it. No error quotes the key, or PyJWT's error, since the key may be a secret."""
+    known = get_default_algorithms()
+    try:
+        value, *_ = (known[name].prepare_key(key) for name in algorithms)
+    except Exception as error:
+        reason = type(error).__name__
+        raise ConfigurationError(f"jwt_bearer: key cannot be used with {', '.join(algorithms)} ({reason}).") from None
+    if hasattr(value, "private_bytes"):
+        raise ConfigurationError("jwt_bearer: key must be the public key; the private key stays with the issuer.")
+    _check_length(value, algorithms)
+    return value
+
+
+def _check_length(value: Any, algorithms: tuple[str, ...]) -> None:
+    for name in algorithms:
+        if name in _SECRET_BYTES and len(value) < _SECRET_BYTES[name]:
+            raise ConfigurationError(f"jwt_bearer: {name} needs a secret of at least {_SECRET_BYTES[name]} bytes.")
+        if name.startswith(_FAMILIES["RSA"]) and value.key_size < _RSA_BITS:
+            raise ConfigurationError(f"jwt_bearer: {name} needs a key of at least {_RSA_BITS} bits.")
+
+
 class _KeySet:
-    """The keys of one issuer, as one event loop knows them."""
+    """The cached key set of one issuer, on one event loop."""
 
     def __init__(
         self, get: Callable[[], Awaitable[tuple[Key, ...]]], *, name: str, max_age: float, interval: float
@@ -99,17 +129,17 @@ class _KeySet:
         """See `FindKey`."""
         known = any(kid in (None, key.kid) for key in self._keys)
         refreshing = self._refresh() if not known or monotonic() >= self._stale_from else None
-        # While the issuer is out of reach, nobody whose key is known waits for it.
+        # While the issuer is unreachable, a token whose key is known does not wait for the fetch.
         if refreshing is not None and not (known and self._failing):
             await asyncio.shield(refreshing)
         if not self._keys:
-            raise AuthUnavailable("The keys of the tokens' issuer can't be had.")
+            raise AuthUnavailable("The token issuer's keys could not be fetched.")
         fitting = [key for key in self._keys if kid in (None, key.kid) and algorithm in key.algorithms]
-        # A token without a kid must leave no choice.
+        # A token without a kid is accepted only if exactly one key fits.
         return fitting[0] if fitting and (kid is not None or len(fitting) == 1) else None
 
     def _refresh(self) -> asyncio.Task[None] | None:
-        """The one fetch under way, or `None` if it is too early for another: a flood of kids is not passed on."""
+        """The running fetch; or `None` if the last one was too recent, so that invented kids cause no flood."""
         if "keys" not in self._flights:
             now = monotonic()
             if now < self._not_before:
@@ -118,33 +148,33 @@ class _KeySet:
         return self._flights.start("keys", self._fetch)
 
     async def _fetch(self) -> None:
-        """Replaces the keys; a failure changes nothing."""
+        """Fetches the keys. If that fails, the previous keys stay."""
         begun = monotonic()
         try:
             self._keys = await self._get()
         except Exception as error:
             self._failing = True
-            logger.warning("the keys of %s can't be had: %s", self._name, what_failed(error))
+            logger.warning("jwt_bearer: the keys of %s could not be fetched: %s", self._name, describe_failure(error))
         else:
             self._failing = False
             self._stale_from = begun + self._max_age
 
 
 def _read_keys(response: httpx.Response, body: bytes, algorithms: tuple[str, ...]) -> tuple[Key, ...]:
-    """The keys of a JWK set. Raises for an answer without any: the last ones are better than that."""
+    """The keys of a JWK set. Raises if the answer has none, so that the previous keys stay."""
     if response.status_code != 200:
-        raise BadAnswer(f"its status is {response.status_code}")
+        raise BadAnswer(f"the status is {response.status_code}")
     listed = json.decode(body)["keys"]
     if not isinstance(listed, list):
         raise BadAnswer("it is not a set of keys")
     keys = tuple(key for each in listed[:_MAX_KEYS] if (key := _read_key(each, algorithms)) is not None)
     if not keys:
-        raise BadAnswer("it has no key for the algorithms that are allowed")
+        raise BadAnswer("it has no key for the allowed algorithms")
     return keys
 
 
 def _read_key(data: Any, algorithms: tuple[str, ...]) -> Key | None:
-    """A key for signatures, with the algorithms it is for; `None` for any other, and for a secret."""
+    """A key that checks signatures, with the algorithms that fit it; `None` for any other key, and for a secret."""
     try:
         family = _FAMILIES[data["kty"]]
         fitting = tuple(name for name in algorithms if name.startswith(family) and data.get("alg") in (None, name))
@@ -153,28 +183,6 @@ def _read_key(data: Any, algorithms: tuple[str, ...]) -> Key | None:
             value = jwt.PyJWK(data, fitting[0]).key
             _check_length(value, fitting)
             return Key(kid, fitting, value)
-    except Exception as error:  # one strange key does not take the others away
-        logger.debug("a key was left out: %s", type(error).__name__)
+    except Exception as error:  # an unusable key is skipped; the other keys of the set still work
+        logger.debug("jwt_bearer: a key of the set was skipped: %s", type(error).__name__)
     return None
-
-
-def _prepared(key: str | bytes, algorithms: tuple[str, ...]) -> Any:
-    """The key as PyJWT wants it. No error quotes it, or the error that would: it may be a secret."""
-    known = get_default_algorithms()
-    try:
-        value, *_ = (known[name].prepare_key(key) for name in algorithms)
-    except Exception as error:
-        reason = type(error).__name__
-        raise ConfigurationError(f"jwt_bearer can't use this key for {', '.join(algorithms)} ({reason}).") from None
-    if hasattr(value, "private_bytes"):
-        raise ConfigurationError("jwt_bearer needs the public key; the private one is the issuer's alone.")
-    _check_length(value, algorithms)
-    return value
-
-
-def _check_length(value: Any, algorithms: tuple[str, ...]) -> None:
-    for name in algorithms:
-        if name in _SECRET_BYTES and len(value) < _SECRET_BYTES[name]:
-            raise ConfigurationError(f"jwt_bearer needs a secret of {_SECRET_BYTES[name]} bytes or more for {name}.")
-        if name.startswith(_FAMILIES["RSA"]) and value.key_size < _RSA_BITS:
-            raise ConfigurationError(f"jwt_bearer needs a key of {_RSA_BITS} bits or more for {name}.")

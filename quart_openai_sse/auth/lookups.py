@@ -1,4 +1,4 @@
-"""Asking another server who somebody is: one bounded GET, once at a time, whatever the event loop."""
+"""Requests of the auth hooks to other servers: one bounded GET, shared by all requests that wait for it."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ from quart_openai_sse.errors import ConfigurationError
 T = TypeVar("T")
 
 ClientFactory = Callable[[], Any]
-"""Makes a client with httpx's API, for one request: with the proxies or the private authority that it takes."""
+"""Creates a client with httpx's API for one request, for example with a proxy or a private certificate authority."""
 
 _MAX_ANSWER = 1 << 20  # bytes
 
 
-def check_address(url: str, who: str) -> None:
-    """Raises `ConfigurationError` unless *url* is an http or https address without credentials; never quotes it."""
+def check_address(url: str, hook_name: str) -> None:
+    """Raises `ConfigurationError` unless *url* is an http or https URL without credentials; never quotes *url*."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigurationError(f"{who} needs an http or https address, without credentials in it.")
+        raise ConfigurationError(f"{hook_name}: the address must be an http or https URL without credentials.")
 
 
 class BadAnswer(ValueError):
-    """Somebody else's answer is not what it should be. Its text says why, and quotes nothing of it."""
+    """The other server's answer is invalid. The text gives the reason and quotes nothing of the answer."""
 
 
-def what_failed(error: Exception) -> str:
-    """For a log line. Without a foreign text: that could quote a cookie or a token."""
+def describe_failure(error: Exception) -> str:
+    """*error* for a log line: the text of a `BadAnswer`, else only the class, since a text could quote a cookie."""
     return str(error) if isinstance(error, BadAnswer) else type(error).__name__
 
 
 async def fetch(
     url: str, *, headers: Mapping[str, bytes], client: ClientFactory | None
 ) -> tuple[httpx.Response, bytes]:
-    """The answer to one GET, and its body. By a client of its own: nothing is left open, and any event loop will do.
+    """The response to one GET, and its body. Redirects are not followed.
 
-    Raises the client's errors, and `BadAnswer` for one that is too large. How long it may take is the caller's affair.
+    Each call opens and closes a client of its own, so it works on any event loop. There is no timeout: the caller
+    sets one. Raises the client's errors, and `BadAnswer` if the body is compressed or larger than 1 MiB.
     """
     sent = {b"Accept": b"application/json", b"Accept-Encoding": b"identity"}
     sent |= {name.encode(): value for name, value in headers.items()}
     create = client or partial(httpx.AsyncClient, verify=_authorities(), trust_env=False, timeout=None)
     async with create() as http, http.stream("GET", url, headers=sent, follow_redirects=False) as response:
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise BadAnswer("it is compressed, which was not asked for")  # a bomb, perhaps
+            raise BadAnswer("it is compressed although identity was requested")  # it could be a decompression bomb
         body = bytearray()
         async for data in response.aiter_bytes():
             body += data
@@ -65,19 +66,19 @@ async def fetch(
 
 @cache
 def _authorities() -> ssl.SSLContext:
-    """Read once: that takes longer than a request."""
+    """The certificate authorities, read once: reading them takes longer than a request."""
     return httpx.create_ssl_context()
 
 
 class PerLoop(Generic[T]):
-    """One of something for each event loop, made when first needed."""
+    """One object for each event loop, created when it is first needed."""
 
     def __init__(self, create: Callable[[], T]) -> None:
         self._create = create
         self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
 
     def get(self) -> T:
-        """That of the running event loop."""
+        """The running event loop's object."""
         loop = asyncio.get_running_loop()
         if (made := self._made.get(loop)) is None:
             made = self._made[loop] = self._create()
@@ -85,7 +86,7 @@ class PerLoop(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """One task for each key, however many wait for it. Who stops waiting does not end it for the others."""
+    """Runs one task per key, however many callers wait for it. A cancelled caller does not cancel the task."""
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[T]] = {}
@@ -94,17 +95,17 @@ class SingleFlight(Generic[T]):
         return key in self._tasks
 
     async def run(self, key: Hashable, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What *function* returns or raises, or what it will, if it has been called for *key* before."""
+        """Waits for the task of *key*, started with *function* if none runs. Returns or raises what the task does."""
         return await asyncio.shield(self.start(key, function))
 
     def start(self, key: Hashable, function: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """The task of *key*."""
+        """The running task of *key*, started with *function* if none runs."""
         if (task := self._tasks.get(key)) is None:
             task = self._tasks[key] = asyncio.ensure_future(function())
-            task.add_done_callback(partial(self._over, key))
+            task.add_done_callback(partial(self._finished, key))
         return task
 
-    def _over(self, key: Hashable, task: asyncio.Task[T]) -> None:
+    def _finished(self, key: Hashable, task: asyncio.Task[T]) -> None:
         del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # seen, also if nobody waits any more
+            task.exception()  # retrieved, or asyncio logs an error if no caller waits any more

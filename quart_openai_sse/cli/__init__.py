@@ -1,4 +1,4 @@
-"""The command line: `quart-openai-sse` and its commands, which are those of `quart openai-sse` too."""
+"""The command line: `quart-openai-sse` and its commands, which are also available as `quart openai-sse`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from quart_openai_sse.cli.check import check
 from quart_openai_sse.cli.openapi import openapi
 from quart_openai_sse.cli.simulate import simulate
 
-HELP = """Streaming AI for Quart: the tools that come with the extension.
+HELP = """Streaming AI for Quart: the command-line tools of the extension.
 
-With no key at hand, start a server that needs none, and talk to it:
+Without an API key, start the simulator and chat with it:
 
 \b
   quart-openai-sse simulate
   quart-openai-sse chat --base-url http://127.0.0.1:8100/v1
 
-The same commands are there as "quart openai-sse …". They use the configuration of the app that Quart finds (its
---app, QUART_APP, or an app.py in the current directory), and the environment where there is none.
+The same commands are available as "quart openai-sse …". There they use the configuration of the app that Quart finds
+(--app, QUART_APP, or app.py in the current directory); if it finds none, the environment.
 """
 
 EPILOG = """\b
-Exit codes, of every command:
-  0  fine
-  1  it did not work, and the output says why
-  2  the command line or the configuration is wrong
-  3  check: it works, with warnings
+Exit codes of all commands:
+  0  success
+  1  failure; the output gives the reason
+  2  the command line or the configuration is invalid
+  3  check only: it works, with warnings
   130  interrupted by Ctrl+C
 """
 
@@ -45,12 +45,12 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
         context.exit()
 
 
-@click.group("openai-sse", help=HELP, epilog=EPILOG, short_help="Check, chat with or simulate an upstream.")
+@click.group("openai-sse", help=HELP, epilog=EPILOG, short_help="Check an upstream, chat with it or simulate one.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
 def commands() -> None:
-    """All commands, for `quart` as for `quart-openai-sse`."""
+    """The group of all commands, for `quart` and for `quart-openai-sse`."""
 
 
 for _command in (check, chat, openapi, simulate):
@@ -58,5 +58,5 @@ for _command in (check, chat, openapi, simulate):
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command that *argv* names, and exits with its status."""
+    """Runs the command line *argv* (default: the process's arguments) and exits with the command's status."""
     commands.main(args=argv, prog_name="quart-openai-sse")

@@ -1,4 +1,4 @@
-"""`check`: one request to the upstream, and what it shows."""
+"""`check`: tests the upstream and explains the result."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 import click
 
-from quart_openai_sse.cli.advice import Asked, Problem, explain
+from quart_openai_sse.cli.advice import Problem, RequestInfo, explain
 from quart_openai_sse.cli.observed import Observed, warnings
-from quart_openai_sse.cli.target import ME, Target, find_targets, likely_model, target_options
+from quart_openai_sse.cli.target import CLI_PRINCIPAL, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstreams import Upstream
 
-HELP = """Ask the upstream once, and say in words what works and what does not.
+HELP = """Test the upstream, and explain what works and what does not.
 
-It reads the configuration as an app does (OPENAI_API_KEY, OPENAI_BASE_URL and QUART_OPENAI_SSE_… of the environment,
-or that of --app), asks for the list of models and then for one short answer, streamed, as the extension itself would.
-The key is never shown.
+The command reads the same configuration as an app: OPENAI_API_KEY, OPENAI_BASE_URL and QUART_OPENAI_SSE_… in the
+environment, or the configuration of --app. It requests the list of models and then one short, streamed answer, in the
+same way as the extension. The API key is never shown.
 """
 
 EPILOG = """\b
@@ -35,8 +35,8 @@ Examples:
 \b
 Exit codes:
   0  it works
-  1  it does not work; the output says what is wrong, and what may help
-  2  the command line or the configuration is wrong
+  1  it does not work; the output explains the problem and what may help
+  2  the command line or the configuration is invalid
   3  it works, with warnings
   130  interrupted by Ctrl+C
 """
@@ -46,11 +46,11 @@ WORKS, FAILS, WARNS, INTERRUPTED = 0, 1, 3, 130
 _QUESTION = [{"role": "user", "content": "Say in one short sentence that you are ready."}]
 
 
-@click.command("check", help=HELP, epilog=EPILOG, short_help="Ask the upstream once, and say what is wrong in words.")
+@click.command("check", help=HELP, epilog=EPILOG, short_help="Test the upstream and explain problems.")
 @target_options
 @click.pass_context
 def check(context: click.Context, /, **options: str | None) -> None:
-    """Checks each upstream there is."""
+    """Checks every upstream: one, unless an app has several instances of the extension."""
     targets = find_targets(context, **options)
     try:
         statuses = [asyncio.run(_Check(target).run()) for target in targets]
@@ -60,11 +60,11 @@ def check(context: click.Context, /, **options: str | None) -> None:
 
 
 class _Check:
-    """One target's check: it says what it finds as soon as it is found."""
+    """The check of one upstream. It prints each finding at once."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._asked = Asked(target)
+        self._request = RequestInfo(target)
         self._listed = True
 
     async def run(self) -> int:
@@ -73,12 +73,12 @@ class _Check:
         try:
             async with self._target.open() as upstream:
                 await self._list_models(upstream)
-                if not self._asked.model:
-                    return _fails(Problem("No model is named.", "Name one with --model, or in OPENAI_MODEL."))
+                if not self._request.model:
+                    return _fails(Problem("No model is set.", "Set one with --model or OPENAI_MODEL."))
                 observed = await self._ask(upstream)
         except Exception as error:  # an app's own upstream or key function may raise anything
-            return _fails(explain(error, self._asked))
-        found = warnings(observed, self._asked)
+            return _fails(explain(error, self._request))
+        found = warnings(observed, self._request)
         click.echo()
         for each in found:
             click.echo(safe(f"Warning: {each}"))
@@ -89,28 +89,28 @@ class _Check:
         target = self._target
         if target.name:
             click.echo(f"Instance {target.name!r}")
-        _say("Address", f"{target.base_url.value} (from {target.base_url.origin})")
+        _print("Address", f"{target.base_url.value} (from {target.base_url.origin})")
         header = target.config.api_key_header
-        _say("Key", f"sent in {header} (from {target.key.origin})" if target.key else "none")
+        _print("Key", f"sent in {header} (from {target.key.origin})" if target.key else "none")
 
     async def _list_models(self, upstream: Upstream) -> None:
         model, models = self._target.model, []
         try:
-            models = [str(each["id"]) for each in await upstream.models(principal=ME)]
+            models = [str(each["id"]) for each in await upstream.models(principal=CLI_PRINCIPAL)]
         except (UpstreamUnreachable, UpstreamCredentials):
             raise
         except OpenAISSEError as error:
             if not model:
                 raise
             self._listed = False
-            _say("Models", f"no list: {error.message}")
+            _print("Models", f"no list: {error.message}")
         else:
             more = ", …" if len(models) > 5 else ""
-            _say("Models", f"{len(models)}: {', '.join(models[:5])}{more}" if models else "an empty list")
-        name, origin = (model.value, model.origin) if model else (likely_model(models), "the first of the list to chat")
-        self._asked = Asked(self._target, name, models)
+            _print("Models", f"{len(models)}: {', '.join(models[:5])}{more}" if models else "an empty list")
+        name, origin = (model.value, model.origin) if model else (likely_model(models), "the first chat model listed")
+        self._request = RequestInfo(self._target, name, models)
         if name:
-            _say("Model", f"{name} (from {origin})" if model else f"{name} ({origin})")
+            _print("Model", f"{name} (from {origin})" if model else f"{name} ({origin})")
 
     async def _ask(self, upstream: Upstream) -> Observed:
         try:
@@ -118,7 +118,7 @@ class _Check:
         except UpstreamRefused as error:
             if error.status not in (400, 422):
                 raise
-            return await self._ask_with(upstream, {})  # a server that refuses what it does not know
+            return await self._ask_with(upstream, {})  # an older server may refuse the unknown member
 
     async def _ask_with(self, upstream: Upstream, members: Mapping[str, Any]) -> Observed:
         began = time.monotonic()
@@ -130,17 +130,19 @@ class _Check:
             chunks += len(entries)
             if completion.has_output and not times:
                 times.append(time.monotonic() - began)
-                _say("First output", f"after {times[0]:.2f} s")
+                _print("First output", f"after {times[0]:.2f} s")
             return True
 
         sink, completion = self._target.sink(take)
         try:
-            await upstream.run(self._target.body(self._asked.model, _QUESTION, **members), sink, principal=ME)
+            await upstream.run(
+                self._target.body(self._request.model, _QUESTION, **members), sink, principal=CLI_PRINCIPAL
+            )
         finally:
-            self._asked = Asked(self._target, self._asked.model, self._asked.models, sink.headers)
+            self._request = RequestInfo(self._target, self._request.model, self._request.models, sink.headers)
         total = time.monotonic() - began
-        _say("Stream", f"{chunks} chunks in {sink.reads} reads, {total:.2f} s in all")
-        self._say_end(completion, marked=sink.marked)
+        _print("Stream", f"{chunks} chunks in {sink.reads} reads, {total:.2f} s in total")
+        self._print_end(completion, done=sink.ended_with_done)
         return Observed(
             first_output=times[0] if times else total,
             total=total,
@@ -150,22 +152,22 @@ class _Check:
             listed=self._listed,
         )
 
-    def _say_end(self, completion: Completion, *, marked: bool) -> None:
+    def _print_end(self, completion: Completion, *, done: bool) -> None:
         reason = completion.finish_reasons.get(0, "none")
-        _say("End", f"finish_reason {reason}, {'then [DONE]' if marked else 'without [DONE], which is accepted'}")
+        _print("End", f"finish_reason {reason}, {'then [DONE]' if done else 'without [DONE], which is accepted'}")
         usage = completion.usage
         if usage is not None:
             counts = f"{usage.get('prompt_tokens', '?')} in, {usage.get('completion_tokens', '?')} out"
-            asked = "include_usage honoured" if self._target.config.include_usage else "sent unasked"
-            _say("Tokens", f"{counts} ({asked})")
+            reason = "as requested" if self._target.config.include_usage else "although not requested"
+            _print("Tokens", f"{counts} (usage was sent {reason})")
         else:
-            _say("Tokens", "unknown: no usage came")
+            _print("Tokens", "unknown: the upstream sent no usage")
 
 
-def _say(label: str, text: str) -> None:
+def _print(label: str, text: str) -> None:
     click.echo(safe(f"{label:<14}{text}"))
 
 
 def _fails(problem: Problem) -> int:
-    click.echo(safe(f"\nIt does not work. {problem.what}\n{problem.advice}"))
+    click.echo(safe(f"\nIt does not work. {problem.summary}\n{problem.advice}"))
     return FAILS

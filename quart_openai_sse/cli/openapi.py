@@ -1,4 +1,4 @@
-"""`openapi`: writes the OpenAPI document of the routes, for generated clients and API browsers."""
+"""`openapi`: prints the routes as an OpenAPI document, for client generators and API viewers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import click
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi import openapi_document
 
-HELP = """Write the routes as an OpenAPI 3.1 document, in JSON, to the output.
+HELP = """Print the routes as an OpenAPI 3.1 document, in JSON.
 
-It says what the extension answers: requests, responses, every status and error code. What an app's own hooks refuse
-with is not in it.
+The document describes the extension's requests and responses, with every status and error code. Errors that an app's
+own hooks raise are not included.
 """
 
 EPILOG = """\b
@@ -22,8 +22,8 @@ Examples:
 
 \b
 Exit codes:
-  0  written
-  2  the command line is wrong
+  0  success
+  2  the command line is invalid
 """
 
 
@@ -34,16 +34,16 @@ def _groups(_context: click.Context, parameter: click.Parameter, value: str) -> 
     return groups
 
 
-@click.command("openapi", help=HELP, epilog=EPILOG, short_help="Write the routes as an OpenAPI document.")
-@click.option("--url-prefix", default="/v1", show_default=True, metavar="PATH", help="Where the routes are.")
+@click.command("openapi", help=HELP, epilog=EPILOG, short_help="Print the routes as an OpenAPI document.")
+@click.option("--url-prefix", default="/v1", show_default=True, metavar="PATH", help="The URL prefix of the routes.")
 @click.option(
     "--routes",
     default=",".join(ROUTES),
     show_default=True,
     callback=_groups,
     metavar="GROUPS",
-    help="The groups of routes, with commas.",
+    help="The groups of routes, separated by commas.",
 )
 def openapi(*, url_prefix: str, routes: list[str]) -> None:
-    """Writes the document."""
+    """Prints the document."""
     click.echo(json.dumps(openapi_document(url_prefix=url_prefix, routes=routes), indent=2))

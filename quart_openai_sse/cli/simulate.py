@@ -1,4 +1,4 @@
-"""`simulate`: the simulator on a port."""
+"""`simulate`: runs the simulator on a port."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from quart_openai_sse import simulator
 
 HELP = """Run an OpenAI-compatible server on this machine that needs no key and costs nothing.
 
-Its answers depend on the request alone, so they can be tested; the model's name chooses how it behaves (sim-fast,
-sim-slow, sim-long, sim-reasoning, sim-error-429, sim-delay-2-rate-100 …). Its start page, and /counters as JSON, show
-which requests came and how each of them ended.
+Equal requests get equal answers, so tests can compare them. The model's name chooses the behaviour (sim-fast,
+sim-slow, sim-long, sim-reasoning, sim-error-429, sim-delay-2-rate-100 …). The start page, and /counters as JSON, list
+the requests and how each of them ended.
 """
 
 EPILOG = """\b
@@ -32,27 +32,31 @@ Examples:
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
 \b
-An app that uses quart-openai-sse takes it as its upstream with
+To use it as the upstream of an app with quart-openai-sse, set
   OPENAI_BASE_URL=http://127.0.0.1:8100/v1 OPENAI_API_KEY=any
 
 \b
 Exit codes:
   0  stopped by Ctrl+C or SIGTERM
-  1  it can't listen there
-  2  the command line is wrong
+  1  the address is not available
+  2  the command line is invalid
 """
 
 
 def _finite(_context: click.Context, parameter: click.Parameter, value: float) -> float:
     if not math.isfinite(value):
-        raise click.BadParameter("it must be a number from 0 up", param=parameter)
+        raise click.BadParameter("it must be a finite number", param=parameter)
     return value
 
 
 @click.command("simulate", help=HELP, epilog=EPILOG, short_help="Run an OpenAI-compatible server that needs no key.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8100, show_default=True, help="Its port, 0 for a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8100,
+    show_default=True,
+    help="The port to listen on; 0 for a free one.",
 )
 @click.option(
     "--first-token-delay",
@@ -61,7 +65,7 @@ def _finite(_context: click.Context, parameter: click.Parameter, value: float) -
     show_default=True,
     callback=_finite,
     metavar="S",
-    help="Seconds before the first token.",
+    help="Seconds until the first token.",
 )
 @click.option(
     "--tokens-per-second",
@@ -70,13 +74,13 @@ def _finite(_context: click.Context, parameter: click.Parameter, value: float) -
     show_default=True,
     callback=_finite,
     metavar="N",
-    help="Speed after it, 0 for no pause at all.",
+    help="The speed after the first token; 0 for no pauses.",
 )
 @click.pass_context
 def simulate(
     context: click.Context, *, host: str, port: int, first_token_delay: float, tokens_per_second: float
 ) -> None:
-    """Serves until a signal comes."""
+    """Runs the simulator until SIGINT or SIGTERM."""
     try:
         simulator.run(
             host=host,

@@ -1,4 +1,4 @@
-"""Whom the commands ask: the upstream of the environment or of an app, and where each setting comes from."""
+"""The upstream that the commands use, from the environment or an app, and the origin of each setting."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstreams import Headers, Upstream
 from quart_openai_sse.upstreams.several import Upstreams
 
-PREFIX = f"QUART_{KEY_PREFIX}"  # as Quart's from_prefixed_env() reads it
-ME = Principal("quart-openai-sse", realm="cli")
+PREFIX = f"QUART_{KEY_PREFIX}"  # the prefix for Quart's from_prefixed_env()
+CLI_PRINCIPAL = Principal("quart-openai-sse", realm="cli")
 
 _NOT_FOR_CHAT = re.compile(r"embed|whisper|tts|dall-e|image|audio|moderation|realtime|transcribe|rerank|sora|search")
 
@@ -36,24 +36,26 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
 def target_options(command: CommandT) -> CommandT:
-    """The options that say whom to ask."""
+    """Adds the options that select the upstream, its key and the model."""
     for option in (
         click.option(
             "--app",
             metavar="MODULE:APP",
-            help="Ask what this app would ask: its configuration, its HTTP client. Else the environment says.",
+            help="Use the configuration and the HTTP client of this app.  [default: the environment]",
         ),
-        click.option("--model", metavar="NAME", help="The model.  [else OPENAI_MODEL, or one of the upstream's list]"),
+        click.option(
+            "--model", metavar="NAME", help="The model.  [default: OPENAI_MODEL, or one of the upstream's list]"
+        ),
         click.option(
             "--api-key-env",
             metavar="VARIABLE",
-            help="The environment variable that holds the key; a key itself is never an argument, where others could "
-            "see it.  [else OPENAI_API_KEY]",
+            help="The environment variable that holds the API key. The key itself cannot be an argument, since other "
+            "users of the machine could see it.  [default: OPENAI_API_KEY]",
         ),
         click.option(
             "--base-url",
             metavar="URL",
-            help="The address, up to and with /v1.  [else OPENAI_BASE_URL, or OpenAI's own]",
+            help="The upstream's address, including /v1.  [default: OPENAI_BASE_URL, or OpenAI's address]",
         ),
     ):
         command = option(command)
@@ -62,23 +64,25 @@ def target_options(command: CommandT) -> CommandT:
 
 @dataclass(frozen=True)
 class Setting:
-    """A value, and where it comes from."""
+    """The value of an option, and where it was set."""
 
     value: str
     origin: str
+    """The name of an environment variable or option, or a description: "the app"."""
 
     def __bool__(self) -> bool:
         return bool(self.value)
 
 
 class WatchingSink(ChunkSink):
-    """A `ChunkSink` that remembers how the answer came."""
+    """A `ChunkSink` that records how the response arrived."""
 
     status = 0
     headers: Headers = {}
     reads = 0
-    marked = True
-    """Whether `[DONE]` was the end."""
+    """The number of reads that brought a part of the body."""
+    ended_with_done = True
+    """Whether `[DONE]` ended the stream."""
 
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
@@ -92,30 +96,30 @@ class WatchingSink(ChunkSink):
 
     def finish(self) -> None:
         """See `Sink.finish`."""
-        self.marked = self._completion.done
+        self.ended_with_done = self._completion.done
         super().finish()
 
 
 @dataclass(frozen=True)
 class Target:
-    """One upstream with its configuration."""
+    """An upstream with its configuration."""
 
     config: Config
     create: Callable[[], Upstream]
     base_url: Setting
-    """As it may be shown: without its query."""
+    """The address without its query, so that it can be shown."""
     key: Setting
-    """Its value is never shown."""
+    """The value is only "set", never the key itself."""
     model: Setting
     prefix: str
-    """What the keys of the configuration begin with, where they are set."""
+    """The prefix of the configuration keys."""
     name: str = ""
-    """The instance's, where the app has several."""
+    """The name of the instance, if the app has several."""
     app: Quart | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Upstream]:
-        """The upstream, in the app's context if there is an app."""
+        """Opens the upstream for an `async with` block, within the app's context if there is an app."""
         if self.app is not None:
             async with self.app.app_context(), replace(self, app=None).open() as upstream:
                 yield upstream
@@ -127,26 +131,26 @@ class Target:
             await upstream.aclose()
 
     def sink(self, take: Callable[[list[Entry]], bool]) -> tuple[WatchingSink, Completion]:
-        """What an answer is fed to; *take* is given what each read brought."""
+        """A sink for a streamed answer, and the answer's state; *take* gets the entries of each read."""
 
         async def room() -> None:
-            """There always is."""
+            """Returns at once: the sink always takes more."""
 
         completion = Completion()
         return WatchingSink(completion, take=take, room=room, max_event=self.config.max_event), completion
 
     def body(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Mapping[str, Any]:
-        """A request as the package would send it."""
+        """The body of a streamed request, as the extension would send it. *members* are further members."""
         body = {**members, "model": model, "messages": messages}
         return streaming_body(body, self.config)
 
 
 def likely_model(names: list[str]) -> str:
-    """The first of *names* that looks like one to chat with, or ""."""
+    """The first of *names* that looks like the name of a chat model; `""` if none does."""
     return next((name for name in names if not _NOT_FOR_CHAT.search(name.lower())), "")
 
 
-# Where the settings come from ---------------------------------------------------------------------------------------
+# Reading the settings -----------------------------------------------------------------------------------------------
 
 
 def find_targets(
@@ -157,7 +161,10 @@ def find_targets(
     model: str | None = None,
     app: str | None = None,
 ) -> list[Target]:
-    """The upstreams to ask: one, unless an app has several instances. Raises `click.UsageError`."""
+    """The upstreams to use: one, unless an app has several instances of the extension.
+
+    Raises `click.UsageError` for an invalid configuration.
+    """
     options: dict[str, str] = {}
     if base_url is not None:
         options["base_url"] = base_url
@@ -168,7 +175,7 @@ def find_targets(
     try:
         loaded = _load_app(context, app)
         targets = [_of_environment(options)] if loaded is None else _of_app(loaded, options)
-    except OpenAISSEError as error:  # most of all ConfigurationError
+    except OpenAISSEError as error:  # in most cases a ConfigurationError
         raise click.UsageError(error.message) from None
     if api_key_env is not None:
         targets = [replace(each, key=Setting("set", api_key_env)) for each in targets]
@@ -178,7 +185,7 @@ def find_targets(
 
 
 def _load_app(context: click.Context, path: str | None) -> Quart | None:
-    """The app of *path*; or the one that `quart` finds, if the command is one of `quart`'s."""
+    """The app at *path*; without a path, the app that `quart` finds if the command was called as `quart openai-sse`."""
     info = context.find_object(ScriptInfo)
     if path is not None:
         info = ScriptInfo(path, set_debug_flag=False)
@@ -190,12 +197,12 @@ def _load_app(context: click.Context, path: str | None) -> Quart | None:
 def _of_app(app: Quart, options: Mapping[str, str]) -> list[Target]:
     states = app_states(app)
     if not states:
-        raise click.UsageError(f"The app {app.name!r} does not use quart-openai-sse: there is no init_app for it.")
+        raise click.UsageError(f"The app {app.name!r} does not use quart-openai-sse: init_app was not called for it.")
     return [_of_state(app, name if len(states) > 1 else "", state, options) for name, state in states.items()]
 
 
 def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]) -> Target:
-    config, theirs = replace(state.config, retries=0), "the app"
+    config, origin = replace(state.config, retries=0), "the app"
     create: Callable[[], Upstream] = partial(state.create_upstream, config)
     if options:
         config = replace(config, **options)
@@ -204,9 +211,9 @@ def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]
     return Target(
         config=config,
         create=create,
-        base_url=Setting(_shown(config.base_url), "--base-url" if "base_url" in options else theirs),
-        key=Setting("set" if config.api_key else "", theirs),
-        model=_model(config, theirs),
+        base_url=Setting(_shown(config.base_url), "--base-url" if "base_url" in options else origin),
+        key=Setting("set" if config.api_key else "", origin),
+        model=_model(config, origin),
         prefix=state.config_prefix,
         name=name,
         app=app,
@@ -228,7 +235,7 @@ def _of_environment(options: Mapping[str, str]) -> Target:
 
 
 def _shown(url: str) -> str:
-    """An address without its query, which some servers take a key in."""
+    """The address without its query, in which some servers expect the key."""
     return url.partition("?")[0]
 
 
@@ -237,7 +244,7 @@ def _variable(name: str) -> str:
 
 
 def _parsed(value: str) -> Any:
-    """As Quart's `from_prefixed_env` reads it: JSON, or else text."""
+    """The value as Quart's `from_prefixed_env` reads it: as JSON if possible, else as text."""
     try:
         return json.loads(value)
     except ValueError:

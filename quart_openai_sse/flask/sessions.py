@@ -1,4 +1,4 @@
-"""The session cookie of a Flask app beside ours: read, and left to that app to write."""
+"""`share_session`: the Quart app reads a Flask app's session cookie and never writes it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any, Protocol
 
 __all__ = ["share_session"]
 
-_READ_WITH = ("SECRET_KEY", "SECRET_KEY_FALLBACKS", "SESSION_COOKIE_NAME", "PERMANENT_SESSION_LIFETIME")
+_COPIED_KEYS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS", "SESSION_COOKIE_NAME", "PERMANENT_SESSION_LIFETIME")
 
 
 class Configured(Protocol):
-    """A Flask or a Quart app, as far as it matters here."""
+    """A Flask or Quart app: only its configuration is used."""
 
     @property
     def config(self) -> MutableMapping[str, Any]:
-        """Its configuration."""
+        """The app's configuration."""
         ...
 
 
 def share_session(flask_app: Configured, quart_app: Configured) -> None:
-    """Lets *quart_app* recognise the session cookies of *flask_app*, for `session_user`.
+    """Lets *quart_app* read the session cookies of *flask_app*, for `session_user`.
 
-    It takes over what they are read with: keys, name, lifetime. Nor does it send them again, as apps do with permanent
-    sessions: a response that ends after a log-out would bring the old session back.
+    Copies the secret keys, the cookie's name and the sessions' lifetime to *quart_app*, and switches off the refresh
+    of permanent sessions there: a response that ends after a logout would restore the old session.
     """
-    quart_app.config.update({key: flask_app.config[key] for key in _READ_WITH if key in flask_app.config})
+    quart_app.config.update({key: flask_app.config[key] for key in _COPIED_KEYS if key in flask_app.config})
     quart_app.config["SESSION_REFRESH_EACH_REQUEST"] = False

@@ -1,1 +1,1 @@
-"""What a principal may use: tokens, starts of streams."""
+"""Limits per principal: tokens in a window, starts in a period."""

@@ -1,4 +1,4 @@
-"""Budgets: how many tokens a principal may use in a window of time."""
+"""The limit of tokens that a principal may use in a window of time."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Hashable
 
 
 class TokenBudget:
-    """*limit* tokens for each of those who spend, in every *window* seconds from their first one.
+    """At most *limit* tokens per key and window. A key's window begins with its first use and lasts *window* seconds.
 
-    It knows no clock: *now* is in seconds, from any beginning that does not change.
+    It reads no clock: every method gets *now*, in seconds of a monotonic clock.
     """
 
     def __init__(self, limit: int, window: float) -> None:
         self.limit = limit
         self.window = window
-        self._spent: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # by the end of the window
+        self._spent: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+        """The end of each key's window and the tokens spent in it, ordered by that end."""
 
-    def left(self, who: Hashable, now: float) -> int:
-        """Tokens that may still be spent; negative after more was spent than there was."""
-        return self.limit - self._current(who, now)[1]
+    def left(self, key: Hashable, now: float) -> int:
+        """The tokens that *key* can still spend in its window; negative if it has spent more than the limit."""
+        return self.limit - self._window(key, now)[1]
 
-    def resets(self, who: Hashable, now: float) -> float:
-        """Seconds until all of it is there again."""
-        return max(0.0, self._current(who, now)[0] - now)
+    def resets(self, key: Hashable, now: float) -> float:
+        """The seconds until *key*'s window ends and the whole limit is available again."""
+        return max(0.0, self._window(key, now)[0] - now)
 
-    def spend(self, who: Hashable, tokens: int, now: float) -> None:
-        """Takes *tokens* away; a negative number gives some back, of this window."""
-        until, spent = self._current(who, now)
-        self._spent[who] = (until, max(0, spent + tokens))
-        # They were put in by the time at which their windows end, so the oldest are in front.
-        while self._spent and next(iter(self._spent.values()))[0] <= now:
+    def spend(self, key: Hashable, tokens: int, now: float) -> None:
+        """Counts *tokens* in *key*'s window. A negative number gives tokens back, never below 0 spent."""
+        end, spent = self._window(key, now)
+        self._spent[key] = (end, max(0, spent + tokens))
+        while self._spent and next(iter(self._spent.values()))[0] <= now:  # the first entry expires first
             self._spent.popitem(last=False)
 
-    def _current(self, who: Hashable, now: float) -> tuple[float, int]:
-        until, spent = self._spent.get(who, (0.0, 0))
-        if until > now:
-            return until, spent
-        self._spent.pop(who, None)
+    def _window(self, key: Hashable, now: float) -> tuple[float, int]:
+        end, spent = self._spent.get(key, (0.0, 0))
+        if end > now:
+            return end, spent
+        self._spent.pop(key, None)
         return now + self.window, 0

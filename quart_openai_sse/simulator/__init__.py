@@ -1,17 +1,17 @@
-"""The simulator: an OpenAI-compatible server that needs no key and always answers the same.
+"""The simulator: an OpenAI-compatible server for development and tests, which needs no key.
 
-Develop and test against it: point any OpenAI client at its *base_url*. Its answers depend on the request alone;
-only ``id`` and ``created`` vary. The **model's name** chooses the behaviour; every other name is accepted too:
+Point any OpenAI client at its *base_url*. Equal requests get equal answers; only ``id`` and ``created`` vary. The
+**model's name** chooses the behaviour; every other name is accepted too:
 
 ====================================  =================================================================
-``sim``                               the speed of the options
-``sim-fast``, ``sim-slow``            no pause at all; the first token after 2 s, then 5 tokens per second
-``sim-long``                          4,000 tokens, for trying stop and resume
-``sim-reasoning``                     ``reasoning_content`` first, as does any name with ``reasoning`` in it
+``sim``                               the speed that the options set
+``sim-fast``, ``sim-slow``            no pauses; the first token after 2 s, then 5 tokens per second
+``sim-long``                          4,000 tokens, to try stop and resume
+``sim-reasoning``                     ``reasoning_content`` first, like every name that contains ``reasoning``
 ``sim-delay-2-rate-100``              the first token 2 s after the headers, then 100 tokens per second
-``sim-head-1.5``                      silence for 1.5 s before the status line
+``sim-head-1.5``                      nothing for 1.5 s, then the status line
 ``sim-length-250``                    exactly 250 tokens
-``sim-error-429``                     this status with an error as OpenAI shapes it
+``sim-error-429``                     this status, with an error in OpenAI's format
 ``missing-…``                         404, ``model_not_found``
 ====================================  =================================================================
 
@@ -30,7 +30,7 @@ from typing import TypedDict, Unpack
 
 from quart_openai_sse.simulator.answers import PARAGRAPHS, answer, pieces
 from quart_openai_sse.simulator.behaviour import MODELS
-from quart_openai_sse.simulator.counters import Counters, Exchange
+from quart_openai_sse.simulator.counters import Counters, RecordedRequest
 from quart_openai_sse.simulator.loopback import serve_app
 from quart_openai_sse.simulator.routes import create_simulator
 
@@ -38,7 +38,7 @@ __all__ = [
     "MODELS",
     "PARAGRAPHS",
     "Counters",
-    "Exchange",
+    "RecordedRequest",
     "Simulator",
     "SimulatorOptions",
     "answer",
@@ -61,17 +61,18 @@ class SimulatorOptions(TypedDict, total=False):
 
 @dataclass
 class Simulator:
-    """A running simulator: where it is, and what reached it."""
+    """A running simulator."""
 
     base_url: str
-    """What an OpenAI client takes as its ``base_url``: ``http://127.0.0.1:54321/v1``."""
+    """The ``base_url`` for an OpenAI client: ``http://127.0.0.1:54321/v1``."""
     counters: Counters
+    """The requests that the simulator received."""
 
-    async def ended(self, number: int = 1) -> Exchange:
-        """Request *number* (they count from 1) as soon as it is no longer running. Bound it by a timeout."""
+    async def ended(self, number: int = 1) -> RecordedRequest:
+        """Waits until request *number*, counted from 1, has ended, and returns it. Use a timeout around it."""
 
-        def ended() -> list[Exchange]:
-            return [e for e in self.counters.exchanges if e.number == number and e.outcome != "running"]
+        def ended() -> list[RecordedRequest]:
+            return [each for each in self.counters.requests if each.number == number and each.outcome != "running"]
 
         return (await self.counters.until(ended))[0]
 
@@ -80,27 +81,31 @@ class Simulator:
 async def serve_simulator(
     *, host: str = "127.0.0.1", port: int = 0, **options: Unpack[SimulatorOptions]
 ) -> AsyncIterator[Simulator]:
-    """A simulator on a socket of this event loop: on a free *port*, unless you name one.
+    """Serves a simulator on the running event loop; *port* 0 is a free port.
 
-    Leaving the block hangs up on every open connection, so that a stream in flight is cut and nothing goes on.
-    Raises `OSError` if the address can't be had.
+    At the end of the block every open connection is closed, so running streams are cut. Raises `OSError` if the
+    address is not available. *options* are those of `create_simulator`.
     """
     app = create_simulator(**options)
     counters: Counters = app.extensions["simulator"]
-    # What is cut now was cut here: a connection that was leaked must not pass for a client that left.
-    async with serve_app(app, host=host, port=port, leaving=counters.hang_up) as address:
+    # From the block's end on, a cut connection counts as closed by the server: a leaked one must not look like a
+    # client that disconnected.
+    async with serve_app(app, host=host, port=port, on_exit=counters.shut_down) as address:
         yield Simulator(f"http://{address}/v1", counters)
 
 
 def run(
     *, host: str, port: int, ready: Callable[[str], object] = logger.info, **options: Unpack[SimulatorOptions]
 ) -> None:
-    """Serve until SIGINT or SIGTERM; *ready* is called with the base URL once requests are taken."""
+    """Serves until SIGINT or SIGTERM. Calls *ready* with the base URL when the server accepts requests.
+
+    Raises `OSError` if the address is not available.
+    """
 
     async def main() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt does it
+            with contextlib.suppress(NotImplementedError):  # on Windows, KeyboardInterrupt ends the server
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with serve_simulator(host=host, port=port, **options) as simulator:
             ready(simulator.base_url)

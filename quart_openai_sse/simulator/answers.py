@@ -1,4 +1,4 @@
-"""What the simulator answers: the same to the same request, cut into tokens, as OpenAI writes it."""
+"""The simulator's answers: equal for equal requests, divided into tokens, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -64,27 +64,29 @@ _PIECE = re.compile(r"\s*[A-Za-z0-9']{1,8}|\s*\S|\s+")
 
 
 def answer(body: Body, choice: int = 0) -> str:
-    """The text that the simulator answers to *body*: what a client must have received, to the byte."""
+    """The text of the simulator's answer to the request *body*, exactly as a client must receive it."""
     return plan_answer(body, choice).text("content")
 
 
 def pieces(text: str) -> list[str]:
-    """*text* cut into tokens, one for each delta; joined they are *text* again."""
+    """*text* divided into tokens, one for each delta; joined, they are *text*."""
     return _PIECE.findall(text)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One choice: its deltas after the role, one for each token, and why they end."""
+    """One choice of an answer: its deltas after the role, one for each token, and its finish_reason."""
 
     deltas: list[dict[str, Any]]
     finish_reason: str
 
     def text(self, member: str) -> str:
+        """The texts of *member* in all deltas, joined."""
         return "".join(delta.get(member, "") for delta in self.deltas)
 
 
 def plan_answer(body: Body, choice: int) -> Plan:
+    """Choice number *choice*, counted from 0, of the answer to the request *body*."""
     model = str(body.get("model", ""))
     deltas: list[dict[str, Any]] = []
     if "reasoning" in model:
@@ -110,7 +112,7 @@ def _text(body: Body, choice: int) -> str:
         said = "\n\n".join(_content(message) for message in reversed(results))
         return f"{opening}\n\nI called a tool, and it said:\n\n{said}\n\nThat settles it. ☕"
     opening += "\n\nI am a simulator and know nothing, but I can tell you this, a little at a time."
-    length = min(int(Behaviour().of(str(body.get("model", ""))).length), MAX_LENGTH)
+    length = min(int(Behaviour().for_model(str(body.get("model", ""))).length), MAX_LENGTH)
     numbers = range(start, start + 3 + start % 3 + length // 8)  # no paragraph has fewer than 8 pieces
     text = "\n\n".join([opening, *(PARAGRAPHS[number % len(PARAGRAPHS)] for number in numbers)])
     return "".join(pieces(text)[: length or None])
@@ -162,8 +164,8 @@ def _tool_deltas(tool: Body, body: Body, choice: int) -> list[dict[str, Any]]:
 
 
 def _example(schema: Any, root: Body, text: str, depth: int = 8) -> Any:
-    """A value that fits *schema*: *text* for a string, 1 for a number, true; the first of what may be chosen."""
-    if not isinstance(schema, dict):  # true is a schema that anything fits
+    """A value that is valid for *schema*: *text* for a string, 1 for a number, the first of several alternatives."""
+    if not isinstance(schema, dict):  # the schema `true` accepts any value
         return text
     if "$ref" in schema:
         name = str(schema["$ref"]).rsplit("/", 1)[-1]
@@ -190,18 +192,23 @@ def _example_of_type(schema: Body, root: Body, text: str, depth: int) -> Any:
 
 
 def envelope(kind: str, body: Body) -> dict[str, Any]:
+    """The members that all chunks of an answer share, or a whole answer has."""
     name = f"chatcmpl-{uuid.uuid4().hex}"
     return {"id": name, "object": kind, "created": int(time.time()), "model": body["model"]}
 
 
-def choice_of(index: int, delta: Body, finish_reason: str | None = None) -> dict[str, Any]:
+def chunk_choice(index: int, delta: Body, finish_reason: str | None = None) -> dict[str, Any]:
+    """A choice as it stands in a chunk."""
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def in_turn(plans: Sequence[Plan]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every choice's first delta, every choice's second …, each with its place in time."""
+def interleaved(plans: Sequence[Plan]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The chunk choices of all *plans* in the order of sending: each choice's first, then each choice's second …
+
+    Each comes with its number, for `Behaviour.due`.
+    """
     columns = [
-        [*(choice_of(index, delta) for delta in plan.deltas), choice_of(index, {}, plan.finish_reason)]
+        [*(chunk_choice(index, delta) for delta in plan.deltas), chunk_choice(index, {}, plan.finish_reason)]
         for index, plan in enumerate(plans)
     ]
     for tick, row in enumerate(itertools.zip_longest(*columns)):
@@ -209,11 +216,12 @@ def in_turn(plans: Sequence[Plan]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def completion(body: Body, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The answer to a request that is not streamed."""
     choices = [
         {"index": index, "message": _message(plan), "logprobs": None, "finish_reason": plan.finish_reason}
         for index, plan in enumerate(plans)
     ]
-    return {**envelope("chat.completion", body), "choices": choices, "usage": usage_of(body, plans)}
+    return {**envelope("chat.completion", body), "choices": choices, "usage": total_usage(body, plans)}
 
 
 def _message(plan: Plan) -> dict[str, Any]:
@@ -228,7 +236,8 @@ def _message(plan: Plan) -> dict[str, Any]:
     return message
 
 
-def usage_of(body: Body, plans: Sequence[Plan]) -> dict[str, Any]:
+def total_usage(body: Body, plans: Sequence[Plan]) -> dict[str, Any]:
+    """The answer's `usage`."""
     prompt = sum(len(pieces(_content(message))) for message in body["messages"])
     completion = sum(len(plan.deltas) for plan in plans)
     reasoning = sum("reasoning_content" in delta for plan in plans for delta in plan.deltas)

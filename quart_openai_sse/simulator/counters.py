@@ -1,4 +1,4 @@
-"""What reached a simulator, and what became of it."""
+"""The requests that a simulator received, and how they ended."""
 
 from __future__ import annotations
 
@@ -17,44 +17,47 @@ KEPT_REQUESTS = 1000
 
 
 @dataclass
-class Exchange:
-    """One request and what became of it. Times are seconds since the simulator's start."""
+class RecordedRequest:
+    """One request and its outcome. Times are seconds since the simulator's start."""
 
     number: int
+    """The request's number, counted from 1."""
     path: str
     started: float
     headers: dict[str, str | bool]
-    """Those of interest, and under ``authorization`` whether there was one."""
+    """The trace, project and idempotency headers; ``authorization`` is whether the request had that header."""
     model: str = ""
     stream: bool = False
     status: int | None = None
+    """The response's status; `None` until it is sent."""
     tokens: int = 0
-    """How many have been sent."""
+    """The number of tokens sent."""
     outcome: Outcome = "running"
     closed: float | None = None
-    """When the answer was finished, or the connection gone."""
+    """When the response was complete, or the connection was closed."""
 
 
 @dataclass
 class Counters:
-    """What reached a simulator: the last 1,000 requests, and the totals of all."""
+    """The last 1,000 requests that a simulator received, and the totals of all requests."""
 
-    exchanges: deque[Exchange] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
     totals: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("requests", "running", "finished", "closed_by_peer", "closed_by_server", "tokens"), 0
         )
     )
-    hanging_up: bool = False
+    shutting_down: bool = False
+    """Whether the simulator now cuts its connections: such requests end as ``closed_by_server``."""
     _start: float = field(default_factory=time.monotonic)
     _waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     def now(self) -> float:
-        """Seconds since the start, on the clock of all the times here."""
+        """The present time in seconds since the simulator's start."""
         return round(time.monotonic() - self._start, 6)
 
     async def until(self, condition: Callable[[], T]) -> T:
-        """What *condition* returns once that is true; it is asked again at every change. Bound it by a timeout."""
+        """Waits until *condition*, called after every change, returns a true value. Use a timeout around it."""
         while not (result := condition()):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -62,34 +65,38 @@ class Counters:
         return result
 
     def as_json(self) -> dict[str, Any]:
-        """The counter page: ``now``, ``totals``, ``requests``."""
-        return {"now": self.now(), "totals": self.totals, "requests": [asdict(e) for e in self.exchanges]}
+        """The counters as served at ``/counters``: ``now``, ``totals``, ``requests``."""
+        return {"now": self.now(), "totals": self.totals, "requests": [asdict(each) for each in self.requests]}
 
-    def hang_up(self) -> None:
-        """From now on it is the server that cuts what is open."""
-        self.hanging_up = True
+    def shut_down(self) -> None:
+        """Sets `shutting_down`."""
+        self.shutting_down = True
 
-    def open(self, path: str, headers: dict[str, str | bool]) -> Exchange:
+    def open(self, path: str, headers: dict[str, str | bool]) -> RecordedRequest:
+        """Records a new request."""
         self._count(requests=1, running=1)
-        exchange = Exchange(self.totals["requests"], path, self.now(), headers)
-        self.exchanges.append(exchange)
-        return exchange
+        recorded = RecordedRequest(self.totals["requests"], path, self.now(), headers)
+        self.requests.append(recorded)
+        return recorded
 
-    def note(self, exchange: Exchange, **facts: Any) -> None:
-        for name, fact in facts.items():
-            setattr(exchange, name, fact)
+    def note(self, recorded: RecordedRequest, **members: Any) -> None:
+        """Sets *members* of *recorded*."""
+        for name, value in members.items():
+            setattr(recorded, name, value)
         self._changed()
 
-    def sent(self, exchange: Exchange, tokens: int = 1) -> None:
-        exchange.tokens += tokens
+    def sent(self, recorded: RecordedRequest, tokens: int = 1) -> None:
+        """Counts *tokens* that were sent."""
+        recorded.tokens += tokens
         self._count(tokens=tokens)
 
-    def close(self, exchange: Exchange, *, finished: bool) -> None:
-        if exchange.outcome == "running":
-            cut: Outcome = "closed_by_server" if self.hanging_up else "closed_by_peer"
-            exchange.outcome = "finished" if finished else cut
-            exchange.closed = self.now()
-            self._count(running=-1, **{exchange.outcome: 1})
+    def close(self, recorded: RecordedRequest, *, finished: bool) -> None:
+        """Ends *recorded*, unless it has ended before. *finished*: the response is complete."""
+        if recorded.outcome == "running":
+            cut: Outcome = "closed_by_server" if self.shutting_down else "closed_by_peer"
+            recorded.outcome = "finished" if finished else cut
+            recorded.closed = self.now()
+            self._count(running=-1, **{recorded.outcome: 1})
 
     def _count(self, **changes: int) -> None:
         for name, change in changes.items():
@@ -104,11 +111,12 @@ class Counters:
 
 
 def counters_page(counters: Counters) -> str:
+    """The counters as an HTML page, which reloads itself."""
     columns = ("number", "started", "path", "model", "stream", "status", "tokens", "outcome", "closed")
     head = "".join(f"<th>{name}" for name in columns)
     rows = (
-        "<tr>" + "".join(f"<td>{html.escape(str(getattr(exchange, name)))}" for name in columns)
-        for exchange in reversed(counters.exchanges)
+        "<tr>" + "".join(f"<td>{html.escape(str(getattr(recorded, name)))}" for name in columns)
+        for recorded in reversed(counters.requests)
     )
     totals = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counters.totals.items())
     return (

@@ -1,4 +1,4 @@
-"""An ASGI app on a socket of the running event loop, gone without a trace when its block is left."""
+"""Serves an ASGI app on a socket of the running event loop, within an `async with` block."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ logger = logging.getLogger("quart_openai_sse.loopback")
 
 @contextlib.asynccontextmanager
 async def serve_app(
-    app: Any, *, host: str = "127.0.0.1", port: int = 0, leaving: Callable[[], object] = lambda: None
+    app: Any, *, host: str = "127.0.0.1", port: int = 0, on_exit: Callable[[], object] = lambda: None
 ) -> AsyncIterator[str]:
-    """Serves *app* by hypercorn and gives its address, `127.0.0.1:54321`; on a free *port*, unless you name one.
+    """Serves *app* with hypercorn and yields its address, such as `127.0.0.1:54321`; *port* 0 is a free port.
 
-    Leaving the block calls *leaving* and hangs up on every open connection, so that a stream in flight is cut and
-    nothing goes on. Raises `OSError` if the address can't be had.
+    At the end of the block, *on_exit* is called and every open connection is closed, so running streams are cut.
+    Raises `OSError` if the address is not available.
     """
     with Listener(host, port) as listener:
         stopping = asyncio.Event()
-        server = serve(_Until(stopping, app), ServerConfig(listener), shutdown_trigger=stopping.wait, mode="asgi")
+        server = serve(
+            _DisconnectingApp(stopping, app), ServerConfig(listener), shutdown_trigger=stopping.wait, mode="asgi"
+        )
         serving = asyncio.ensure_future(server)
         try:
             yield listener.address
         finally:
-            leaving()
+            on_exit()
             stopping.set()
             await _end(serving, listener)
 
 
 class Listener(socket.socket):
-    """A bound socket that knows the connections it has accepted, and can hang up on them."""
+    """A listening socket that can close the connections it has accepted. Its address is `address`."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         try:
-            if os.name == "posix":  # elsewhere it lets two servers share a port
+            if os.name == "posix":  # on Windows this option would let two servers share a port
                 self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.bind((host, port))
-            self.listen(100)  # from here on nobody is refused, even before the server runs
+            self.listen(100)  # from now on clients can connect, even before the server runs
         except BaseException:
             self.close()
             raise
@@ -57,19 +59,20 @@ class Listener(socket.socket):
         self.address = f"{name}:{self.getsockname()[1]}"
 
     def accept(self) -> tuple[socket.socket, Any]:
+        """See `socket.socket.accept`."""
         connection, address = super().accept()
         self.accepted.add(connection)
         return connection, address
 
     def hang_up(self) -> None:
-        """Closes them, whoever has not read what was sent."""
+        """Closes all accepted connections, even if sent data has not been read."""
         for connection in list(self.accepted):
-            with contextlib.suppress(OSError):  # it is closed already
+            with contextlib.suppress(OSError):  # already closed
                 connection.shutdown(socket.SHUT_RDWR)
 
 
 class ServerConfig(HypercornConfig):
-    """Hypercorn on that socket; its own lines go to our logger."""
+    """Hypercorn's configuration for a `Listener`; hypercorn's log lines go to our logger."""
 
     errorlog = logger
 
@@ -78,18 +81,19 @@ class ServerConfig(HypercornConfig):
         self.listener = listener
 
     def create_sockets(self) -> Sockets:
+        """The listener, in place of sockets that hypercorn would bind."""
         return Sockets([], [self.listener], [])
 
 
-class _Until:
-    """The app, for which every peer is gone once *stopping* is set."""
+class _DisconnectingApp:
+    """The app, which sees every client disconnect when *stopping* is set."""
 
     def __init__(self, stopping: asyncio.Event, app: Any) -> None:
         self.stopping = stopping
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def receive_until() -> Any:
+        async def receive_or_disconnect() -> Any:
             message, stop = asyncio.ensure_future(receive()), asyncio.ensure_future(self.stopping.wait())
             try:
                 await asyncio.wait({message, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,14 +102,14 @@ class _Until:
                 message.cancel()
                 stop.cancel()
 
-        await self.app(scope, receive if scope["type"] == "lifespan" else receive_until, send)
+        await self.app(scope, receive if scope["type"] == "lifespan" else receive_or_disconnect, send)
 
 
 async def _end(serving: asyncio.Future[None], listener: Listener) -> None:
-    """Hypercorn waits for open connections, on Python 3.12 and later for ever: close them for it.
+    """Ends hypercorn. It waits for open connections, on Python 3.12 and later without a limit, so they are closed here.
 
-    A loop that accepts by itself, as uvloop does, leaves us none to close. There only a client that reads nothing
-    is waited for, and not long.
+    With uvloop, which accepts connections itself, the listener has none to close; after two seconds hypercorn is
+    cancelled.
     """
     for _ in range(100):
         listener.hang_up()

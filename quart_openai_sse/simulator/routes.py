@@ -1,4 +1,4 @@
-"""The simulator's routes: OpenAI's two, and the counters."""
+"""The simulator's routes: chat completions, models, and the counters."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from werkzeug.exceptions import HTTPException
 from quart_openai_sse.simulator.answers import (
     Body,
     Plan,
-    choice_of,
+    chunk_choice,
     completion,
     envelope,
-    in_turn,
+    interleaved,
     plan_answer,
-    usage_of,
+    total_usage,
 )
 from quart_openai_sse.simulator.behaviour import MODELS, Behaviour
-from quart_openai_sse.simulator.counters import Counters, Exchange, counters_page
+from quart_openai_sse.simulator.counters import Counters, RecordedRequest, counters_page
 
 MAX_CHOICES = 16
 KEPT_HEADERS = ("x-trace-id", "traceparent", "openai-organization", "openai-project", "idempotency-key")
 
 
 def create_simulator(*, first_token_delay: float = 0.3, tokens_per_second: float = 40, api_key: str = "") -> Quart:
-    """The simulator as a Quart app, its `Counters` in ``app.extensions["simulator"]``.
+    """Returns the simulator as a Quart app, with its `Counters` in ``app.extensions["simulator"]``.
 
-    The first token comes *first_token_delay* seconds after the headers, the others at *tokens_per_second*, or
-    without a pause if that is 0. With an *api_key* every other bearer token is refused; without, none is needed.
+    The first token is sent *first_token_delay* seconds after the headers, the others at *tokens_per_second*; 0 is
+    without pauses. With an *api_key*, requests without this bearer token are refused with 401.
     """
     app = Quart(__name__, static_folder=None)
     app.extensions["simulator"] = counters = Counters()
@@ -50,7 +50,7 @@ def create_simulator(*, first_token_delay: float = 0.3, tokens_per_second: float
 
 
 class _Refused(Exception):
-    """An error in OpenAI's shape."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = ""
@@ -68,6 +68,8 @@ class _Refused(Exception):
 
 
 class _Routes:
+    """The view functions, and the hooks that record each request."""
+
     def __init__(self, counters: Counters, api_key: str, behaviour: Behaviour) -> None:
         self.counters = counters
         self.api_key = api_key
@@ -78,22 +80,22 @@ class _Routes:
             return
         headers: dict[str, str | bool] = {h: request.headers[h] for h in KEPT_HEADERS if h in request.headers}
         headers["authorization"] = "authorization" in request.headers
-        g.exchange = exchange = self.counters.open(request.path, headers)
-        # This task outlives the body, and a body that never starts has no finally.
+        g.recorded = recorded = self.counters.open(request.path, headers)
+        # Closed with the request's task, which also ends if the body is never started.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101
-        task.add_done_callback(lambda _: self.counters.close(exchange, finished=False))
+        task.add_done_callback(lambda _: self.counters.close(recorded, finished=False))
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.api_key and not hmac.compare_digest(given.encode(), self.api_key.encode()):
             raise _Refused(401, "Incorrect API key provided.", code="invalid_api_key")
 
     async def answered(self, response: Response) -> Response:
-        exchange: Exchange | None = g.get("exchange")
-        if exchange is not None:
-            self.counters.note(exchange, status=response.status_code)
-            response.headers["X-Request-Id"] = f"req_{exchange.number:08d}"
+        recorded: RecordedRequest | None = g.get("recorded")
+        if recorded is not None:
+            self.counters.note(recorded, status=response.status_code)
+            response.headers["X-Request-Id"] = f"req_{recorded.number:08d}"
             if response.mimetype != "text/event-stream":
-                self.counters.close(exchange, finished=True)
+                self.counters.close(recorded, finished=True)
         return response
 
     async def http_error(self, error: HTTPException) -> Response:
@@ -102,24 +104,24 @@ class _Routes:
 
     async def chat(self) -> Response:
         body = _checked(await request.data)
-        exchange: Exchange = g.exchange
-        self.counters.note(exchange, model=body["model"], stream=body.get("stream") is True)
-        behaviour = self.behaviour.of(body["model"])
+        recorded: RecordedRequest = g.recorded
+        self.counters.note(recorded, model=body["model"], stream=body.get("stream") is True)
+        behaviour = self.behaviour.for_model(body["model"])
         await asyncio.sleep(behaviour.head)
         _refuse_by_name(body["model"], int(behaviour.error))
         plans = [plan_answer(body, choice) for choice in range(body.get("n") or 1)]
-        if exchange.stream:
-            events = self._events(exchange, body, plans, behaviour)
+        if recorded.stream:
+            events = self._events(recorded, body, plans, behaviour)
             response = Response(events, content_type="text/event-stream; charset=utf-8")
             response.headers["Cache-Control"] = "no-cache"
             response.timeout = None  # or Quart ends the stream after RESPONSE_TIMEOUT
             return response
         await asyncio.sleep(behaviour.due(max(len(plan.deltas) for plan in plans)))
-        self.counters.sent(exchange, sum(len(plan.deltas) for plan in plans))
+        self.counters.sent(recorded, sum(len(plan.deltas) for plan in plans))
         return _json(completion(body, plans))
 
     async def _events(
-        self, exchange: Exchange, body: Body, plans: Sequence[Plan], behaviour: Behaviour
+        self, recorded: RecordedRequest, body: Body, plans: Sequence[Plan], behaviour: Behaviour
     ) -> AsyncIterator[bytes]:
         with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         head = envelope("chat.completion.chunk", body)
@@ -129,17 +131,17 @@ class _Routes:
             return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
         for index in range(len(plans)):
-            yield event([choice_of(index, {"role": "assistant", "content": ""})])
+            yield event([chunk_choice(index, {"role": "assistant", "content": ""})])
         start = time.monotonic()
-        for tick, choice in in_turn(plans):
+        for tick, choice in interleaved(plans):
             wait = start + behaviour.due(tick) - time.monotonic()
-            await asyncio.sleep(max(wait, 0))  # always: a body that never waits would not see the peer go
+            await asyncio.sleep(max(wait, 0))  # even 0: a body that never waits does not notice a disconnect
             yield event([choice])
-            self.counters.sent(exchange, tokens=1 if choice["delta"] else 0)
+            self.counters.sent(recorded, tokens=1 if choice["delta"] else 0)
         if with_usage:
-            yield event([], usage_of(body, plans))
+            yield event([], total_usage(body, plans))
         yield b"data: [DONE]\n\n"
-        self.counters.close(exchange, finished=True)
+        self.counters.close(recorded, finished=True)
 
     async def models(self) -> Response:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in MODELS]
@@ -196,4 +198,4 @@ def _refuse_by_name(model: str, status: int) -> None:
     if 400 <= status <= 599:
         code = {401: "invalid_api_key", 429: "rate_limit_exceeded", 503: "server_is_overloaded"}.get(status)
         kind = "rate_limit_exceeded" if status == 429 else ""
-        raise _Refused(status, f"The model's name asked for the status {status}.", code=code, kind=kind)
+        raise _Refused(status, f"The model's name requests status {status}.", code=code, kind=kind)

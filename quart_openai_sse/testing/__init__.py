@@ -1,4 +1,4 @@
-"""For tests, yours and ours: a scripted upstream, readers of a streamed response, a real server, the log's contract."""
+"""Tools for tests: a scripted upstream, a reader of streamed responses, a threaded simulator, the log's contract."""
 
 from quart_openai_sse.simulator.loopback import serve_app
 from quart_openai_sse.testing.log_contract import StreamLogContract

@@ -1,4 +1,4 @@
-"""What every stream log must do, as a suite of tests."""
+"""The contract of a stream log, as tests that every `StreamLog` must pass."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 
 
 class StreamLogContract:
-    """The tests that every `StreamLog` passes. Inherit from it, and give a fixture `log`.
+    """The tests that every `StreamLog` must pass. Inherit from this class and define a fixture `log`.
 
-    Its streams are retained for a moment only if the fixture says so; nothing here waits for an expiry.
+    The fixture returns a new log for each test; a finished stream must stay readable for the duration of a test.
     """
 
-    async def test_what_is_appended_is_read_with_dense_ids(self, log: StreamLog) -> None:
-        """A reader gets the entries in order, numbered from 1, and the end with the last of them."""
+    async def test_entries_are_read_with_dense_ids(self, log: StreamLog) -> None:
+        """A reader gets the entries in order, numbered from 1, and then the end."""
         writer = await _create(log, "a")
         writer.append([_entry("one"), _entry("two")])
         writer.append([_entry("three")])
@@ -34,7 +34,7 @@ class StreamLogContract:
         assert await _drain(await log.read("a")) == ([(1, "one"), (2, "two"), (3, "three")], _COMPLETED)
 
     async def test_every_resume_point_gives_exactly_the_rest(self, log: StreamLog) -> None:
-        """Behind entry n come n+1 and all that follow."""
+        """A reader that has entry n gets entry n+1 and all that follow."""
         writer = await _create(log, "a")
         writer.append([_entry(str(number)) for number in range(1, 8)])
         await writer.close(_COMPLETED)
@@ -43,8 +43,8 @@ class StreamLogContract:
             assert entries == [(number, str(number)) for number in range(after + 1, 8)]
             assert end == _COMPLETED
 
-    async def test_a_reader_who_has_the_end_gets_nothing(self, log: StreamLog) -> None:
-        """The end's id is a place like any other."""
+    async def test_a_reader_that_has_the_end_gets_nothing(self, log: StreamLog) -> None:
+        """The end's id is a valid last event ID."""
         writer = await _create(log, "a")
         writer.append([_entry("one")])
         await writer.close(_COMPLETED)
@@ -53,7 +53,7 @@ class StreamLogContract:
         assert await _drain(reader) == ([], None)
 
     async def test_a_reader_wakes_on_append_and_on_close(self, log: StreamLog) -> None:
-        """Live is reading from the beginning."""
+        """A reader of a running stream waits for the next entry, and for the end."""
         writer = await _create(log, "a")
         reader = await log.read("a")
         reading = asyncio.ensure_future(anext(aiter(reader)))
@@ -68,7 +68,7 @@ class StreamLogContract:
             assert await draining == ([], _COMPLETED)
 
     async def test_two_readers_get_the_same(self, log: StreamLog) -> None:
-        """Each at its own place."""
+        """Two readers of one stream are independent of each other."""
         writer = await _create(log, "a")
         writer.append([_entry("one"), _entry("two")])
         late = await log.read("a", after="1")
@@ -79,7 +79,7 @@ class StreamLogContract:
         assert await _drain(late) == ([(2, "two"), (3, "three")], _COMPLETED)
 
     async def test_the_first_end_wins(self, log: StreamLog) -> None:
-        """A stream ends once."""
+        """A second `close` has no effect."""
         writer = await _create(log, "a")
         await writer.close(End("stopped", "enough"))
         await writer.close(_COMPLETED)
@@ -88,27 +88,27 @@ class StreamLogContract:
         assert (end.outcome, end.reason) == ("stopped", "enough")
 
     async def test_a_key_that_exists_is_attached_to(self, log: StreamLog) -> None:
-        """The same digest attaches, another one is refused."""
+        """With the same digest `create` returns `None`; with another digest it raises `KeyReused`."""
         await _create(log, "a", digest="x")
         assert await log.create("a", digest="x", retain=True) is None
         with _raises(KeyReused):
             await log.create("a", digest="y", retain=True)
 
     async def test_a_stream_that_failed_without_an_entry_does_not_hold_its_key(self, log: StreamLog) -> None:
-        """Whoever asks again starts anew."""
+        """A second request with its key starts a new stream."""
         writer = await _create(log, "a")
         await writer.close(End("failed", error=UpstreamTruncated()))
         assert await log.create("a", digest="other", retain=True) is not None
 
     async def test_an_unknown_stream_is_not_found(self, log: StreamLog) -> None:
-        """Neither to read nor to stop."""
+        """`read` and `stop` raise `StreamNotFound` for an unknown key."""
         with _raises(StreamNotFound):
             await log.read("nowhere")
         with _raises(StreamNotFound):
             await log.stop("nowhere", "because")
 
-    async def test_a_last_event_id_that_is_no_place_is_refused(self, log: StreamLog) -> None:
-        """Never a silent full replay."""
+    async def test_an_invalid_last_event_id_is_refused(self, log: StreamLog) -> None:
+        """`read` raises `InvalidLastEventID` instead of replaying the whole stream."""
         writer = await _create(log, "a")
         writer.append([_entry("one")])
         for after in ("2", "-1", "0", "01", "1.0", "x", "１", "9" * 40, END_ID):  # noqa: RUF001
@@ -116,7 +116,7 @@ class StreamLogContract:
                 await log.read("a", after=after)
 
     async def test_a_stop_reaches_the_producer(self, log: StreamLog) -> None:
-        """With its reason; a second one changes nothing."""
+        """The producer gets the reason of the first stop, even if it watches later; a second stop has no effect."""
         writer = await _create(log, "a")
         told: asyncio.Queue[str] = asyncio.Queue()
         writer.watch(stopped=told.put_nowait, left=lambda: told.put_nowait("left"), linger=60)
@@ -130,31 +130,31 @@ class StreamLogContract:
             assert await late.get() == "first"
         assert told.empty()
 
-    async def test_the_producer_is_told_that_the_last_reader_has_left(self, log: StreamLog) -> None:
-        """Not while there is one; nor if one comes back before the linger is over; nor when the stream has ended."""
+    async def test_the_producer_is_told_when_the_last_reader_has_closed(self, log: StreamLog) -> None:
+        """It is not told while there is a reader, if another comes within the linger, or after the stream's end."""
         writer = await _create(log, "a")
-        one, two = await log.read("a"), await log.read("a")
+        first, second = await log.read("a"), await log.read("a")
         left = asyncio.Event()
         writer.watch(stopped=lambda _: None, left=left.set, linger=0)
-        await one.aclose()
-        await one.aclose()
-        await _turns()
+        await first.aclose()
+        await first.aclose()
+        await _run_callbacks()
         assert not left.is_set()
-        await two.aclose()
-        back = await log.read("a")
-        await _turns()
+        await second.aclose()
+        third = await log.read("a")
+        await _run_callbacks()
         assert not left.is_set()
-        await back.aclose()
+        await third.aclose()
         async with asyncio.timeout(5):
             await left.wait()
         left.clear()
         await writer.close(_COMPLETED)
         await (await log.read("a")).aclose()
-        await _turns()
+        await _run_callbacks()
         assert not left.is_set()
 
-    async def test_the_producer_is_told_that_nobody_ever_read(self, log: StreamLog) -> None:
-        """The linger runs from the beginning."""
+    async def test_the_producer_is_told_when_the_stream_never_had_a_reader(self, log: StreamLog) -> None:
+        """The linger begins with the stream."""
         writer = await _create(log, "a")
         left = asyncio.Event()
         writer.watch(stopped=lambda _: None, left=left.set, linger=0)
@@ -162,12 +162,12 @@ class StreamLogContract:
             await left.wait()
 
     async def test_opened_waits_for_output_or_raises_the_failure(self, log: StreamLog) -> None:
-        """It decides whether a refusal can still be a status."""
+        """`opened` decides whether a failure can still be sent as an HTTP status."""
         writer = await _create(log, "a")
-        await (await log.read("a")).opened(0)  # nothing yet: time is up
+        await (await log.read("a")).opened(0)  # returns at the timeout, without output
         waiting, beating = await log.read("a", heartbeat=0.001), await log.read("a", heartbeat=0.001)
         opened = asyncio.ensure_future(waiting.opened(60))
-        for _ in range(5):  # heartbeats, none of which is output
+        for _ in range(5):  # a heartbeat is not output
             assert not (await anext(aiter(beating))).entries
         assert not opened.done()
         opened.cancel()
@@ -176,7 +176,7 @@ class StreamLogContract:
         writer.append([_entry("one")])
         await (await log.read("a")).opened(60)
         await writer.close(End("failed", error=UpstreamTruncated()))
-        await (await log.read("a")).opened(60)  # there was output: the failure is an event
+        await (await log.read("a")).opened(60)  # the stream had output, so its failure is sent as an event
 
         failed = await _create(log, "b")
         reader = await log.read("b")
@@ -190,7 +190,7 @@ class StreamLogContract:
             await (await log.read("c")).opened(60)
 
     async def test_silence_gives_an_empty_batch(self, log: StreamLog) -> None:
-        """For the heartbeat, and the reader goes on."""
+        """After *heartbeat* seconds without an entry a reader gets an empty batch, and can read on."""
         writer = await _create(log, "a")
         reader = await log.read("a", heartbeat=0.001)
         async with asyncio.timeout(5):
@@ -200,14 +200,14 @@ class StreamLogContract:
                 pass
         assert [entry.data for entry in batch.entries] == [b"one"]
 
-    async def test_what_is_not_retained_is_given_up_when_read(self, log: StreamLog) -> None:
-        """Its upstream is paused meanwhile, and its beginning cannot be read again."""
+    async def test_a_passing_stream_drops_the_entries_that_were_read(self, log: StreamLog) -> None:
+        """It pauses its producer until they are read, and its beginning cannot be read again."""
         writer = await _create(log, "a", retain=False)
         reader = await log.read("a")
         assert writer.append([_entry("one")])
         assert not writer.append([Entry(b"x" * (1 << 20))])
         room = asyncio.ensure_future(writer.room())
-        await _turns()
+        await _run_callbacks()
         assert not room.done()
         assert len((await anext(aiter(reader))).entries) == 2
         async with asyncio.timeout(5):
@@ -215,8 +215,8 @@ class StreamLogContract:
         with _raises(StreamExpired):
             await log.read("a")
 
-    async def test_what_is_not_retained_is_read_from_its_beginning_only(self, log: StreamLog) -> None:
-        """Also where its first reader has left without taking anything."""
+    async def test_a_passing_stream_is_read_from_its_beginning_only(self, log: StreamLog) -> None:
+        """A second reader may begin there if the first one closed without reading anything."""
         writer = await _create(log, "a", retain=False)
         await (await log.read("a")).aclose()
         writer.append([_entry("one"), _entry("two")])
@@ -230,23 +230,18 @@ class StreamLogContract:
 _COMPLETED = End("completed", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
 
 
-def _entry(text: str) -> Entry:
-    return Entry(text.encode(), "", 0.5)
-
-
 async def _create(log: StreamLog, key: str, *, digest: str = "", retain: bool = True) -> Writer:
     writer = await log.create(key, digest=digest, retain=retain)
     assert writer is not None
     return writer
 
 
-async def _turns() -> None:
-    """Time for what is due at once."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+def _entry(text: str) -> Entry:
+    return Entry(text.encode(), "", 0.5)
 
 
 async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:
+    """The remaining entries with their ids, and the end; closes the reader."""
     entries: list[tuple[int, str]] = []
     end = None
     batch: Batch
@@ -259,9 +254,15 @@ async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:
 
 @contextmanager
 def _raises(expected: type[OpenAISSEError]) -> Iterator[None]:
-    """As pytest's, which is not needed to ship this."""
+    """Like `pytest.raises`; the package does not depend on pytest."""
     try:
         yield
     except expected:
         return
     raise AssertionError(f"{expected.__name__} was not raised")
+
+
+async def _run_callbacks() -> None:
+    """Lets the event loop run the callbacks that are due."""
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The reading of a response that streams."""
+"""Reads a streamed response, in the OpenAI or the `text` format."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
 @dataclass(frozen=True)
 class ReadStream:
-    """A streamed response, read to its end or to where it was cut."""
+    """A streamed response, read to its end or to the point where it was cut off."""
 
     events: list[ServerSentEvent]
-    """Every event, in either format."""
+    """All events, in either format."""
     chunks: list[dict[str, Any]] = field(default_factory=list)
-    """The chunks of OpenAI's format."""
+    """The chunks, in the OpenAI format."""
     text: str = ""
-    """What the first choice said, in either format."""
+    """The content of the first choice, in either format."""
     ids: list[str] = field(default_factory=list)
+    """The ids of the events that have one."""
     outcome: str = "cut"
-    """`completed`, `failed`, `stopped`; `cut` if it just broke off."""
+    """`completed`, `failed` or `stopped`; `cut` if the response has no end."""
     error: dict[str, Any] | None = None
-    """The error object, if there was one."""
+    """The error object of a failed stream, and in the OpenAI format of a stopped one."""
     reasoning: str = ""
-    """What the first choice thought before it spoke (`reasoning_content` or `reasoning`), in OpenAI's format."""
+    """The first choice's reasoning (`reasoning_content` or `reasoning`), in the OpenAI format."""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    """The tool calls of the first choice, put together as in a message, in OpenAI's format."""
+    """The first choice's tool calls, assembled as in a message, in the OpenAI format."""
     finish_reason: str | None = None
-    """Why the first choice ended, by the upstream's account."""
+    """The first choice's `finish_reason`."""
     usage: dict[str, Any] | None = None
-    """What it cost, if the client asked to be told (`stream_options.include_usage`), or in the `text` format."""
+    """The usage; in the OpenAI format only if the client requested it (`stream_options.include_usage`)."""
 
     @property
     def last_event_id(self) -> str:
-        """What to resume from."""
+        """The last event's id, to resume from; empty if no event had an id."""
         return self.ids[-1] if self.ids else ""
 
 
 async def read(body: bytes | AsyncIterable[bytes]) -> ReadStream:
-    """Reads a streamed response: its bytes, or what iterates over them (`response.aiter_raw()`)."""
+    """Reads a streamed response: its bytes, or an iterable of them (`response.aiter_raw()`)."""
     decoder = SSEDecoder()
     events: list[ServerSentEvent] = []
     if isinstance(body, bytes):
@@ -57,7 +58,7 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
     text, outcome, error = "", "cut", None
     chunks: list[dict[str, Any]] = []
     assembly = Assembly()
-    told: dict[str, Any] = {}
+    end: dict[str, Any] = {}
     for event in events:
         if event.data == "[DONE]":
             outcome = "completed"
@@ -66,7 +67,7 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         if event.event == "delta":
             text += data["text"]
         elif event.event in ("completed", "failed", "stopped"):
-            outcome, error, told = event.event, data.get("error"), data
+            outcome, error, end = event.event, data.get("error"), data
         elif event.event == "message" and "error" in data:
             error = data["error"]
             outcome = "stopped" if error["code"] == "stopped" else "failed"
@@ -88,6 +89,6 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         error,
         reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
         tool_calls=message.get("tool_calls") or [],
-        finish_reason=assembly.finish_reasons.get(0) or told.get("finish_reason"),
-        usage=assembly.usage or told.get("usage"),
+        finish_reason=assembly.finish_reasons.get(0) or end.get("finish_reason"),
+        usage=assembly.usage or end.get("usage"),
     )

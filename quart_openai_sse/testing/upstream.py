@@ -1,4 +1,4 @@
-"""An upstream that follows a script."""
+"""The scripted upstream, and the steps of its scripts."""
 
 from __future__ import annotations
 
@@ -15,88 +15,16 @@ from quart_openai_sse.protocol.sse import SSEDecoder, encode_data
 from quart_openai_sse.upstreams import Sink
 from quart_openai_sse.upstreams.refusals import refusal
 
-
-def chunk(content: str | None = None, *, index: int = 0, finish_reason: str | None = None, **delta: Any) -> bytes:
-    """A chunk as an upstream would send it, blank line included.
-
-    *delta* holds further members of the delta: `chunk(reasoning_content="Let me see.")`.
-    """
-    if content is not None:
-        delta["content"] = content
-    return _chunk([{"index": index, "delta": delta, "finish_reason": finish_reason}])
-
-
-def tool_call(
-    name: str,
-    arguments: Mapping[str, Any] | str = "{}",
-    *,
-    id: str = "call_1",  # noqa: A002 (OpenAI's name)
-    index: int = 0,
-) -> bytes:
-    """A tool call as OpenAI sends it: a chunk with its *id* and *name*, then its *arguments* in two pieces.
-
-    A second call of the same answer has another *id* and the next *index*; `finish("tool_calls")` comes after the last.
-    """
-    text = arguments if isinstance(arguments, str) else json.encode(arguments).decode()
-    middle = len(text) // 2
-    head = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
-    pieces = [{"index": index, "function": {"arguments": piece}} for piece in (text[:middle], text[middle:])]
-    return b"".join(chunk(tool_calls=[part]) for part in (head, *pieces))
-
-
-def finish(finish_reason: str = "stop", *, usage: Mapping[str, Any] | None = None) -> bytes:
-    """The chunk that ends a choice, the *usage* if there is one, and `[DONE]`. A script without it is a cut stream."""
-    counted = b"" if usage is None else _chunk([], usage=usage)
-    return chunk(finish_reason=finish_reason) + counted + encode_data(b"[DONE]")
-
-
-def error(message: str, *, code: str | int | None = None, type: str = "server_error") -> bytes:  # noqa: A002
-    """An error within the stream, as an upstream would send it."""
-    return encode_data(json.encode({"error": {"message": message, "type": type, "param": None, "code": code}}))
-
-
-def refused(
-    status: int, message: str = "The script refused.", *, code: str | None = None, retry_after: int | None = None
-) -> OpenAISSEError:
-    """A step that answers with an error status: the error that `OpenAIUpstream` makes of it."""
-    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    return refusal(status, headers, json.encode({"error": {"message": message, "code": code}}))
-
-
-def _chunk(choices: list[dict[str, Any]], **members: Any) -> bytes:
-    head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
-    return encode_data(json.encode({**head, "choices": choices, **members}))
-
-
-class Gate:
-    """A step at which a script waits until the test lets it on, so that no test needs to sleep."""
-
-    def __init__(self) -> None:
-        self._reached = asyncio.Event()
-        self._opened = asyncio.Event()
-
-    async def reached(self) -> None:
-        """Returns when a script waits here, or has passed. Bound it by a timeout."""
-        await self._reached.wait()
-
-    def open(self) -> None:
-        """Lets on whoever waits here, and whoever comes later."""
-        self._opened.set()
-
-    async def __call__(self) -> None:
-        self._reached.set()
-        await self._opened.wait()
-
-
 Step = bytes | Exception | Awaitable[Any] | Callable[[], Awaitable[Any]]
-"""One step of a script: bytes to send in one read, an error to raise, or something to wait for (a `Gate`)."""
+"""One step of a script: bytes that arrive in one read, an error to raise, or an awaitable to wait for (a `Gate`)."""
 
 
 class ScriptedUpstream:
-    """Answers each request with the next of *scripts*, the last one for ever, and remembers what it was sent.
+    """An upstream that answers each request with the next of *scripts*, and repeats the last one.
 
-    A script is a list of steps; a text stands for its words as chunks, with a finish. `status` and `headers` answer
-    otherwise than with a stream. A request without `stream` gets the chunks added up, in one piece.
+    A script is a list of steps; a text is sent word by word, with a finish. With a *status* other than 200 the
+    script's bytes are the body of an error response; *headers* are added to the response. A request without `stream`
+    gets the script's chunks assembled to one answer. The upstream records the requests.
     """
 
     name = "scripted"
@@ -105,14 +33,15 @@ class ScriptedUpstream:
         self, *scripts: str | Sequence[Step], status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         self.requests: list[dict[str, Any]] = []
-        """The bodies of the requests so far."""
+        """The bodies of all requests."""
         self.principals: list[Principal] = []
+        """The principals of all requests."""
         self.running = 0
-        """How many requests are being answered."""
+        """The number of requests that are running."""
         self.cancelled = 0
-        """How many were cancelled before their end."""
+        """The number of requests that were cancelled before they were complete."""
         self.closed = asyncio.Event()
-        """Set whenever a request is over, in whatever way."""
+        """Set when a request ends, cleared when the next one begins."""
         self._scripts = [_script(script) if isinstance(script, str) else script for script in scripts or ("Hello.",)]
         self._status = status
         self._headers = {"content-type": "text/event-stream", **(headers or {})}
@@ -125,7 +54,7 @@ class ScriptedUpstream:
         self.running += 1
         self.closed.clear()
         try:
-            await self._play(script, sink if request.get("stream") else _Whole(sink))
+            await self._play(script, sink if request.get("stream") else _WholeAnswer(sink))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -155,8 +84,14 @@ class ScriptedUpstream:
         sink.finish()
 
 
-class _Whole:
-    """The sink of an answer in one piece: adds up the chunks of a script, and passes on whatever else is in it."""
+def _script(text: str) -> list[Step]:
+    words = text.split(" ")
+    pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+    return [chunk("", role="assistant"), *(chunk(piece) for piece in pieces), finish()]
+
+
+class _WholeAnswer:
+    """The sink for a request without `stream`: assembles the script's chunks; passes on bytes that are no events."""
 
     started = False
     fed = 0.0
@@ -185,7 +120,76 @@ class _Whole:
         self._finish()
 
 
-def _script(text: str) -> list[Step]:
-    words = text.split(" ")
-    pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
-    return [chunk("", role="assistant"), *(chunk(piece) for piece in pieces), finish()]
+class Gate:
+    """A step at which a script waits until the test calls `open`, so that no test needs to sleep."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def reached(self) -> None:
+        """Waits until a script has reached the gate. Use a timeout around it."""
+        await self._reached.wait()
+
+    def open(self) -> None:
+        """Lets all scripts pass that wait at the gate or reach it later."""
+        self._opened.set()
+
+    async def __call__(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
+
+
+# Steps ----------------------------------------------------------------------------------------------------------------
+
+
+def chunk(content: str | None = None, *, index: int = 0, finish_reason: str | None = None, **delta: Any) -> bytes:
+    """A chunk as an upstream sends it, with its blank line.
+
+    *delta* are further members of the delta: `chunk(reasoning_content="Let me see.")`.
+    """
+    if content is not None:
+        delta["content"] = content
+    return _chunk([{"index": index, "delta": delta, "finish_reason": finish_reason}])
+
+
+def tool_call(
+    name: str,
+    arguments: Mapping[str, Any] | str = "{}",
+    *,
+    id: str = "call_1",  # noqa: A002 (OpenAI's name)
+    index: int = 0,
+) -> bytes:
+    """A tool call as OpenAI sends it: a chunk with *id* and *name*, then two chunks with the *arguments*.
+
+    For a second call in the same answer, pass another *id* and the next *index*. Let `finish("tool_calls")` follow.
+    """
+    text = arguments if isinstance(arguments, str) else json.encode(arguments).decode()
+    middle = len(text) // 2
+    head = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+    pieces = [{"index": index, "function": {"arguments": piece}} for piece in (text[:middle], text[middle:])]
+    return b"".join(chunk(tool_calls=[part]) for part in (head, *pieces))
+
+
+def finish(finish_reason: str = "stop", *, usage: Mapping[str, Any] | None = None) -> bytes:
+    """The chunk that ends the choice, a chunk with the *usage* if given, and `[DONE]`. Without it a stream is cut."""
+    counted = b"" if usage is None else _chunk([], usage=usage)
+    return chunk(finish_reason=finish_reason) + counted + encode_data(b"[DONE]")
+
+
+def error(message: str, *, code: str | int | None = None, type: str = "server_error") -> bytes:  # noqa: A002
+    """An error event within the stream, as an upstream sends it."""
+    return encode_data(json.encode({"error": {"message": message, "type": type, "param": None, "code": code}}))
+
+
+def refused(
+    status: int, message: str = "The script refused.", *, code: str | None = None, retry_after: int | None = None
+) -> OpenAISSEError:
+    """A step that responds with an error *status*: the error that `OpenAIUpstream` raises for such a response."""
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    return refusal(status, headers, json.encode({"error": {"message": message, "code": code}}))
+
+
+def _chunk(choices: list[dict[str, Any]], **members: Any) -> bytes:
+    head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+    return encode_data(json.encode({**head, "choices": choices, **members}))

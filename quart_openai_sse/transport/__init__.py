@@ -1,4 +1,4 @@
-"""HTTP/1.1 for streams: a transport for httpx, and for httpx2, that can push a body as it comes."""
+"""HTTP/1.1 for streams: a transport for httpx and httpx2 that can push a response's body as it arrives."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quart_openai_sse.transport.exchange import Exchange
 from quart_openai_sse.transport.pool import Pool
 
 _TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_NO_VALUE = re.compile(rb"[\0\r\n]")  # RFC 9110, 5.5
-_NO_TARGET = re.compile(rb"[\0-\x20\x7f]")
+_BAD_IN_VALUE = re.compile(rb"[\0\r\n]")  # RFC 9110, 5.5
+_BAD_IN_TARGET = re.compile(rb"[\0-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -23,7 +23,7 @@ __all__ = ["Exchange", "Origin", "PushTransport", "create_transport", "find_orig
 
 
 class PushedStream:
-    """The body of an answer: iterated, or pushed."""
+    """The body of a response, for httpx to iterate over."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -33,24 +33,24 @@ class PushedStream:
             yield data
 
     async def aclose(self) -> None:
-        """Closes the connection, unless the body has ended."""
+        """Closes the connection, unless the body is complete."""
         self._exchange.close()
 
 
 class PushTransport:
-    """Sends requests over connections that are kept. One instance serves one event loop.
+    """Sends requests over a pool of connections. One instance serves one event loop.
 
-    A response's `extensions["push"]` is a coroutine function: *push(feed)* gives *feed* the bytes of the body, all that
-    one read brings in one call. It returns `False` when *feed* did, and `True` at the body's end; what has come and was
-    not fed waits for the next *push* or iteration. Cancelling it closes the connection.
+    A response's `extensions["push"]` is a coroutine function: `push(feed)` calls *feed* with the bytes of the body,
+    once for each read from the socket. It returns `True` at the body's end, and `False` as soon as *feed* does; bytes
+    that arrived and were not fed are kept for the next `push` or iteration. Cancelling it closes the connection.
 
-    With `extensions={"resend": True}` a request is sent once more if the server had closed a connection it had kept.
+    With `extensions={"resend": True}` a request is sent a second time if its kept connection turns out to be closed.
     """
 
     module: Any
     """httpx or httpx2."""
     stream: Any
-    """Its `PushedStream`."""
+    """The subclass of `PushedStream` for `module`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class PushTransport:
         )
 
     async def handle_async_request(self, request: Any) -> Any:
-        """The response to *request*, as soon as its head has come."""
+        """Sends *request* and returns the response as soon as its head has arrived. Raises httpx's errors."""
         exchange = await self.exchange(
             request.method,
             find_origin(request.url, self.module),
@@ -99,28 +99,28 @@ class PushTransport:
         timeouts: Mapping[str, float | None],
         resend: bool = False,
     ) -> Exchange:
-        """The same, without httpx's objects around it. *timeouts* are by httpx's names, in seconds.
+        """Like `handle_async_request`, without httpx's objects. The caller must close the `Exchange`.
 
-        Whatever becomes of it, it is to be closed.
+        *timeouts* are in seconds, by httpx's names: `pool`, `connect`, `read`, `write`; `None` is no timeout.
         """
         head = _head(method, target, headers, self.module)
         chunked = any(name.lower() == b"transfer-encoding" for name, _ in headers)
-        pieces = _Pieces(head, content, chunked)
-        exchange = await self._exchange(method, origin, pieces, timeouts)
+        message = _RequestMessage(head, content, chunked)
+        exchange = await self._send(method, origin, message, timeouts)
         if exchange.stale and resend:
-            exchange = await self._exchange(method, origin, pieces, timeouts)
+            exchange = await self._send(method, origin, message, timeouts)
         exchange.check()
         return exchange
 
-    async def _exchange(
-        self, method: str, origin: Origin, pieces: _Pieces, timeouts: Mapping[str, float | None]
+    async def _send(
+        self, method: str, origin: Origin, message: _RequestMessage, timeouts: Mapping[str, float | None]
     ) -> Exchange:
         connection = await self._pool.acquire(origin, timeouts.get("pool"))
         exchange = connection.begin(method, timeouts)
         try:
             if not connection.connected:
                 await connection.connect(self._context(origin.scheme), timeouts.get("connect"))
-            await pieces.send(exchange)
+            await message.send(exchange)
             await exchange.answer()
         except BaseException:
             exchange.close()
@@ -136,49 +136,49 @@ class PushTransport:
         return self._ssl
 
     async def aclose(self) -> None:
-        """Closes all connections, also those that are in use."""
+        """Closes all connections, including those in use."""
         self._pool.close()
-        await asyncio.sleep(0)  # the event loop closes a socket in its next turn
+        await asyncio.sleep(0)  # the event loop closes the sockets in its next iteration
 
 
 @cache
 def create_transport(module: Any) -> type[PushTransport]:
-    """The transport's class for *module*, which is httpx or httpx2: each has base classes and errors of its own.
+    """The subclass of `PushTransport` for *module*, httpx or httpx2: it uses their base classes and errors.
 
-    It speaks HTTP/1.1 to an origin itself; it knows no proxies, no Unix sockets and no HTTP/2.
+    It supports HTTP/1.1 without proxies and Unix sockets.
     """
     stream = type("PushedStream", (PushedStream, module.AsyncByteStream), {})
     return type("PushTransport", (PushTransport, module.AsyncBaseTransport), {"module": module, "stream": stream})
 
 
 def find_origin(url: Any, errors: Any) -> Origin:
-    """Where *url* is."""
+    """The scheme, host and port of *url*. Raises `UnsupportedProtocol` for any other scheme than http and https."""
     if url.scheme not in _PORTS:
         raise errors.UnsupportedProtocol(f"Request URL has an unsupported protocol {url.scheme + '://'!r}.")
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
 
 
 def _head(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], errors: Any) -> bytes:
-    """The request line and the headers (RFC 9112, 3 and 5)."""
+    """The request line and the headers (RFC 9112, 3 and 5). Raises `LocalProtocolError` if one of them is invalid."""
     names = [name for name, _ in headers]
-    # Each is looked at, or whoever controls a value could write a second request into the first.
+    # Without these checks, a value with line breaks could smuggle in a second request.
     if not all(names) or not _TOKENS.fullmatch(method.encode() + b"".join(names)):
-        raise errors.LocalProtocolError("An illegal method or header name.")
-    if _NO_TARGET.search(target) or _NO_VALUE.search(b" ".join([value for _, value in headers])):
-        raise errors.LocalProtocolError("An illegal target or header value.")
+        raise errors.LocalProtocolError("The request has an invalid method or header name.")
+    if _BAD_IN_TARGET.search(target) or _BAD_IN_VALUE.search(b" ".join([value for _, value in headers])):
+        raise errors.LocalProtocolError("The request has an invalid target or header value.")
     lines = [b"%b %b HTTP/1.1" % (method.encode(), target), *[b"%b: %b" % header for header in headers], b"", b""]
     return b"\r\n".join(lines)
 
 
-class _Pieces(NamedTuple):
-    """What is sent of a request: its head, and its content."""
+class _RequestMessage(NamedTuple):
+    """A request as it is sent: its head and its content."""
 
     head: bytes
     content: bytes | AsyncIterable[bytes]
     chunked: bool
 
     async def send(self, exchange: Exchange) -> None:
-        """Sends it, or as much of it as the server waits for: it may answer before."""
+        """Sends the request. Stops early if the server has already responded."""
         unsent, content, chunked = self
         if isinstance(content, bytes):
             await exchange.send(unsent + content)

@@ -1,4 +1,4 @@
-"""A connection to a server: the bytes of one exchange after another."""
+"""A connection to a server, which serves one exchange after another."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, Protocol, cast
 from quart_openai_sse.transport.addresses import open_socket
 from quart_openai_sse.transport.exchange import Exchange
 
-_READ = 64 << 10  # bytes at a time
+_MAX_READ = 64 << 10  # bytes
 
 
 class _Buffer(threading.local):
-    """What all connections of a thread read into: it runs one event loop, which has each read consumed at once."""
+    """The buffer that all connections of a thread read into: its one event loop uses up each read at once."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(_READ))
+        self.view = memoryview(bytearray(_MAX_READ))
 
 
 _buffer = _Buffer()
@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
 
 class Owner(Protocol):
-    """The pool, as a connection knows it."""
+    """The pool, as a connection uses it."""
 
     errors: Any
 
@@ -42,12 +42,12 @@ class Owner(Protocol):
         ...
 
     def discard(self, connection: Connection) -> None:
-        """Forgets a connection that has ended. More than once does no harm."""
+        """Forgets a connection that has ended. Repeated calls have no effect."""
         ...
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection to *origin*. It is the pool's until it ends: by `abort`, or because it is lost."""
+    """A connection to *origin*. It belongs to *pool* until it ends: by `abort`, or because it is lost."""
 
     def __init__(self, pool: Owner, origin: Origin) -> None:
         self.origin = origin
@@ -55,7 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         self.used = False
         self.writable = True
         self.closed = False
-        """Whether it is of no use any more."""
+        """Whether the connection has ended and cannot serve another request."""
         self._pool = pool
         self._exchange: Exchange | None = None
         self._transport: asyncio.Transport | None = None
@@ -64,11 +64,11 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def connected(self) -> bool:
-        """Whether it was ever connected."""
+        """Whether the connection was ever established."""
         return self._transport is not None
 
     async def connect(self, context: ssl.SSLContext | None, timeout: float | None) -> None:
-        """Connects. Raises `ConnectError` and `ConnectTimeout`."""
+        """Connects within *timeout* seconds, with TLS if there is a *context*. Raises httpx's connect errors."""
         loop, (_, host, port) = asyncio.get_running_loop(), self.origin
         try:
             async with asyncio.timeout(timeout):
@@ -78,12 +78,12 @@ class Connection(asyncio.BufferedProtocol):
                     opened, name = await open_socket(host, port), None if context is None else host
                     await loop.create_connection(lambda: self, sock=opened, ssl=context, server_hostname=name)
         except TimeoutError:
-            raise self.errors.ConnectTimeout("No connection in time.") from None
-        except (OSError, UnicodeError) as error:  # among them ssl.SSLError; and a host that is no name
+            raise self.errors.ConnectTimeout("The connection was not established in time.") from None
+        except (OSError, UnicodeError) as error:  # ssl.SSLError is an OSError; an invalid host name a UnicodeError
             raise self.errors.ConnectError(str(error)) from error
 
     def begin(self, method: str, timeouts: Any) -> Exchange:
-        """The next exchange, whose bytes are its own affair from now on."""
+        """A new exchange, which from now on gets all bytes that the connection receives."""
         read, write = timeouts.get("read"), timeouts.get("write")
         self._exchange = Exchange(self, method=method, read_timeout=read, write_timeout=write)
         return self._exchange
@@ -116,14 +116,14 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Ends it, now: nothing is waited for."""
+        """Closes the connection at once, without sending what is still buffered."""
         self.closed = True
         self._pool.discard(self)
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
-        """Ends it, and its exchange."""
+        """Closes the connection and its exchange."""
         if self._exchange is not None:
             self._exchange.close()
         self.abort()
@@ -145,7 +145,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is not None:
             self._exchange.received(self._view[:nbytes])
         else:
-            self.abort()  # nobody has asked for anything: RFC 9112, 9.2
+            self.abort()  # data without a request: RFC 9112, 9.2
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`."""

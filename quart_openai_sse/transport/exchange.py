@@ -1,4 +1,4 @@
-"""One request and its answer: HTTP/1.1's rules for responses, and whoever waits for what comes."""
+"""One HTTP/1.1 request and its response, which is parsed as it arrives and given to the task that waits for it."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from typing import Any, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 Feed = Callable[[bytes], bool]
+"""Takes bytes of the body; returns `False` to get no more."""
 
-_MOST_OVERHEAD = 100 << 10  # bytes in a row that bring nothing of the body: heads, trailers, chunk extensions
-_H = ord("H")
+_MAX_OVERHEAD = 100 << 10  # bytes in a row without any of the body: heads, trailers, chunk extensions
 
 
 class Carrier(Protocol):
-    """The connection, as an exchange knows it."""
+    """The connection, as an exchange uses it."""
 
     errors: Any
     used: bool
-    """Whether it has carried another exchange before."""
+    """Whether the connection has served another request before."""
     writable: bool
-    """Whether what is written goes out, rather than into memory."""
+    """Whether the socket accepts more; if not, written bytes would pile up in memory."""
 
     def write(self, data: bytes) -> None:
-        """Sends it."""
+        """Sends *data*."""
         ...
 
     def pause(self) -> None:
-        """Reads nothing more until `resume`: the sender has to wait, once the kernel's buffers are full."""
+        """Stops reading until `resume`. The server has to wait when the kernel's buffers are full."""
         ...
 
     def resume(self) -> None:
-        """Reads on."""
+        """Continues reading."""
         ...
 
     def end(self, *, keep: bool) -> None:
-        """The exchange is over. *keep*: another may follow."""
+        """Ends the exchange. *keep*: the connection can serve another request."""
         ...
 
 
 class Exchange:
-    """One request and its answer, as it arrives. At most one waits for it at a time."""
+    """One request and its response, as it arrives. At most one task waits for it at a time."""
 
     def __init__(
         self, connection: Carrier, *, method: str, read_timeout: float | None, write_timeout: float | None
     ) -> None:
         self.status = 0
-        """0 until the head has come."""
+        """The response's status; 0 until its head has arrived."""
         self.reason = self.version = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.sent = False
         """Whether the whole request was sent."""
         self.stale = False
-        """Whether the server closed a connection that it had kept, with nothing to say to this request."""
+        """Whether the server closed a kept connection without any response to this request."""
         self._connection: Carrier | None = connection
         self._errors = connection.errors
         self._reused = connection.used
@@ -62,13 +62,11 @@ class Exchange:
         self._read_timeout = math.inf if read_timeout is None else read_timeout
         self._write_timeout = write_timeout
         self._loop = asyncio.get_running_loop()
-        self._pieces: list[bytes] = []
-        """What nobody has taken yet of the body."""
-        self.on_body = self._pieces.append  # called by the parser for each piece, and most often of all
+        self._pieces: list[bytes] = []  # of the body: those that have arrived and are not taken yet
+        self.on_body = self._pieces.append  # the parser's callback for each piece of the body
         self._parser = _create_parser(self)
-        self._touched = self._keep = self._until_close = self._ended = False
-        self._over = False
-        """Whether it has ended, or failed."""
+        self._any_received = self._keep = self._until_close = self._ended = False
+        self._over = False  # whether the response is complete, or has failed
         self._overhead = 0
         self._error: Exception | None = None
         self._feed: Feed | None = None
@@ -78,11 +76,11 @@ class Exchange:
 
     @property
     def answered(self) -> bool:
-        """Whether nothing more needs to be sent: there is an answer, or there will be none."""
+        """Whether nothing more needs to be sent: the response's head has arrived, or the exchange has failed."""
         return self.status != 0 or self._error is not None
 
     async def send(self, data: bytes) -> None:
-        """Sends a part of the request; returns when more can be sent, or need not be."""
+        """Sends a part of the request; returns when more can be sent, or need not be. Raises `WriteTimeout`."""
         if (connection := self._connection) is None:
             return
         connection.write(data)
@@ -93,20 +91,20 @@ class Exchange:
                 while not (connection.writable or self.answered):
                     await self._wait(watched=False)
         except TimeoutError:
-            raise self._errors.WriteTimeout("The server is too slow to take the request.") from None
+            raise self._errors.WriteTimeout("The server did not receive the request in time.") from None
 
     async def answer(self) -> None:
-        """Returns when status and headers are there, or will not come."""
+        """Returns when the head of the response has arrived, or the exchange has failed."""
         while not self.answered:
             await self._wait()
 
     def check(self) -> None:
-        """Raises what is the matter, if there is no answer."""
+        """Raises the error of an exchange that failed before the head of the response arrived."""
         if not self.status and self._error is not None:
             raise self._error
 
     async def read(self) -> bytes:
-        """The next of the body; nothing at its end."""
+        """The next bytes of the body; empty at its end."""
         while not self._pieces:
             if self._error is not None:
                 raise self._error
@@ -116,7 +114,7 @@ class Exchange:
         return self._take()
 
     async def push(self, feed: Feed) -> bool:
-        """Gives *feed* the body as it comes. `True`: that was all of it. `False`: so *feed* has answered."""
+        """Gives *feed* the body as it arrives. Returns `True` at the body's end, `False` when *feed* returned it."""
         if self._pieces and not feed(self._take()):
             return False
         if self._error is not None:
@@ -133,10 +131,10 @@ class Exchange:
         return outcome
 
     def close(self) -> None:
-        """Closes the connection, unless the answer has ended: then that is another's."""
+        """Closes the connection, unless the response is complete: then the connection may serve another request."""
         if self._connection is not None:
             self._fail(self._errors.ReadError("The response was closed."))
-            self._leave()
+            self._give_back()
             self.notify()
 
     async def _wait(self, *, watched: bool = True) -> bool | Exception:
@@ -157,19 +155,21 @@ class Exchange:
             self._waiter = None
 
     def _take(self) -> bytes:
-        data = b"".join(self._pieces)  # which is the piece itself, if there is one
+        data = b"".join(self._pieces)  # copies nothing if there is one piece
         self._pieces.clear()
         return data
 
     # Called by the connection
 
     def received(self, data: memoryview) -> None:
-        """Bytes have come. They are the connection's, and others after this."""
+        """Parses *data*, which is valid only during this call: the connection reads into the same buffer again."""
         if self._timer is not None:
             self._quiet_since = self._loop.time()
         try:
-            if not self._touched:
-                self._touch(data)
+            if not self._any_received:
+                self._any_received = True
+                if data[0] != ord("H"):  # of "HTTP/1.1": llhttp would accept empty lines and other protocols
+                    raise HttpParserError("The server does not speak HTTP.")
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._break("The server switches protocols.")
@@ -179,20 +179,14 @@ class Exchange:
             self._overhead = 0
         else:
             self._overhead += len(data)
-            if self._overhead > _MOST_OVERHEAD:
-                self._break("The server sends too much that is no body.")
+            if self._overhead > _MAX_OVERHEAD:
+                self._break("The response's headers, trailers or chunk extensions are too large.")
         if self._over:
-            self._leave()
+            self._give_back()
         self.notify()
 
-    def _touch(self, data: memoryview) -> None:
-        """The first bytes have come."""
-        self._touched = True
-        if data[0] != _H:  # llhttp takes empty lines and other protocols
-            raise HttpParserError("The server does not speak HTTP.")
-
     def lost(self, error: Exception | None) -> None:
-        """The connection has ended: by an *error*, or because the server has closed it."""
+        """Ends the exchange with its connection: by an *error*, or because the server has closed it."""
         if self._over:
             return
         if error is not None:
@@ -200,17 +194,17 @@ class Exchange:
         elif self._until_close:
             self._ended = self._over = True
         else:
-            self._break("The server closed the connection in the middle of its answer, or before it.")
-        self.stale = self._reused and not self._touched
-        self._leave()
+            self._break("The server closed the connection before its response was complete.")
+        self.stale = self._reused and not self._any_received
+        self._give_back()
         self.notify()
 
     def notify(self) -> None:
-        """Something has changed: what has come goes to whoever waits for it."""
+        """Gives the arrived bytes, or the end, to the task that waits; without one, reading is paused."""
         waiter = self._waiter
         if waiter is None or waiter.done():
             if self._pieces and self._connection is not None:
-                self._connection.pause()  # nobody takes it
+                self._connection.pause()
             return
         outcome: bool | Exception = True
         if self._feed is not None:
@@ -223,17 +217,17 @@ class Exchange:
                     return
             except Exception as error:
                 outcome = error
-        if not waiter.done():  # by the feed
+        if not waiter.done():  # the feed may have cancelled it
             self._feed = None
             waiter.set_result(outcome)
 
-    def _leave(self) -> None:
-        """Leaves the connection, which can serve another exchange if this one was as it should be."""
+    def _give_back(self) -> None:
+        """Gives the connection back. It is kept if the response is complete and allows it, else closed."""
         connection, self._connection = self._connection, None
-        if self._is_head and self._pieces:  # it has no body: what has come is something else
+        if self._is_head and self._pieces:  # a response to HEAD has no body: these bytes are invalid
             self._pieces.clear()
             self._keep = False
-        del self._parser  # which holds on to us
+        del self._parser  # it refers back to this exchange
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -241,14 +235,14 @@ class Exchange:
             connection.end(keep=self._ended and self._keep and self.sent)
 
     def _check_silence(self) -> None:
-        """The one timer of an exchange; what is received only notes the time."""
+        """Fails the exchange after a read timeout. One timer per exchange: each read only stores the time."""
         now = self._loop.time()
         due = (now if self._waiter is None else self._quiet_since) + self._read_timeout
         if due > now:
             self._timer = self._loop.call_at(due, self._check_silence)
         else:
-            self._fail(self._errors.ReadTimeout("The server is silent."))
-            self._leave()
+            self._fail(self._errors.ReadTimeout("The server sent nothing in time."))
+            self._give_back()
             self.notify()
 
     def _break(self, reason: str) -> None:
@@ -264,26 +258,26 @@ class Exchange:
 
     def on_message_begin(self) -> None:
         if self._ended:
-            raise ValueError("An answer to nothing.")  # RFC 9112, 9.2
+            raise ValueError("The server sent a second response.")  # RFC 9112, 9.2
 
     def on_status(self, reason: bytes) -> None:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # or it is a trailer
+        if not self.status:  # after the head it would be a trailer
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         status, version = parser.get_status_code(), parser.get_http_version()
         if version not in ("1.0", "1.1") or status < 100 or status == 101:
-            raise ValueError(f"HTTP/{version} {status} is no answer to our request.")
-        if status < 200:  # the answer follows: RFC 9110, 15.2
+            raise ValueError(f"HTTP/{version} {status} is not a valid response to this request.")
+        if status < 200:  # the final response follows: RFC 9110, 15.2
             self.headers, self.reason = [], b""
             return
         codings = [value.lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
         if codings not in ([], [b"chunked"]):
-            raise ValueError("A transfer coding that was not asked for.")
+            raise ValueError("The response has an unsupported transfer coding.")
         # Where the body ends: RFC 9112, 6.3.
         if self._is_head:
             self._ended = self._over = True
@@ -293,7 +287,7 @@ class Exchange:
         self.status, self.version = status, f"HTTP/{version}".encode()
 
     def on_message_complete(self) -> None:
-        if self.status:  # or it is an informational answer, of which llhttp knows that it has no body
+        if self.status:  # not after an informational response, which llhttp completes too
             self._ended = self._over = True
 
 

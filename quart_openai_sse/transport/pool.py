@@ -1,4 +1,4 @@
-"""The connections of one transport: those in use, those that are kept, and whoever waits for one."""
+"""The connections of one transport: those in use, those that are kept idle, and the requests that wait for one."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from quart_openai_sse.transport.connection import Connection, Origin
 
 
 class Pool:
-    """At most *connections*, of which at most *idle* are kept unused, for *expiry* seconds. `None`: no limit."""
+    """Holds at most *connections*, of which at most *idle* stay open unused, for *expiry* seconds. `None`: no limit."""
 
     def __init__(self, *, errors: Any, connections: int | None, idle: int | None, expiry: float | None) -> None:
         self.errors = errors
-        self._most = math.inf if connections is None else connections
-        self._most_idle = math.inf if idle is None else idle
+        self._max = math.inf if connections is None else connections
+        self._max_idle = math.inf if idle is None else idle
         self._expiry = math.inf if expiry is None else expiry
         self._all: set[Connection] = set()
         self._idle: dict[Origin, dict[Connection, float]] = {}
-        """Since when each is idle; the one that was used last comes last."""
+        """By origin: the time since when each connection is idle; the one used last comes last."""
         self._idle_count = 0
         self._waiters: dict[asyncio.Future[Connection], Origin] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def acquire(self, origin: Origin, timeout: float | None) -> Connection:
-        """A connection to *origin*: one that was kept, or a new one that is not connected yet.
+        """A connection to *origin*: an idle one, or a new one that is not connected yet.
 
-        It is given back by `release`, or by its end. Raises `PoolTimeout`.
+        If all are in use, waits for *timeout* seconds. `release` or the connection's end gives it back. Raises
+        `PoolTimeout`.
         """
         if kept := self._idle.get(origin):
             connection, _ = kept.popitem()
             self._forget(origin)
             return connection
-        if len(self._all) >= self._most and self._idle:
-            next(iter(next(iter(self._idle.values())))).abort()  # one of another origin
-        if len(self._all) < self._most:
+        if len(self._all) >= self._max and self._idle:
+            next(iter(next(iter(self._idle.values())))).abort()  # to make room: all idle ones have other origins
+        if len(self._all) < self._max:
             return self._create(origin)
         return await self._wait(origin, timeout)
 
@@ -50,28 +51,28 @@ class Pool:
                 waiter.set_result(connection)
                 return
             else:
-                connection.abort()  # whose place the waiter gets
+                connection.abort()  # its place goes to the waiter
                 return
-        if self._idle_count >= self._most_idle:
+        if self._idle_count >= self._max_idle:
             connection.abort()
             return
         self._keep(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Forgets a connection that has ended, once; its place is the next waiter's."""
+        """Forgets a connection that has ended and gives its place to the next waiter. Repeated calls have no effect."""
         if connection not in self._all:
             return
         self._all.remove(connection)
         if self._idle.get(connection.origin, {}).pop(connection, None) is not None:
             self._forget(connection.origin)
-        while self._waiters and len(self._all) < self._most:
+        while self._waiters and len(self._all) < self._max:
             waiter = next(iter(self._waiters))
             origin = self._waiters.pop(waiter)
             if not waiter.done():
                 waiter.set_result(self._create(origin))
 
     def close(self) -> None:
-        """Closes all connections. Whoever waits for one gets a `ConnectError`."""
+        """Closes all connections. Requests that wait for one get a `ConnectError`."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_exception(self.errors.ConnectError("The transport was closed."))
@@ -95,11 +96,11 @@ class Pool:
         except BaseException as error:
             self._waiters.pop(waiter, None)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give_back(waiter.result())  # it came in this very moment
+                self._give_back(waiter.result())  # it arrived at the moment of the cancellation
             if isinstance(error, TimeoutError):
                 raise self.errors.PoolTimeout("All connections are in use.") from None
             raise
-        # It may have been closed since it was given.
+        # The connection may have been closed between `set_result` and this line.
         return await self.acquire(origin, timeout) if connection.closed else connection
 
     def _give_back(self, connection: Connection) -> None:
@@ -122,7 +123,7 @@ class Pool:
             del self._idle[origin]
 
     def _expire(self) -> None:
-        """Closes what has been idle for too long: one timer looks after all."""
+        """Closes the connections that have been idle for too long; one timer serves all of them."""
         loop = asyncio.get_running_loop()
         limit = loop.time() - self._expiry
         for kept in list(self._idle.values()):

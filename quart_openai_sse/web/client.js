@@ -1,7 +1,7 @@
-/** The browser's side of the stream routes: start a stream, follow it through any number of drops, stop it. */
+/** The browser's client of the stream routes: starts a stream, follows it over any number of connections, stops it. */
 
 /**
- * One event of a stream: `delta` ({text, t}), an event of the app's own, and last one of `completed`
+ * One event of a stream: `delta` ({text, t}) or an event of the app, and as the last event `completed`
  * ({finish_reason, usage}), `failed` ({error}) or `stopped` ({reason}). *data* is parsed if it is JSON.
  * @typedef {{ type: string, data: any, id: string }} StreamEvent
  *
@@ -10,26 +10,29 @@
  * @typedef {{ attempt: number, delay: number, error: Error }} Reconnection  *delay* is in milliseconds
  *
  * @typedef {object} ClientOptions
- * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  a function is asked each time
- * @property {(url: string, init: RequestInit) => Promise<Response>} [fetch]  in place of the browser's own
+ * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  a function is called per request
+ * @property {(url: string, init: RequestInit) => Promise<Response>} [fetch]  instead of the browser's `fetch`
  *
  * @typedef {object} FollowOptions
- * @property {string} [lastEventId]  the last event you have; without it you get the stream from its beginning
- * @property {AbortSignal} [signal]  aborting it ends the loop with the signal's reason
- * @property {() => void} [onopen]  the connection stands, for the first time or again
- * @property {(reconnection: Reconnection) => void} [onreconnect]  the connection is lost, and a wait begins
+ * @property {string} [lastEventId]  the id of the last event received; by default the stream is read from its start
+ * @property {AbortSignal} [signal]  when it is aborted, the loop throws the signal's reason
+ * @property {() => void} [onopen]  called for each connection that is established
+ * @property {(reconnection: Reconnection) => void} [onreconnect]  called when a connection is lost, before the delay
  *
- * @typedef {AsyncGenerator<StreamEvent, void, void> & { drop(): void }} Following  *drop* cuts the present
- *   connection; the loop goes on, over a new one
+ * @typedef {AsyncGenerator<StreamEvent, void, void> & { drop(): void }} Following  *drop* closes the current
+ *   connection; the loop continues over a new one
  */
 
 const ENDS = new Set(["completed", "failed", "stopped"]);
-const RECONNECTION_TIME = 500; // milliseconds, until the server says another (`retry:`)
+const RECONNECTION_TIME = 500; // milliseconds, unless the server sends another (`retry:`)
 const LONGEST_DELAY = 10_000;
-const LONGEST_SILENCE = 60_000; // the server's heartbeat is far quicker: such a connection is dead
-const LONGEST_TIMER = 2 ** 31 - 1; // setTimeout fires at once beyond it
+const LONGEST_SILENCE = 60_000; // the server's heartbeat is much shorter: such a connection is dead
+const LONGEST_TIMER = 2 ** 31 - 1; // with a longer delay, setTimeout fires at once
 
-/** The server said no, or (status 0) could not be asked. *userMessage* is a sentence to show to a person. */
+/**
+ * The server refused the request, or could not be reached (status 0). *code* is for programs, *userMessage* is a
+ * sentence for the user.
+ */
 export class StreamError extends Error {
   /**
    * @param {number} status @param {string} code @param {string} message @param {string} [userMessage]
@@ -44,14 +47,14 @@ export class StreamError extends Error {
   }
 }
 
-/** Talks to the stream routes below *base*. */
+/** A client of the stream routes below *base*. */
 export class StreamClient {
   #base;
   #headers;
   #fetch;
 
   /**
-   * @param {string} [base]  where the routes are, such as `/v1`
+   * @param {string} [base]  the URL prefix of the routes, such as `/v1`
    * @param {ClientOptions} [options]
    */
   constructor(base = "/v1", { headers, fetch = (url, init) => globalThis.fetch(url, init) } = {}) {
@@ -61,8 +64,8 @@ export class StreamClient {
   }
 
   /**
-   * Starts a stream. It is never sent twice: after an error it is for you to ask again, best with the same
-   * *idempotencyKey*, which then finds the stream that the first request may have started.
+   * Starts a stream. The request is sent once and never retried: after an error, call `start` again with the same
+   * *idempotencyKey*, which finds the stream if the first request has started it. Throws StreamError.
    * @param {{ model?: string, messages: object[], thread?: string, [member: string]: unknown }} body
    * @param {{ signal?: AbortSignal, idempotencyKey?: string }} [options]
    * @returns {Promise<Started>}
@@ -75,7 +78,7 @@ export class StreamClient {
   }
 
   /**
-   * My streams that still run.
+   * The user's running streams, optionally those of one *thread*. Throws StreamError.
    * @param {{ thread?: string, signal?: AbortSignal }} [options]
    * @returns {Promise<RunningStream[]>}
    */
@@ -85,7 +88,8 @@ export class StreamClient {
   }
 
   /**
-   * Stops a stream for all its readers, who see `stopped`. A stream that has ended already stays as it is.
+   * Stops a stream; all its readers get the event `stopped`. A stream that has ended is not changed. Throws
+   * StreamError.
    * @param {string} url
    * @returns {Promise<void>}
    */
@@ -94,9 +98,9 @@ export class StreamClient {
   }
 
   /**
-   * The events of a stream, each once, up to and with its end. A lost connection is resumed for ever, until
-   * *signal* aborts or the server gives a definite answer (StreamError). Leaving the loop closes the
-   * connection and lets the stream run: to leave is not to stop.
+   * The events of a stream, each once, including its end. After a lost connection the stream is resumed, without
+   * a limit of attempts; only *signal* or a refusal of the server (StreamError) ends the loop early. Breaking out
+   * of the loop closes the connection; the stream goes on running until it is complete or `stop` is called.
    * @param {string} url
    * @param {FollowOptions} [options]
    * @returns {Following}
@@ -135,7 +139,7 @@ export class StreamClient {
               if (ENDS.has(event.type)) return;
             }
           }
-          throw new ConnectionLost("The answer broke off.");
+          throw new ConnectionLost("The response ended before the stream did.");
         } catch (error) {
           signal?.throwIfAborted();
           if (!(error instanceof ConnectionLost)) throw error;
@@ -149,28 +153,29 @@ export class StreamClient {
       }
     } finally {
       signal?.removeEventListener("abort", abort);
-      connection.close("left");
+      connection.close("no longer needed");
     }
   }
 
-  /** One connection's response. @param {URL} url @param {string} lastEventId @param {AbortSignal} signal */
+  /** The response of one connection. @param {URL} url @param {string} lastEventId @param {AbortSignal} signal */
   async #read(url, lastEventId, signal) {
     /** @type {Record<string, string>} */
     const headers = { Accept: "text/event-stream" };
     if (lastEventId) headers["Last-Event-ID"] = lastEventId;
     const response = await this.#send(url, { headers, signal, cache: "no-store" });
-    if (mayPass(response))
+    if (isTemporary(response))
       throw new ConnectionLost(`HTTP ${response.status}`, { retryAfter: retryAfter(response) });
     if (!response.ok) throw await refusal(response);
     const type = response.headers.get("Content-Type") ?? "";
     if (response.status === 204 || /^text\/event-stream\s*(;|$)/i.test(type)) return response;
-    // Over plain HTTP, browsers take a head that was cut off for a whole one, which nothing follows.
+    // If plain HTTP is cut within the headers, browsers take them for complete headers and the body for empty.
     if ("text/event-stream".startsWith(type) && (await response.body?.getReader().read())?.done)
-      throw new ConnectionLost("The answer broke off.");
-    throw new StreamError(response.status, "not_an_event_stream", `This is no event stream, but "${type}".`);
+      throw new ConnectionLost("The response ended within its headers.");
+    const message = `The response is not an event stream, but "${type}".`;
+    throw new StreamError(response.status, "not_an_event_stream", message);
   }
 
-  /** A request that is sent once. @param {string} url @param {RequestInit} init */
+  /** Sends a request once, without retries. @param {string} url @param {RequestInit} init */
   async #ask(url, init) {
     const response = await this.#send(new URL(url, this.#base), init).catch((error) => {
       if (init.signal?.aborted) throw error;
@@ -189,7 +194,7 @@ export class StreamClient {
   }
 }
 
-/** Worth another try, unlike anything else that goes wrong. */
+/** The connection failed, or the server asks to retry: `follow` connects again. It gives up after any other error. */
 class ConnectionLost extends Error {
   /** @param {string} message @param {{ cause?: unknown, retryAfter?: number }} [options] */
   constructor(message, { cause, retryAfter = 0 } = {}) {
@@ -199,7 +204,7 @@ class ConnectionLost extends Error {
   }
 }
 
-/** The present connection of a loop. Whatever it throws but a StreamError is a ConnectionLost. */
+/** The current connection of a loop. Every error that it throws is a StreamError or a ConnectionLost. */
 class Connection {
   #controller = new AbortController();
 
@@ -234,14 +239,14 @@ class Connection {
   }
 }
 
-/** Bytes in, events out, as the standard says (WHATWG HTML §9.2): any cut of the bytes gives the same events. */
+/** Decodes server-sent events (WHATWG HTML §9.2). The events do not depend on how the bytes are divided. */
 export class SSEDecoder {
-  /** The last event ID, as of the last blank line: what to resume from. */
+  /** The last event ID as of the last blank line, to resume from. */
   lastEventId;
-  /** The reconnection time in milliseconds, if one came. @type {number | undefined} */
+  /** The reconnection time in milliseconds, if the server sent one. @type {number | undefined} */
   retry;
 
-  #utf8 = new TextDecoder(); // takes the BOM off
+  #utf8 = new TextDecoder(); // removes the BOM
   #line = "";
   #endedInCR = false;
   #type = "";
@@ -253,6 +258,7 @@ export class SSEDecoder {
   }
 
   /**
+   * The events that *bytes* complete.
    * @param {Uint8Array} bytes
    * @returns {Generator<{ type: string, data: string, id: string }, void, void>}
    */
@@ -262,7 +268,7 @@ export class SSEDecoder {
     if (this.#endedInCR && text.startsWith("\n")) text = text.slice(1); // the other half of a CRLF
     this.#endedInCR = text.endsWith("\r");
     const lines = text.split(/\r\n|\r|\n/);
-    lines[0] = this.#line + lines[0]; // not searched again: many small reads stay linear
+    lines[0] = this.#line + lines[0]; // the kept part is not split again: many small reads stay linear
     this.#line = /** @type {string} */ (lines.pop());
     for (const line of lines) {
       if (line) this.#field(line);
@@ -289,12 +295,12 @@ export class SSEDecoder {
   }
 }
 
-/** Is this an answer that another time could be better? @param {Response} response */
-function mayPass({ status, headers }) {
+/** Whether a retry of the request can succeed. @param {Response} response */
+function isTemporary({ status, headers }) {
   return (status >= 500 || [408, 425, 429].includes(status)) && headers.get("x-should-retry") !== "false";
 }
 
-/** The error that a response tells, in OpenAI's shape or not. @param {Response} response */
+/** The error of a response that was refused, from its body if that has OpenAI's format. @param {Response} response */
 async function refusal(response) {
   const body = await response.json().catch(() => null);
   const { code, message, user_message } = body?.error ?? {};
@@ -306,7 +312,7 @@ async function json(response) {
   try {
     return await response.json();
   } catch (cause) {
-    throw new StreamError(response.status, "not_json", "The answer is not JSON.", undefined, { cause });
+    throw new StreamError(response.status, "not_json", "The response is not JSON.", undefined, { cause });
   }
 }
 
@@ -327,17 +333,18 @@ function retryAfter(response) {
 }
 
 /**
- * Anywhere between the reconnection time and a limit that doubles, so that readers do not all come back at once.
+ * A random delay between the reconnection time and a limit that doubles, so that readers do not reconnect all at once.
  * @param {number} reconnectionTime @param {number} attempt
  */
 function backOff(reconnectionTime, attempt) {
   const shortest = Math.min(reconnectionTime, LONGEST_DELAY);
-  const longest = Math.min(Math.max(shortest, 100) * 2 ** attempt, LONGEST_DELAY); // `retry: 0` may not hammer
+  const longest = Math.min(Math.max(shortest, 100) * 2 ** attempt, LONGEST_DELAY); // even with `retry: 0`
   return shortest + Math.random() * (longest - shortest);
 }
 
 /**
- * Waits; without a network, for the network, though not for ever: a page from this very machine needs none.
+ * Waits for *ms* milliseconds; if the browser is offline, until it is online, or for LONGEST_DELAY if *ms* is less:
+ * a page served from the same machine needs no network.
  * @param {number} ms @param {AbortSignal} [signal] @returns {Promise<void>}
  */
 function pause(ms, signal) {

@@ -1,4 +1,4 @@
-"""Who is let in: the hooks that ship, hooks of one's own, and a stranger's page with a visitor's cookie."""
+"""Authentication: the shipped hooks, an app's own hooks, and the protection against cross-site requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 
 
 async def whoami(app: Quart, ai: QuartOpenAISSE, serve: Serve, **options: Any) -> Any:
-    """A client, and a function that asks who the app takes it for."""
+    """A client of the app, with a route `/who` that returns the current principal."""
 
     @app.route("/who", methods=["GET", "POST"])
     async def who():
@@ -49,7 +49,7 @@ def test_without_a_hook_the_app_does_not_start() -> None:
         QuartOpenAISSE(Quart("x"), base_url="http://127.0.0.1:9/v1")
 
 
-async def test_bearer_tokens_say_who_calls(create_app: CreateApp, serve: Serve) -> None:
+async def test_bearer_tokens_identify_the_caller(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream())
     client = await whoami(app, ai, serve)
     assert (await client.get("/who")).json() == {"principal": "token:ann", "cookie": False, "anonymous": False}
@@ -71,7 +71,7 @@ def test_tokens_are_compared_in_constant_time() -> None:
     assert "==" not in source
 
 
-def test_an_empty_token_lets_nobody_in() -> None:
+def test_an_empty_token_is_never_accepted() -> None:
     hook = bearer_tokens({"": "everybody"})
     assert not inspect.getclosurevars(hook).nonlocals["known"]
 
@@ -91,7 +91,7 @@ async def test_any_coroutine_function_is_a_hook(create_app: CreateApp, serve: Se
 
 
 @pytest.mark.parametrize(("given", "status"), [(False, 401), ("", 401), (True, 500), ([], 500), (b"x", 500)])
-async def test_a_hook_that_gives_no_identity_lets_nobody_in(
+async def test_a_hook_that_returns_no_identity_is_an_error(
     create_app: CreateApp, serve: Serve, given: Any, status: int
 ) -> None:
     async def hook():
@@ -99,6 +99,25 @@ async def test_a_hook_that_gives_no_identity_lets_nobody_in(
 
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0])
     assert (await client.get("/v1/models")).status_code == status
+
+
+def plain_hook() -> str:
+    return "ann"
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [plain_hook, first_of(bearer_tokens({}), plain_hook), on_behalf_of(plain_hook, allowed={"ann"})],
+    ids=["auth", "first_of", "on_behalf_of"],
+)
+async def test_a_hook_that_is_a_plain_function_is_a_500_that_says_what_to_write(
+    create_app: CreateApp, serve: Serve, auth: Any
+) -> None:
+    app, ai = create_app(ScriptedUpstream(), auth=auth)
+    async with app.test_request_context("/"):
+        with pytest.raises(TypeError, match=r"plain_hook returned str .* write `async def plain_hook\(\): \.\.\.`"):
+            await ai.principal()
+    assert (await (await serve(app)).get("/v1/models")).status_code == 500
 
 
 @pytest.mark.parametrize(("code", "status"), [(401, 401), (403, 403)])
@@ -145,7 +164,7 @@ async def test_quart_auth_users_are_recognised(create_app: CreateApp, serve: Ser
 
 
 def session_cookie(**values: Any) -> dict[str, str]:
-    """The header with a session cookie as a Flask app with the same secret key makes it."""
+    """The header with a session cookie, made by a Flask app with the same secret key."""
     flask = Flask("old")
     flask.secret_key = "secret"
 
@@ -206,7 +225,7 @@ LOADED = {
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async def", "def"])
 @pytest.mark.parametrize(("loaded", "expected"), LOADED.values(), ids=LOADED)
-async def test_what_load_returns_decides(loaded: Any, expected: Any, asynchronous: bool) -> None:
+async def test_the_return_value_of_load_decides(loaded: Any, expected: Any, asynchronous: bool) -> None:
     asked = []
 
     def load(user: Any) -> Any:
@@ -241,6 +260,17 @@ async def test_the_first_hook_that_knows_the_caller_decides(create_app: CreateAp
     assert (await client.get("/who", headers={**ANN, "X-Other": "1"})).json()["principal"] == "token:ann"
     assert (await client.get("/who", headers={"X-Other": "1"})).json()["principal"] == "app:somebody"
     assert (await client.get("/who")).status_code == 401
+
+
+@pytest.mark.parametrize("nobody", [None, False, ""])
+async def test_a_hook_that_knows_no_caller_leaves_the_decision_to_the_next(nobody: Any) -> None:
+    async def first():
+        return nobody
+
+    async def second():
+        return "ann"
+
+    assert await first_of(first, second)() == "ann"
 
 
 async def test_the_same_id_in_two_realms_shares_nothing(create_app: CreateApp, serve: Serve) -> None:
@@ -386,12 +416,12 @@ async def test_a_service_starts_a_stream_that_its_user_reads(create_app: CreateA
     assert (await client.delete(url, headers=ann)).status_code == 204
 
 
-async def test_without_the_right_nobody_acts_for_others(create_app: CreateApp, serve: Serve) -> None:
+async def test_without_the_right_the_header_is_refused(create_app: CreateApp, serve: Serve) -> None:
     hook = on_behalf_of(first_of(SERVICES, session_user()), allowed={"flask"})
     app, ai = create_app(ScriptedUpstream(), auth=first_of(hook, session_user()))
     client = await whoami(app, ai, serve, headers={})
     others = {"X-On-Behalf-Of": "42"}
-    # The last is a user whose id is that of the service.
+    # The last one is a user with the same id as the service.
     for headers in (CRON, session_cookie(_user_id="7"), session_cookie(_user_id="flask")):
         assert (await client.get("/who", headers=headers)).status_code == 200
         refused = await client.get("/who", headers={**headers, **others})
@@ -401,7 +431,9 @@ async def test_without_the_right_nobody_acts_for_others(create_app: CreateApp, s
 
 
 @pytest.mark.parametrize("nobody", [None, False, ""])
-async def test_whatever_a_hook_says_of_nobody_acts_for_nobody(create_app: CreateApp, serve: Serve, nobody: Any) -> None:
+async def test_a_service_that_is_not_recognised_cannot_act_for_a_user(
+    create_app: CreateApp, serve: Serve, nobody: Any
+) -> None:
     async def service() -> Any:
         return nobody
 
@@ -447,7 +479,7 @@ async def test_the_user_is_one_printable_id(
         assert response.json() == {"principal": f"users:{user}", "cookie": False, "anonymous": False}
 
 
-async def test_a_function_says_who_has_the_right_and_limits_go_with_it() -> None:
+async def test_a_function_decides_who_has_the_right_and_models_are_kept() -> None:
     async def service():
         return Principal("flask", realm=request.headers["X-Realm"], models={"small"}, max_streams=500, cookie=False)
 

@@ -1,4 +1,4 @@
-"""Tokens that are signed elsewhere: what lets them in, what does not, and where the keys come from."""
+"""JSON Web Tokens: which tokens are accepted, which are refused, and where the keys come from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def now() -> int:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """What a good token says; a change to `None` leaves a claim out."""
+    """The claims of a valid token, with *changes*; a change to `None` removes a claim."""
     said = {"sub": "ann", "exp": now() + 60, "iat": now(), "aud": AUDIENCE, "iss": ISSUER} | changes
     return {name: value for name, value in said.items() if value is not None}
 
@@ -59,7 +59,7 @@ def sign(key: Any = RSA_KEY, algorithm: str = "RS256", *, headers: dict[str, Any
 
 
 def by_hand(header: dict[str, Any], body: dict[str, Any] | bytes, secret: bytes | None = None) -> str:
-    """A token as somebody with bad intentions makes it: PyJWT would refuse to."""
+    """A token made by hand, for contents that PyJWT refuses to sign."""
     parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, body)]
     signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
     signature = b"" if secret is None else hmac.new(secret, signed, hashlib.sha256).digest()
@@ -84,14 +84,14 @@ def public_key_hook(**options: Any) -> Authenticate:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The hook's clock for its keys. Those of tokens are the real one's affair."""
+    """The clock that the hook uses for its keys. Tokens are checked with the real clock."""
     clock = Clock()
     monkeypatch.setattr("quart_openai_sse.auth.jwks.monotonic", clock)
     return clock
 
 
 class Issuer:
-    """An identity provider: it serves a key set, does as it is told, and counts who asks."""
+    """An identity provider: it serves a key set, can be made to fail, and counts the requests."""
 
     def __init__(self) -> None:
         self.keys: dict[str | None, Any] = {"one": RSA_KEY}
@@ -150,20 +150,20 @@ async def issuer() -> AsyncIterator[Issuer]:
 
 
 async def ask(hook: Authenticate, token: str) -> Any:
-    """What the hook says of a request with that token."""
+    """The principal that the hook returns for a request with that token."""
     async with Quart("x").test_request_context("/", headers=bearer(token)):
         return await hook()
 
 
 def kid(name: str, key: Any = RSA_KEY, algorithm: str = "RS256", **changes: Any) -> str:
-    """A good token that names its key."""
+    """A valid token that names its key."""
     return sign(key, algorithm, headers={"kid": name}, **changes)
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_good_token_says_who_calls(create_app: CreateApp, serve: Serve) -> None:
+async def test_a_valid_token_identifies_the_caller(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream(), auth=public_key_hook())
     client = await whoami(app, ai, serve, headers={})
     expected = {"principal": "jwt:ann", "cookie": False, "anonymous": False}
@@ -172,7 +172,7 @@ async def test_a_good_token_says_who_calls(create_app: CreateApp, serve: Serve) 
     assert (await client.post("/who", headers=foreign)).status_code == 200  # no page can send it for a visitor
 
 
-# Made when they are sent: a token that expires meanwhile would be refused for that alone.
+# Made when they are sent, or a token would be refused because it has expired meanwhile.
 BAD: dict[str, Callable[[], str]] = {
     "no token": lambda: "",
     "garbage": lambda: "garbage",
@@ -252,14 +252,14 @@ async def test_a_bad_token_is_a_401_and_is_not_to_be_seen(
     ],
     ids=lambda said: repr(said[:30]),
 )
-async def test_a_signed_token_that_says_nonsense_lets_nobody_in(said: bytes) -> None:
+async def test_a_signed_token_with_an_invalid_payload_is_refused(said: bytes) -> None:
     hook = jwt_bearer(key=SECRET, algorithms=["HS256"], audience=None, issuer=None)
     good = json.dumps({"sub": "ann", "exp": now() + 60}).encode()
     assert await ask(hook, by_hand({"alg": "HS256"}, good, SECRET.encode()))
     assert await ask(hook, by_hand({"alg": "HS256"}, said, SECRET.encode())) is None
 
 
-async def test_what_is_no_bearer_token_is_left_to_other_hooks(create_app: CreateApp, serve: Serve) -> None:
+async def test_other_credentials_are_left_to_other_hooks(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream(), auth=first_of(public_key_hook(), bearer_tokens(TOKENS)))
     client = await whoami(app, ai, serve, headers={})
     assert (await client.get("/who", headers=ANN)).json()["principal"] == "token:ann"
@@ -365,14 +365,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("options", WRONG.values(), ids=WRONG)
-def test_what_would_let_in_the_wrong_ones_is_refused_at_once(options: dict[str, Any]) -> None:
+def test_unsafe_options_are_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         public_key_hook(**options)
     assert "hunter2" not in repr(caught.value) + str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("name", ["algorithms", "audience", "issuer"])
-def test_what_is_checked_must_be_said(name: str) -> None:
+def test_the_checks_have_no_defaults(name: str) -> None:
     options = {"algorithms": ["HS256"], "audience": None, "issuer": None, "key": SECRET}
     del options[name]
     with pytest.raises(TypeError, match=name):
@@ -443,7 +443,7 @@ async def test_functions_read_limits_from_anywhere_in_a_token() -> None:
 @pytest.mark.parametrize(
     "said", [{"models": 1}, {"models": [1]}, {"models": {"small": 1}}, {"max_streams": "3"}, {"max_streams": -1}]
 )
-async def test_limits_that_cannot_be_read_let_nobody_in(said: dict[str, Any]) -> None:
+async def test_a_token_with_invalid_limits_is_refused(said: dict[str, Any]) -> None:
     assert await ask(public_key_hook(models_claim="models", max_streams_claim="max_streams"), sign(**said)) is None
 
 
@@ -538,7 +538,7 @@ OUTAGES: dict[str, Callable[[], Response]] = {
 
 
 @pytest.mark.parametrize("answer", OUTAGES.values(), ids=OUTAGES)
-async def test_while_the_keys_cannot_be_had_the_last_ones_go_on_working(
+async def test_while_the_keys_cannot_be_fetched_the_previous_keys_work(
     create_app: CreateApp,
     serve: Serve,
     issuer: Issuer,
@@ -566,7 +566,7 @@ async def test_while_the_keys_cannot_be_had_the_last_ones_go_on_working(
     assert await status(kid("two", EC_KEY, "ES256")) == 200
 
 
-async def test_an_issuer_that_hangs_holds_up_nobody_whose_key_is_known(issuer: Issuer, clock: Clock) -> None:
+async def test_a_token_whose_key_is_known_does_not_wait_for_a_hanging_issuer(issuer: Issuer, clock: Clock) -> None:
     hook = issuer.hook(jwks_interval=10, jwks_max_age=300, jwks_timeout=30)
     assert await ask(hook, kid("one"))
     issuer.down()
@@ -645,7 +645,7 @@ async def test_a_token_that_names_no_key_must_leave_no_choice(issuer: Issuer, cl
 
 
 @pytest.mark.filterwarnings("ignore:The RSA key is 1024 bits")
-async def test_a_short_key_of_the_issuers_lets_nobody_in(issuer: Issuer) -> None:
+async def test_a_short_key_in_the_issuers_set_is_skipped(issuer: Issuer) -> None:
     short = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     issuer.keys["short"] = short
     hook = issuer.hook()

@@ -1,4 +1,4 @@
-"""The commands as they are run: on real sockets, through pipes and on a terminal."""
+"""The commands, run on real sockets, through pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import pytest
 from click.testing import CliRunner
 
 from quart_openai_sse.cli import commands, main
-from quart_openai_sse.cli.advice import Asked, explain
+from quart_openai_sse.cli.advice import RequestInfo, explain
 from quart_openai_sse.cli.observed import Observed, warnings
 from quart_openai_sse.cli.target import Setting, Target, likely_model
 from quart_openai_sse.cli.terminal import safe
@@ -62,7 +62,7 @@ class Done(NamedTuple):
 
 @asynccontextmanager
 async def running(*arguments: str, cwd: Path = ROOT, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python program with pipes, which must not outlive the block."""
+    """Runs a Python program with pipes; it ends with the block."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", *arguments),
@@ -82,13 +82,13 @@ async def running(*arguments: str, cwd: Path = ROOT, **environment: str) -> Asyn
 
 
 def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command, with this checkout before whatever is installed."""
+    """The environment of a command, with this checkout in front of installed packages."""
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     return {**os.environ, "COLUMNS": "80", **environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def run(*arguments: str, typed: str = "", **environment: str) -> Done:
-    """Runs a command in a thread of this process, through pipes as far as it can tell."""
+    """Runs a command in a thread of this process, with streams that are not a terminal."""
     invoke = partial(CliRunner().invoke, prog_name="quart-openai-sse", input=typed)
     done = await asyncio.to_thread(invoke, commands, arguments, env={"COLUMNS": "80", **environment})
     if done.exception and not isinstance(done.exception, SystemExit):
@@ -99,7 +99,7 @@ async def run(*arguments: str, typed: str = "", **environment: str) -> Done:
 async def run_alone(
     *arguments: str, typed: str = "", program: tuple[str, ...] = CLI, cwd: Path, **environment: str
 ) -> Done:
-    """Runs a command in a process of its own, where an app can be imported from *cwd*."""
+    """Runs a command in a new process, which can import an app from *cwd*."""
     async with running(*program, *arguments, cwd=cwd, **environment) as process:
         out, err = await process.communicate(typed.encode())
     assert process.returncode is not None
@@ -121,17 +121,17 @@ def closed_port() -> int:
 # check ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_check_says_what_it_found(simulator: Simulator) -> None:
+async def test_check_prints_its_findings(simulator: Simulator) -> None:
     done = await check(simulator.base_url)
     assert done.status == 0
     assert f"Address       {simulator.base_url} (from --base-url)" in done.out
     assert "Key           none" in done.out
     assert "Models        7: sim, sim-fast, sim-slow, sim-long, sim-reasoning, …" in done.out
-    assert "Model         sim (the first of the list to chat)" in done.out
+    assert "Model         sim (the first chat model listed)" in done.out
     assert re.search(r"First output  after \d+\.\d\d s", done.out)
-    assert re.search(r"Stream        35 chunks in \d+ reads, \d+\.\d\d s in all", done.out)
+    assert re.search(r"Stream        35 chunks in \d+ reads, \d+\.\d\d s in total", done.out)
     assert "End           finish_reason length, then [DONE]" in done.out
-    assert re.search(r"Tokens        \d+ in, 32 out \(include_usage honoured\)", done.out)
+    assert re.search(r"Tokens        \d+ in, 32 out \(usage was sent as requested\)", done.out)
     assert done.out.endswith("\nIt works.\n")
 
 
@@ -149,7 +149,7 @@ async def test_check_reads_the_environment_as_an_app_does() -> None:
     assert "(from QUART_OPENAI_SSE_BASE_URL)" in done.out
     assert "Key           sent in Authorization (from OPENAI_API_KEY)" in done.out
     assert "Model         sim-reasoning (from QUART_OPENAI_SSE_MODEL)" in done.out
-    assert "Tokens        unknown: no usage came" in done.out
+    assert "Tokens        unknown: the upstream sent no usage" in done.out
     assert KEY not in done.out + done.err
 
 
@@ -172,10 +172,10 @@ async def test_check_takes_the_key_from_the_variable_that_is_named() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("missing-sim-fost", ("has no model 'missing-sim-fost'", "It has: sim-fast")),
-        ("sim-error-401", ("wants a key, and none was sent", "OPENAI_API_KEY")),
-        ("sim-error-429", ("takes no more requests", "status 429")),
-        ("sim-error-503", ("The upstream failed", "its own log")),
+        ("missing-sim-fost", ("has no model 'missing-sim-fost'", "Some of its models: sim-fast")),
+        ("sim-error-401", ("requires a key, but none was sent", "OPENAI_API_KEY")),
+        ("sim-error-429", ("accepts no more requests", "status 429")),
+        ("sim-error-503", ("The upstream failed", "check its log")),
         ("sim-error-400", ("did not accept the request", "status 400")),
     ],
     ids=["no such model", "no key", "too many requests", "its fault", "refused"],
@@ -199,21 +199,21 @@ async def test_check_says_that_a_key_is_refused_and_never_shows_it() -> None:
 async def test_check_finds_that_v1_is_missing(model: list[str], simulator: Simulator) -> None:
     done = await check(simulator.base_url.removesuffix("/v1"), *model)
     assert done.status == 1
-    assert "OpenAI's routes are not at http" in done.out
-    assert f"Is a /v1 missing at its end? Try {simulator.base_url}\n" in done.out
+    assert "OpenAI's routes do not exist at http" in done.out
+    assert f"The address may lack /v1 at its end. Try {simulator.base_url}\n" in done.out
 
 
-async def test_check_finds_that_the_address_is_that_of_a_route(simulator: Simulator) -> None:
+async def test_check_finds_a_route_in_the_address(simulator: Simulator) -> None:
     done = await check(f"{simulator.base_url}/chat/completions")
     assert done.status == 1
-    assert done.out.endswith(f"not of one route: {simulator.base_url}\n")
+    assert done.out.endswith(f"without the route: {simulator.base_url}\n")
 
 
 async def test_check_says_that_nothing_listens() -> None:
     port = closed_port()
     done = await check(f"http://127.0.0.1:{port}/v1")
     assert done.status == 1
-    assert f"Nothing listens at 127.0.0.1:{port}." in done.out
+    assert f"No server is listening at 127.0.0.1:{port}." in done.out
 
 
 async def test_check_says_that_there_is_no_tls_at_that_port(simulator: Simulator) -> None:
@@ -229,7 +229,7 @@ MODELS = json.dumps({"data": [{"id": "raw"}]}).encode()
 
 
 def replying(head: bytes, *body: bytes, models: bytes = MODELS) -> Handler:
-    """A server that answers every chat request with these bytes."""
+    """A server that responds to every chat request with these bytes."""
 
     async def handler(peer: Peer) -> None:
         if peer.head.startswith(b"GET /v1/models"):
@@ -250,11 +250,14 @@ def document(kind: bytes, body: bytes, status: bytes = b"200 OK", *more: bytes) 
 GZIPPED = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
 CUT = HEAD + b" "
 FAILURES: dict[str, tuple[Handler, str]] = {
-    "gzip": (replying(GZIPPED, chunked(b"\x1f\x8b..."), END), "The stream came compressed (gzip)"),
-    "JSON": (replying(*document(b"application/json", b'{"choices":[]}')), "A document came (application/json)"),
-    "HTML": (replying(*document(b"text/html", b"<h1>Log in</h1>")), "A document came (text/html)"),
-    "truncated": (replying(HEAD, chunked(STREAM), END), "broke off before its finish_reason"),
-    "cut": (replying(CLOSING_HEAD, STREAM), "broke off before its finish_reason"),
+    "gzip": (replying(GZIPPED, chunked(b"\x1f\x8b..."), END), "The stream is compressed (gzip)"),
+    "JSON": (
+        replying(*document(b"application/json", b'{"choices":[]}')),
+        "The response is a document (application/json)",
+    ),
+    "HTML": (replying(*document(b"text/html", b"<h1>Log in</h1>")), "The response is a document (text/html)"),
+    "truncated": (replying(HEAD, chunked(STREAM), END), "ended before its finish_reason"),
+    "cut": (replying(CLOSING_HEAD, STREAM), "ended before its finish_reason"),
     "garbled": (replying(HEAD, chunked(b"data: <oops>\n\n"), END), "is not a chat completions stream"),
     "failed": (
         replying(HEAD, chunked(STREAM + b'data: {"error":{"message":"GPU lost"}}\n\n'), END),
@@ -270,14 +273,14 @@ FAILURES: dict[str, tuple[Handler, str]] = {
     ),
     "no route": (
         replying(*document(b"text/html", b"<h1>Not found</h1>", b"404 Not Found")),
-        "Check the path: /models and /chat/completions must be right below it.",
+        "Check the path: /models and /chat/completions must be directly below it.",
     ),
-    "hung up": (replying(CUT), "broke off before it answered"),
+    "hung up": (replying(CUT), "closed the connection before it responded"),
 }
 
 
 @pytest.mark.parametrize("case", FAILURES)
-async def test_check_says_what_is_wrong_with_a_server(case: str) -> None:
+async def test_check_explains_the_failures_of_a_server(case: str) -> None:
     handler, words = FAILURES[case]
     if case == "hung up":
         handler = hang_up
@@ -296,7 +299,7 @@ async def hang_up(peer: Peer) -> None:
     ("before", "limit", "words"),
     [
         (b"", "FIRST_OUTPUT_TIMEOUT", "No output within 0.2 s"),
-        (chunked(STREAM), "GAP_TIMEOUT", "silent for more than 0.2 s"),
+        (chunked(STREAM), "GAP_TIMEOUT", "sent nothing for more than 0.2 s"),
     ],
     ids=["before the first output", "in the middle"],
 )
@@ -316,12 +319,12 @@ async def test_check_says_that_a_server_is_silent(before: bytes, limit: str, wor
 @pytest.mark.parametrize(
     ("ending", "models", "words"),
     [
-        (finish(), MODELS, "Usage was asked for"),
+        (finish(), MODELS, "Usage was requested"),
         (finish(usage=USAGE), b"no", "The upstream has no list of models"),
     ],
     ids=["without usage", "without a list of models"],
 )
-async def test_check_warns_of_what_works_only_in_part(ending: bytes, models: bytes, words: str) -> None:
+async def test_check_warns_of_missing_usage_and_models(ending: bytes, models: bytes, words: str) -> None:
     async with raw_upstream(replying(HEAD, chunked(STREAM + ending), END, models=models)) as server:
         done = await check(server.base_url, "--model", "raw")
     assert done.status == 3
@@ -420,7 +423,7 @@ KEYS = APP + (
 
 @pytest.fixture
 def quart_command(tmp_path: Path) -> Callable[..., Awaitable[Done]]:
-    """Runs `quart` as where the package is installed: with the entry points of this checkout."""
+    """Runs `quart` as if the package were installed: with the entry points of this checkout."""
     write_entry_points(tmp_path / "installed")
 
     async def quart(*arguments: str, **environment: str) -> Done:
@@ -444,7 +447,7 @@ def write_entry_points(folder: Path) -> None:
     metadata.joinpath("entry_points.txt").write_text("\n".join(lines), "utf-8")
 
 
-async def test_check_asks_what_an_app_would_ask(tmp_path: Path, simulator: Simulator) -> None:
+async def test_check_uses_the_configuration_of_an_app(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(ONE, "utf-8")
     done = await run_alone(
         "check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url, OPENAI_API_KEY=KEY
@@ -557,8 +560,8 @@ async def test_chat_takes_the_first_model_of_the_list_that_can_chat() -> None:
     ("handler", "out", "err"),
     [
         (replying(*document(b"application/json", b'{"error":"busy"}', b"503 No")), "", "The upstream failed: busy"),
-        (replying(HEAD, chunked(STREAM), END), "I am ready.\n", "broke off before its finish_reason"),
-        (replying(HEAD, chunked(STREAM + finish("length")), END), "I am ready.\n", "reached the limit of its length"),
+        (replying(HEAD, chunked(STREAM), END), "I am ready.\n", "ended before its finish_reason"),
+        (replying(HEAD, chunked(STREAM + finish("length")), END), "I am ready.\n", "reached the length limit"),
     ],
     ids=["refused", "truncated", "too long"],
 )
@@ -572,7 +575,7 @@ async def test_an_answer_that_is_not_whole_is_said_and_the_status_is_1(handler: 
 
 @pytest.mark.parametrize(
     ("models", "words"),
-    [(b"no", "The upstream's list of models can't be read."), (b'{"data":[]}', "lists no model to chat with")],
+    [(b"no", "The upstream's list of models can't be read."), (b'{"data":[]}', "lists no chat model")],
     ids=["no list", "an empty one"],
 )
 async def test_chat_without_a_model_says_so(models: bytes, words: str) -> None:
@@ -593,10 +596,10 @@ async def test_ctrl_c_ends_a_chat_through_a_pipe_and_closes_the_connection(simul
         assert (await simulator.ended(1)).outcome == "closed_by_peer"
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (130, b"")
-    assert len(simulator.counters.exchanges) == 1
+    assert len(simulator.counters.requests) == 1
 
 
-async def test_chat_ends_when_nobody_reads_its_answers(simulator: Simulator) -> None:
+async def test_chat_ends_when_its_output_is_closed(simulator: Simulator) -> None:
     options = ("chat", "--base-url", simulator.base_url, "--model", "sim-long-rate-50")
     command = f"{sys.executable} -W error {' '.join((*CLI, *options))} | head -c 5; exit ${{PIPESTATUS[0]}}"
     process = await asyncio.create_subprocess_exec(
@@ -621,7 +624,7 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl+C is a signal
 
 
 class Terminal:
-    """A program on a pseudo-terminal: what is typed, and what appears."""
+    """A program on a pseudo-terminal, with its input and its screen."""
 
     def __init__(self, descriptor: int, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -641,7 +644,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     async def until(self, text: str) -> str:
-        """Returns what is new on the screen, up to *text*."""
+        """Waits for *text*; returns the new part of the screen before it."""
         while text not in self.screen:
             self._news.clear()
             await self._news.wait()
@@ -685,7 +688,7 @@ async def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(simulator: Simulator)
         assert (await simulator.ended(1)).outcome == "closed_by_peer"
         await terminal.until("(stopped)")
         await terminal.until("> ")
-        # At the prompt there is nothing to stop. The line end, because readline may be just about to wait for a key.
+        # At the prompt there is nothing to stop. The newline is needed because readline may not wait for a key yet.
         terminal.type("\x03\n")
         await terminal.until("(Ctrl+D ends the chat)")
         await terminal.until("> ")
@@ -812,7 +815,7 @@ def test_the_reference_page_shows_every_help_as_it_is() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text("utf-8")
     shown = re.findall(r"^```text\n(Usage: .*?)^```$", page, re.M | re.S)
     expected = [help_of(name) for name in ("", *commands.commands)]
-    # Versions of click differ in where they break a line.
+    # Versions of click break lines at different places.
     assert ["".join(text.split()) for text in shown] == ["".join(text.split()) for text in expected]
 
 
@@ -842,7 +845,9 @@ def test_the_version_is_the_packages(
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def asked(base_url: str = "https://ai.example/v1", *, key: str = "", model: str = "m", **options: Any) -> Asked:
+def request_info(
+    base_url: str = "https://ai.example/v1", *, key: str = "", model: str = "m", **options: Any
+) -> RequestInfo:
     config = Config(base_url=base_url, **options)
     target = Target(
         config=config,
@@ -852,7 +857,7 @@ def asked(base_url: str = "https://ai.example/v1", *, key: str = "", model: str 
         model=Setting("", ""),
         prefix="QUART_OPENAI_SSE_",
     )
-    return Asked(target, model)
+    return RequestInfo(target, model)
 
 
 def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
@@ -864,7 +869,7 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
 
 
 @pytest.mark.parametrize(
-    ("error", "what", "advice"),
+    ("error", "summary", "advice"),
     [
         (
             caused(
@@ -877,10 +882,14 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
             "is not accepted (certificate verify failed: self-signed certificate).",
             "QUART_OPENAI_SSE_TRUST_ENV=true",
         ),
-        (caused(UpstreamUnreachable(), OSError(), socket.gaierror()), "The name ai.example is not known.", "a slip"),
+        (
+            caused(UpstreamUnreachable(), OSError(), socket.gaierror()),
+            "The host name ai.example could not be resolved.",
+            "spelling",
+        ),
         (
             caused(UpstreamUnreachable(), OSError(), ExceptionGroup("", [ConnectionRefusedError()])),
-            "Nothing listens at ai.example.",
+            "No server is listening at ai.example.",
             "Start the server",
         ),
         (ConnectTimeout(), "No connection to ai.example within 3 s.", "HTTPS_PROXY"),
@@ -890,9 +899,9 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
     ],
     ids=["certificate", "name", "refused", "no connection", "too long", "credentials", "anything else"],
 )
-def test_errors_have_words_and_advice(error: OpenAISSEError, what: str, advice: str) -> None:
-    problem = explain(error, asked(key="set"))
-    assert what in problem.what
+def test_errors_have_words_and_advice(error: OpenAISSEError, summary: str, advice: str) -> None:
+    problem = explain(error, request_info(key="set"))
+    assert summary in problem.summary
     assert advice in problem.advice
 
 
@@ -903,10 +912,10 @@ FINE = {"first_output": 0.5, "total": 3.0, "chunks": 30, "reads": 20, "usage": T
     ("seen", "options", "words"),
     [
         ({}, {}, []),
-        ({"reads": 1}, {}, ["in one piece"]),
+        ({"reads": 1}, {}, ["in one read"]),
         ({"reads": 1, "total": 0.1}, {}, []),  # a fast server
         ({"reads": 1, "chunks": 3}, {}, []),  # a short answer
-        ({"usage": False}, {}, ["Usage was asked for"]),
+        ({"usage": False}, {}, ["Usage was requested"]),
         ({"usage": False}, {"include_usage": False}, []),
         ({"first_output": 11}, {}, ["commit_after (10 s)"]),
         ({"listed": False}, {}, ["no list of models"]),
@@ -914,10 +923,8 @@ FINE = {"first_output": 0.5, "total": 3.0, "chunks": 30, "reads": 20, "usage": T
         ({}, {"models": ("other",)}, ["'m' is not one of QUART_OPENAI_SSE_MODELS"]),
     ],
 )
-def test_warnings_are_about_what_works_and_not_as_it_should(
-    seen: dict[str, Any], options: dict[str, Any], words: list[str]
-) -> None:
-    found = warnings(Observed(**{**FINE, **seen}), asked(**options))
+def test_each_warning_has_its_condition(seen: dict[str, Any], options: dict[str, Any], words: list[str]) -> None:
+    found = warnings(Observed(**{**FINE, **seen}), request_info(**options))
     assert len(found) == len(words)
     assert all(word in each for word, each in zip(words, found, strict=True))
 

@@ -34,7 +34,7 @@ from tests.conftest import QUESTION, CreateApp, Serve
 
 @pytest.fixture
 def flask_app() -> Flask:
-    """It answers every path with what it is told of the request."""
+    """An app that answers every path with the request as it sees it."""
     app = Flask(__name__)
 
     @app.route("/", defaults={"path": ""}, methods=["GET", "POST"])
@@ -54,7 +54,7 @@ def flask_app() -> Flask:
 
 @pytest.fixture
 def quart_app() -> Quart:
-    """It answers below /v1, and knows whether it is being served."""
+    """An app with routes below /v1, which records whether it is being served."""
     app = Quart(__name__)
     app.config["SERVED"] = []
 
@@ -92,7 +92,7 @@ def request_to(path: str, *, method: str = "GET", headers: Iterable[tuple[bytes,
 
 
 def received() -> Receive:
-    """An ASGI `receive` that gives a request without a body, and then waits."""
+    """An ASGI `receive` that returns a request without a body, and then waits."""
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
 
     async def receive() -> Message:
@@ -140,7 +140,7 @@ async def test_several_prefixes_are_those_of_one_app(flask_app: Flask, quart_app
 
 @pytest.mark.parametrize("prefix", ["", "/", "v1", [], ["/v1", ""]])
 def test_a_prefix_that_is_none_is_refused(prefix: Any, flask_app: Flask, quart_app: Quart) -> None:
-    with pytest.raises(ConfigurationError, match="prefix="):
+    with pytest.raises(ConfigurationError, match="prefix must be"):
         mount(flask_app, quart_app, prefix=prefix)
 
 
@@ -223,7 +223,9 @@ async def test_a_whole_request_is_carried_out_for_a_client_that_did_not_wait(
     assert received == [b"seen"]
 
 
-async def test_who_leaves_while_flask_computes_is_sent_nothing(flask_app: Flask, quart_app: Quart) -> None:
+async def test_a_client_that_disconnects_while_flask_computes_is_sent_nothing(
+    flask_app: Flask, quart_app: Quart
+) -> None:
     computing, left = threading.Event(), threading.Event()
 
     @flask_app.get("/slow")
@@ -316,7 +318,7 @@ async def test_below_a_path_of_the_servers_both_apps_know_it(flask_app: Flask, q
 
 
 async def test_flask_is_told_query_path_and_cookies(flask_app: Flask, quart_app: Quart) -> None:
-    # HTTP/2 may send each cookie in a header of its own.
+    # HTTP/2 clients may send each cookie in a separate header.
     headers = [("Cookie", "a=1"), ("Cookie", "session=x.y-z")]
     async with below_old(mount(flask_app, quart_app), "") as client:
         page = (await client.get("/caf%C3%A9?q=%C3%BC&r=1", headers=headers)).json()
@@ -326,13 +328,13 @@ async def test_flask_is_told_query_path_and_cookies(flask_app: Flask, quart_app:
 
 
 def below_old(app: ASGIApp, root_path: str = "/old") -> httpx.AsyncClient:
-    """A client of the app, as a server sees it that is at *root_path*."""
+    """A client of the app, which the server runs below *root_path*."""
     transport = httpx.ASGITransport(app=app, root_path=root_path)  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://old")
 
 
 async def connect(app: ASGIApp, path: str) -> list[str]:
-    """What a server is told of a websocket."""
+    """The messages that a server gets for a websocket."""
     scope = {"type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": path}
     scope |= {"raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": [(b"host", b"a")]}
     scope |= {"client": None, "server": None, "subprotocols": [], "extensions": {}}
@@ -372,7 +374,7 @@ async def test_an_error_of_flasks_is_its_own_500(flask_app: Flask, quart_app: Qu
 
 
 class Endless:
-    """A view of Flask's whose response has no end."""
+    """A view of a Flask app with an endless response."""
 
     __name__ = "endless"
 
@@ -455,7 +457,7 @@ LARGE = 40_000_000
 
 @pytest.fixture
 def refusing_app(flask_app: Flask) -> Flask:
-    """It answers uploads before it has read them, or as it reads them."""
+    """An app that answers uploads before or while it reads them."""
 
     @flask_app.get("/page")
     def page() -> str:
@@ -495,7 +497,7 @@ def refusing_app(flask_app: Flask) -> Flask:
 
 @pytest.fixture
 def late_app(flask_app: Flask) -> Flask:
-    """It reads an upload after its response has begun, and then has its size in `READ`."""
+    """An app that reads an upload after its response has begun, and stores the size in `READ`."""
     read: list[int] = flask_app.config.setdefault("READ", [])
 
     @flask_app.post("/late", defaults={"length": ""})
@@ -513,7 +515,7 @@ def late_app(flask_app: Flask) -> Flask:
 
 
 def send_all_then_read(address: str, path: str, size: int) -> tuple[int, bytes]:
-    """The status and the rest, of a client that reads until the server has closed the connection."""
+    """The status and the rest of the response, read until the server has closed the connection."""
     host, _, port = address.partition(":")
     head = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -688,7 +690,7 @@ async def test_a_server_that_fails_to_send_keeps_neither_the_thread_nor_a_task(
 
 
 class Piece(bytes):
-    """A piece of an upload, counted as long as it is in memory."""
+    """A piece of an upload, counted while it is in memory."""
 
     alive = 0
 

@@ -1,4 +1,4 @@
-"""A Flask app's session cookie beside it: recognised as long as Flask would, and never written."""
+"""A Flask app's session cookie in a Quart app: valid for as long as in Flask, and never written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 
 @pytest.fixture
 def flask_app() -> Flask:
-    """An app with permanent sessions, as careful ones have them."""
+    """An app with permanent sessions."""
     app = Flask("old")
     app.config.update(
         SECRET_KEY="secret",

@@ -91,7 +91,7 @@ def test_any_other_end_is_an_error_object_at_which_sdks_raise(end: End) -> None:
 def test_openais_error_object_whole() -> None:
     assert OpenAIFormat().end(FAILED, ids=False) == (
         b'data: {"error":{"message":"It broke.","type":"upstream_error","param":null,"code":"upstream_truncated",'
-        b'"user_message":"The AI service broke off before the answer was complete."}}\n\n'
+        b'"user_message":"The AI service stopped before the answer was complete."}}\n\n'
     )
     assert OpenAIFormat().end(STOPPED, ids=False) == (
         b'data: {"error":{"message":"The stream was stopped: client_left.","type":"stream_stopped","param":null,'
@@ -123,7 +123,7 @@ TEXT_ENDS = {
     "failed": (
         FAILED,
         b'{"error":{"message":"It broke.","type":"upstream_error","param":null,"code":"upstream_truncated",'
-        b'"user_message":"The AI service broke off before the answer was complete."}}',
+        b'"user_message":"The AI service stopped before the answer was complete."}}',
     ),
     "failed without error": (
         FAILED_WITHOUT_ERROR,

@@ -1,4 +1,4 @@
-"""Limits of what a principal may use: tokens in a window, streams at a time, starts in a period."""
+"""The limits of a principal: tokens in a window, streams at the same time, starts in a period."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_tokens_are_spent_and_there_again_after_the_window() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-3, 10), st.floats(0, 40)), max_size=60))
-def test_what_is_left_is_what_was_not_spent_in_this_window(steps: list[tuple[str, int, float]]) -> None:
+def test_the_limit_minus_the_tokens_of_this_window_is_left(steps: list[tuple[str, int, float]]) -> None:
     budget, now = TokenBudget(20, 60), 0.0
     windows: dict[str, tuple[float, int]] = {}
     for who, tokens, pause in steps:
@@ -42,7 +42,7 @@ def test_what_is_left_is_what_was_not_spent_in_this_window(steps: list[tuple[str
         assert budget.left(who, now) == 20 - windows[who][1]
 
 
-def test_who_has_not_come_for_a_window_is_forgotten() -> None:
+def test_a_key_is_forgotten_after_its_window() -> None:
     budget = TokenBudget(10, 60)
     for number in range(1000):
         budget.spend(number, 1, float(number))

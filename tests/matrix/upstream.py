@@ -41,7 +41,7 @@ def _add_controls(app: Quart, gates: Gates) -> None:
     counters: Counters = app.extensions["simulator"]
 
     def ended(model: str) -> str | None:
-        return next((each.outcome for each in counters.exchanges if each.model == model and each.closed), None)
+        return next((each.outcome for each in counters.requests if each.model == model and each.closed), None)
 
     @app.post("/release/<model>")
     async def release(model: str) -> dict[str, Any]:

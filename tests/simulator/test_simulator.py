@@ -83,7 +83,7 @@ def test_cutting_a_text_into_pieces_loses_nothing(text: str) -> None:
     assert all(pieces(text))
 
 
-def test_the_paragraphs_hold_what_is_easily_broken_on_the_way() -> None:
+def test_the_paragraphs_contain_text_that_is_easily_broken() -> None:
     text = "\n\n".join(PARAGRAPHS)
     for rarity in ("\n\n", "\t", '"', "\\", "<b>", "&", "é", "川", "한", "👩\u200d🚀", "\u2028", "\u0085", "\u00a0"):
         assert rarity in text
@@ -368,7 +368,7 @@ async def test_the_models_are_listed(sdk: openai.AsyncOpenAI) -> None:
 # The counters
 
 
-async def test_the_counters_tell_what_came_and_how_it_ended(http: httpx.AsyncClient) -> None:
+async def test_the_counters_list_the_requests_and_their_outcomes(http: httpx.AsyncClient) -> None:
     headers = {"X-Trace-Id": "abc", "OpenAI-Organization": "org-1", "Authorization": "Bearer secret"}
     await http.post("/chat/completions", json=body("sim-fast", stream=True), headers=headers)
     page = (await http.get("/../counters")).json()
@@ -396,7 +396,7 @@ async def test_the_counters_tell_what_came_and_how_it_ended(http: httpx.AsyncCli
     assert "secret" not in (await http.get("/../counters")).text
 
 
-async def test_a_page_for_people_escapes_what_others_chose(http: httpx.AsyncClient) -> None:
+async def test_the_counters_page_escapes_foreign_text(http: httpx.AsyncClient) -> None:
     await http.post("/chat/completions", json=body("<script>"))
     page = await http.get("/../")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -409,7 +409,7 @@ async def test_only_the_last_thousand_requests_are_kept() -> None:
     counters = app.extensions["simulator"]
     for _ in range(1001):
         counters.close(counters.open("/v1/models", {}), finished=True)
-    assert (counters.exchanges[0].number, len(counters.exchanges)) == (2, 1000)
+    assert (counters.requests[0].number, len(counters.requests)) == (2, 1000)
     assert counters.totals["requests"] == 1001
 
 
@@ -429,7 +429,7 @@ async def test_a_client_that_leaves_is_seen_at_once(
 ) -> None:
     def reached() -> bool:
         return any(
-            (e.model, e.status, e.tokens >= tokens) == (model, status, True) for e in simulator.counters.exchanges
+            (e.model, e.status, e.tokens >= tokens) == (model, status, True) for e in simulator.counters.requests
         )
 
     async with asyncio.timeout(10):

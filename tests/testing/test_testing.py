@@ -1,4 +1,4 @@
-"""The toolkit by itself: what scripts send, and what `read` makes of it."""
+"""The test tools by themselves: what scripts send, and what `read` returns."""
 
 from __future__ import annotations
 
@@ -177,5 +177,5 @@ async def test_a_simulator_in_a_thread_is_awaited_from_another_loop() -> None:
         async with asyncio.timeout(10), httpx.AsyncClient(base_url=simulator.base_url, trust_env=False) as http:
             async with http.stream("POST", "/chat/completions", json=body):
                 await simulator.until(lambda: simulator.counters.totals["tokens"] >= 3)
-            exchange = await simulator.ended(1)
-    assert exchange.outcome == "closed_by_peer"
+            recorded = await simulator.ended(1)
+    assert recorded.outcome == "closed_by_peer"

@@ -1,4 +1,4 @@
-"""Our transport on real sockets, beside httpx's own: the same bytes, the same errors, and nothing left behind."""
+"""Our transport and httpx's own on real sockets: equal bytes, equal errors, and no open connections at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quart_openai_sse.transport import PushTransport, create_transport
 from tests.certificates import Certificates, create_certificates
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 
-UNVERIFIED = httpx.create_ssl_context(verify=False)  # takes long to make
+UNVERIFIED = httpx.create_ssl_context(verify=False)  # made once, since it takes long
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -32,12 +32,12 @@ def ours(module: Any = httpx, **options: Any) -> Any:
 
 
 def theirs(module: Any = httpx, *, verify: ssl.SSLContext = UNVERIFIED, **limits: Any) -> Any:
-    """httpx's own."""
+    """httpx's transport."""
     return module.AsyncHTTPTransport(verify=verify, limits=module.Limits(**{"keepalive_expiry": 60, **limits}))
 
 
 class Kind(NamedTuple):
-    """A transport under test: of which library, and whose."""
+    """A transport under test: its library, and whether it is ours."""
 
     module: Any
     create: Callable[..., Any]
@@ -50,7 +50,7 @@ class Kind(NamedTuple):
         return self.module.Request(method, url, extensions=extensions, **options)
 
     def ways(self) -> tuple[bool, ...]:
-        """Whether its bodies are pushed: both, if they can be."""
+        """Whether bodies are pushed; for a transport that can push, both ways are tested."""
         return (False, True) if self.create is ours else (False,)
 
     def error(self, name: str) -> type[Exception]:
@@ -66,7 +66,7 @@ OWN = OURS["ours, httpx"]
 
 
 def sends(*pieces: bytes) -> Callable[[Peer], Awaitable[None]]:
-    """A server that sends these and hangs up."""
+    """A server that sends *pieces* and closes the connection."""
 
     async def answer(peer: Peer) -> None:
         for piece in pieces:
@@ -77,7 +77,7 @@ def sends(*pieces: bytes) -> Callable[[Peer], Awaitable[None]]:
 
 
 def keeps(data: bytes) -> Callable[[Peer], Awaitable[None]]:
-    """A server that sends this to each request, and keeps the connection."""
+    """A server that sends this in response to each request and keeps the connection."""
 
     async def answer(peer: Peer) -> None:
         await peer.send(data)
@@ -91,7 +91,7 @@ async def silent(peer: Peer) -> None:
 
 @asynccontextmanager
 async def listening(handler: Callable[[Any, Any], Awaitable[None]], **options: Any) -> AsyncIterator[str]:
-    """Serves *handler*, which is given the streams of each connection; where it listens."""
+    """Serves *handler*, which gets the streams of each connection. Yields the address."""
     writers: list[asyncio.StreamWriter] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -163,7 +163,7 @@ FAULTS: dict[str, tuple[Callable[[Peer], Awaitable[None]], str, bytes | None]] =
 
 
 class Outcome(NamedTuple):
-    """What came of a request."""
+    """The result of a request."""
 
     error: str
     """The name of the exception, or ""."""
@@ -174,7 +174,7 @@ class Outcome(NamedTuple):
 
 
 async def outcome(kind: Kind, transport: Any, request: Any, *, push: bool = False, on_data: Any = None) -> Outcome:
-    """Sends *request* and reads its body, whatever comes of it."""
+    """Sends *request* and reads the response. Errors are a part of the outcome."""
     body = bytearray()
 
     def feed(data: bytes) -> bool:
@@ -202,7 +202,7 @@ async def outcome(kind: Kind, transport: Any, request: Any, *, push: bool = Fals
 
 @every_kind
 @pytest.mark.parametrize(("handler", "error", "body"), FAULTS.values(), ids=FAULTS)
-async def test_a_fault_is_told_as_what_it_is(
+async def test_each_fault_has_its_own_error(
     kind: Kind, handler: Callable[[Peer], Awaitable[None]], error: str, body: bytes | None
 ) -> None:
     patience = 0.1 if error == "ReadTimeout" else 20
@@ -223,7 +223,7 @@ ENDLESS = {
 
 @both_of_ours
 @pytest.mark.parametrize(("beginning", "more"), ENDLESS.values(), ids=ENDLESS)
-async def test_what_is_no_body_has_an_end(kind: Kind, beginning: bytes, more: bytes) -> None:
+async def test_headers_trailers_and_chunk_extensions_have_a_limit(kind: Kind, beginning: bytes, more: bytes) -> None:
     async def answer(peer: Peer) -> None:
         await peer.send(beginning)
         while True:
@@ -236,7 +236,7 @@ async def test_what_is_no_body_has_an_end(kind: Kind, beginning: bytes, more: by
 
 @both_of_ours
 async def test_a_hint_has_no_body(kind: Kind) -> None:
-    """Nor is it waited for what remains of one."""
+    """The transport does not wait for the rest of such a body."""
     hint = keeps(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\nabc")
     async with raw_upstream(hint) as server, kind() as transport:
         assert await outcome(kind, transport, kind.request(server.base_url)) == Outcome("RemoteProtocolError")
@@ -245,7 +245,7 @@ async def test_a_hint_has_no_body(kind: Kind) -> None:
 
 @both_of_ours
 async def test_a_server_may_speak_first(kind: Kind) -> None:
-    """One that is overloaded answers before it has read anything."""
+    """An overloaded server may respond before it has read anything."""
 
     async def overloaded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\nno")
@@ -272,7 +272,7 @@ async def test_a_reset_in_the_middle_is_a_read_error_after_what_had_come(kind: K
 
 @contextmanager
 def full(host: str, port: int = 0) -> Iterator[str]:
-    """A listener whose queue is full: a connection is neither made nor refused."""
+    """A listener with a full queue: a connection is neither accepted nor refused."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind((host, port))
@@ -285,7 +285,7 @@ def full(host: str, port: int = 0) -> Iterator[str]:
 
 
 @every_kind
-async def test_nobody_there_and_a_black_hole_and_no_address_at_all(kind: Kind) -> None:
+async def test_a_closed_port_a_silent_host_and_an_unknown_name_are_connect_errors(kind: Kind) -> None:
     async with kind() as transport:
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
@@ -399,9 +399,9 @@ async def test_an_answer_that_comes_before_the_request_was_sent_counts(kind: Kin
     async with listening(refuse) as address, kind() as transport:
         request = kind.request(f"http://{address}/", method="POST", content=bytes(20 << 20), timeout=timeouts)
         found = await outcome(kind, transport, request)
-        # httpcore looks for an answer only when it has sent everything.
+        # httpcore reads the response only after it has sent the whole request.
         assert found[:3] == (("WriteTimeout", None, 0) if kind.create is theirs else ("", b"no", 413))
-        assert kind.create is theirs or transport._pool._all == set()  # the rest of the request is due on it
+        assert kind.create is theirs or transport._pool._all == set()  # the request was not sent completely
 
 
 # Any cut of any response --------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def chunks(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def framed(draw: st.DrawFn) -> bytes:
-    """A head's lines about its body, the end of the head, and the body."""
+    """The header lines that describe the body, the end of the head, and the body."""
     body = b"".join(draw(bodies))
     more = draw(headers)
     match draw(st.sampled_from(["length", "lie", "chunks", "close", "nothing"])):
@@ -440,7 +440,7 @@ def framed(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def responses(draw: st.DrawFn) -> bytes:
-    """A response that is well-formed but for its length, and whatever comes after it."""
+    """A response that is well-formed except for its length, and bytes after it."""
     informational = draw(st.lists(st.sampled_from([b"100 Continue", b"102 P", b"103 Early Hints"]), max_size=2))
     before = b"".join(b"HTTP/1.1 %b\r\n%b\r\n" % (line, draw(headers)) for line in informational)
     version = draw(st.sampled_from([b"1.1", b"1.1", b"1.0"]))
@@ -462,7 +462,7 @@ def cut(draw: st.DrawFn, wires: st.SearchStrategy[bytes]) -> list[bytes]:
 
 
 async def through(kind: Kind, pieces: Iterable[bytes], *, method: str, push: bool) -> Outcome:
-    """What comes of the answer *pieces*, each of which is a read of its own."""
+    """The outcome of a response in *pieces*, each of which is one read."""
 
     async def answer(peer: Peer) -> None:
         for piece in pieces:
@@ -476,7 +476,7 @@ async def through(kind: Kind, pieces: Iterable[bytes], *, method: str, push: boo
 
 
 async def all_ways(pieces: list[bytes], method: str) -> tuple[Outcome, Outcome, Outcome]:
-    """Through httpx's transport, and ours, iterated and pushed."""
+    """The outcomes with httpx's transport, and with ours, iterated and pushed."""
     theirs_ = await through(KINDS["httpx's"], pieces, method=method, push=False)
     return theirs_, *[await through(OWN, pieces, method=method, push=push) for push in (False, True)]  # type: ignore[return-value]
 
@@ -502,7 +502,7 @@ def test_any_cut_of_any_response_is_the_same_through_both_transports(pieces: lis
 
 @st.composite
 def garbled(draw: st.DrawFn) -> bytes:
-    """A response of which some bytes are others."""
+    """A response with some bytes replaced."""
     wire = draw(responses())
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(wire)))
@@ -516,14 +516,14 @@ def garbled(draw: st.DrawFn) -> bytes:
 @thorough
 @given(cut(garbled()), methods)
 def test_garbled_responses_are_never_read_as_two_different_ones(pieces: list[bytes], method: str) -> None:
-    """h11 and llhttp do not refuse the same (see DIFFERENCES), but what both take for whole is the same."""
+    """h11 and llhttp refuse different responses (see DIFFERENCES), but read those that both accept alike."""
     httpxs, iterated, pushed = asyncio.run(all_ways(pieces, method))
     assert pushed == iterated
     if not httpxs.error and not iterated.error:
         assert (iterated.status, iterated.body) == (httpxs.status, httpxs.body)
 
 
-# Where h11 (httpx's) and llhttp (ours) do not refuse the same. What both take, they read alike: see the property above.
+# Responses that only one of h11 (httpx's) and llhttp (ours) refuses; the property above covers those that both accept.
 REFUSED = Outcome("RemoteProtocolError")
 TAKEN = Outcome("", b"ab", 200)
 LENGTH = b"Content-Length: 2\r\n\r\nab"
@@ -607,7 +607,7 @@ async def test_all_that_one_read_brings_is_one_piece(kind: Kind) -> None:
 
 
 @both_of_ours
-async def test_what_was_not_fed_waits_for_whoever_comes_next(kind: Kind) -> None:
+async def test_bytes_that_were_not_fed_are_kept_for_the_next_read(kind: Kind) -> None:
     async def answer(peer: Peer) -> None:
         await peer.send(HEAD + chunked(b"one"))
         for piece in (b"two", b"three"):
@@ -644,7 +644,7 @@ async def test_the_end_that_comes_with_the_last_bytes_is_known_at_once(kind: Kin
 
 
 @both_of_ours
-async def test_what_the_feed_raises_comes_out_of_push(kind: Kind) -> None:
+async def test_push_raises_the_error_of_the_feed(kind: Kind) -> None:
     def feed(data: bytes) -> bool:
         raise KeyError(data)
 
@@ -719,7 +719,7 @@ async def test_a_server_that_sends_more_than_is_wanted_has_to_wait(kind: Kind, p
         if pushed:
             assert not await response.extensions["push"](feed)
         await stuck.wait()
-        assert sent < 16  # of them most is in the kernel's buffers
+        assert sent < 16  # most of it is in the kernel's buffers
         exchange = response.stream._exchange
         assert sum(map(len, exchange._pieces)) <= 128 << 10  # two reads
         async for data in response.aiter_raw():
@@ -841,7 +841,7 @@ async def test_waiting_for_a_connection_is_fair_and_ends(kind: Kind) -> None:
         for _ in range(3):
             assert (await outcome(kind, transport, hurried)).error == "PoolTimeout"
         if isinstance(transport, PushTransport):
-            assert len(transport._pool._waiters) == 3  # who has given up waits no more
+            assert len(transport._pool._waiters) == 3  # a request that has given up is not a waiter any more
         for _ in range(4):
             go_on.release()
         await asyncio.wait(tasks)
@@ -882,7 +882,7 @@ async def test_only_so_many_are_kept_and_only_for_so_long(kind: Kind) -> None:
 
 
 @both_of_ours
-async def test_closing_the_transport_ends_what_is_in_use_and_what_waits(kind: Kind) -> None:
+async def test_closing_the_transport_ends_requests_and_waiters(kind: Kind) -> None:
     async with raw_upstream(half_and_silent) as server:
         transport = kind(max_connections=1)
         reading = asyncio.ensure_future(outcome(kind, transport, kind.request(server.base_url), push=True))
@@ -900,14 +900,14 @@ STREAMS = int(os.environ.get("TRANSPORT_STREAMS", "1000"))
 
 
 def left() -> dict[str, int]:
-    """What there is in this process."""
+    """The open descriptors and tasks of this process."""
     return {"tasks": len(asyncio.all_tasks()), "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
 @both_of_ours
 @pytest.mark.timeout(max(60, STREAMS // 20))
 async def test_streams_that_are_cancelled_at_random_moments_leave_nothing(kind: Kind) -> None:
-    """So many, some of which wait for a place: `TRANSPORT_STREAMS=10000` for more."""
+    """With fewer connections than streams; `TRANSPORT_STREAMS=10000` runs more of them."""
     chance = random.Random(5)
 
     async def answer(peer: Peer) -> None:
@@ -975,7 +975,7 @@ async def test_one_transport_after_another_event_loop_reads_its_own_bytes(kind: 
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Lets `several.example` have these addresses, IPv6 or IPv4."""
+    """Resolves `several.example` to these addresses, IPv6 or IPv4."""
     loop = asyncio.get_running_loop()
     resolve = type(loop).getaddrinfo
 
@@ -1006,7 +1006,7 @@ async def test_the_first_address_that_answers_is_taken(kind: Kind, monkeypatch: 
 
 @both_of_ours
 async def test_whenever_connecting_is_cancelled_no_socket_is_left(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """asyncio's own happy eyeballs leave one that was just connected."""
+    """asyncio's own happy eyeballs leak a socket that has just been connected."""
     async with raw_upstream(keeps(OK)) as server, kind() as transport:
         resolving(monkeypatch, "127.0.0.1", "127.0.0.1")
         url = server.base_url.replace("127.0.0.1", "several.example")
@@ -1027,7 +1027,7 @@ async def test_whenever_connecting_is_cancelled_no_socket_is_left(kind: Kind, mo
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """An authority, and two servers that it knows."""
+    """A certificate authority, and the certificates of two servers."""
     return create_certificates(tmp_path_factory.mktemp("certificates"))
 
 
@@ -1061,7 +1061,7 @@ async def test_a_server_that_is_trusted_is_spoken_to_and_its_connection_kept(
 
 @every_kind
 @pytest.mark.parametrize("wrong", ["authority", "host"])
-async def test_a_server_that_is_not_who_it_should_be_is_not_spoken_to(
+async def test_a_server_with_a_wrong_certificate_gets_no_request(
     kind: Kind, certificates: Certificates, wrong: str
 ) -> None:
     trusted = ssl.create_default_context(cafile=None if wrong == "authority" else certificates.authority)

@@ -1,4 +1,4 @@
-"""What people are told, in their language."""
+"""The translations of the sentences for users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_there_is_chinese() -> None:
     assert shipped()["zh"]["Please log in."] == "请先登录。"
 
 
-def test_what_an_app_adds_stands_above_what_is_shipped() -> None:
+def test_an_apps_translations_replace_the_shipped_ones() -> None:
     added = merged({"zh": {"Please log in.": "登录！"}, "de": {"Please log in.": "Bitte melde dich an."}})
     assert added["de"] == {"Please log in.": "Bitte melde dich an."}
     assert (added["zh"]["Please log in."], len(added["zh"])) == ("登录！", len(SENTENCES))

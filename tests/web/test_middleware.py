@@ -72,7 +72,7 @@ async def test_the_trace_id_goes_upstream_and_onto_every_record(
 
     client = await serve(app)
     await client.post("/v1/chat/completions", json={**BODY, "model": "own"}, headers={"X-Trace-ID": "trace-7"})
-    assert simulator.counters.exchanges[0].headers["x-trace-id"] == "trace-7"
+    assert simulator.counters.requests[0].headers["x-trace-id"] == "trace-7"
     while not lines(caplog):
         await asyncio.sleep(0)
     names = ("quart_openai_sse.stream", "quart_openai_sse.response", app.logger.name)
