@@ -20,17 +20,10 @@ from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import Message, User, db
 from example_app.serving import Site, command_line, run
 from example_app.text import storable
-from quart_openai_sse import (
-    QuartOpenAISSE,
-    StreamEnd,
-    bearer_tokens,
-    first_of,
-    on_behalf_of,
-    session_user,
-    share_session,
-)
+from quart_openai_sse import QuartOpenAISSE, StreamEnd, bearer_tokens, first_of, session_user
+from quart_openai_sse.auth import on_behalf_of
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
-from quart_openai_sse.flask import mount
+from quart_openai_sse.flask import mount, share_session
 from quart_openai_sse.protocol.requests import parse_body
 
 PREFIXES = ("/v1", "/ask")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Outcome
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 
-__all__ = ["END_ID", "Batch", "End", "Entry", "Outcome", "Reader", "StreamLog", "Writer"]
+__all__ = ["END_ID", "Batch", "End", "Entry", "Reader", "StreamLog", "Writer"]
 
 
 class Writer(Protocol):
