@@ -93,7 +93,7 @@ def test_every_module_has_its_place() -> None:
 def test_the_test_finds_imports() -> None:
     assert {"errors", "protocol.chunks"} <= ours("protocol.completion")
     assert "logs" in ours("relay.relay")
-    assert "logs.memory" in ours("extension")
+    assert "logs.memory" in ours("web.state")
     assert "config" in ours("extension")
     assert "quart" in others("extension")
     assert "httpx" in others("upstreams.httpx_client")

@@ -384,7 +384,11 @@ async def test_ctrl_c_ends_a_check_that_waits() -> None:
         ([], {}, "OpenAI needs a key: set QUART_OPENAI_SSE_API_KEY or OPENAI_API_KEY."),
         (["--base-url", "ftp://x"], {}, "QUART_OPENAI_SSE_BASE_URL must be an http or https address."),
         (["--api-key-env", "NOWHERE"], {}, "The environment variable NOWHERE is not set."),
-        ([], {"QUART_OPENAI_SSE_KEEPALIFE": "1"}, "Unknown configuration: QUART_OPENAI_SSE_KEEPALIFE."),
+        (
+            [],
+            {"QUART_OPENAI_SSE_KEEPALIFE": "1"},
+            "QUART_OPENAI_SSE_KEEPALIFE (did you mean QUART_OPENAI_SSE_KEEPALIVE?).",
+        ),
         (["--app", "nothing_here:app"], {}, "nothing_here"),
     ],
     ids=["no key", "no address", "no such variable", "an unknown key", "no such app"],
