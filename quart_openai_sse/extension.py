@@ -33,7 +33,7 @@ from quart_openai_sse.web.responses import error_response, read_answer, remember
 from quart_openai_sse.web.state import EXTENSION, AppState, Factories, app_prefixes, app_states
 from quart_openai_sse.web.stream import Stream
 
-_ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "messages")
+_ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
 _LOGGED = f"{EXTENSION}.logged"
 
 # Type checkers name these when a decorated function returns something else.
@@ -48,7 +48,7 @@ class QuartOpenAISSE:
     *auth* is the auth hook, which says who makes a request. *routes* are the groups of routes that the app gets.
     *upstream*, *log* and *client* are functions that are given the `Config` and return an upstream, a stream log, or
     the HTTP client for requests upstream; each is called once per app and event loop. Several instances in one app
-    need a *name* and a *config_prefix* each, and no prefix may begin with another one. *messages* add languages
+    need a *name* and a *config_prefix* each, and no prefix may begin with another one. *translations* add languages
     to the sentences that people read: by language, from the English sentence to its translation. *options* are the
     fields of `Config`; they take precedence over `app.config`.
     """
@@ -64,7 +64,7 @@ class QuartOpenAISSE:
         log: Callable[[Config], StreamLog] | None = None,
         client: Callable[[Config], Any] | None = None,
         routes: Collection[str] = frozenset(ROUTES),
-        messages: Catalogues | None = None,
+        translations: Catalogues | None = None,
         **options: Unpack[Options],
     ) -> None:
         refuse_unknown("Unknown options", options, known=[*option_names(), *_ARGUMENTS])
@@ -74,7 +74,7 @@ class QuartOpenAISSE:
         self._config_prefix = config_prefix
         self._factories = Factories(upstream=upstream, log=log, client=client)
         self._routes = routes
-        self._messages = messages
+        self._translations = translations
         self._options = options
         self._apps: WeakSet[Quart] = WeakSet()
         if app is not None:
@@ -96,8 +96,8 @@ class QuartOpenAISSE:
         if self._routes:
             blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
             app.register_blueprint(blueprint)
-        if self._messages:
-            app.extensions[CATALOGUES] = merged(self._messages)
+        if self._translations:
+            app.extensions[CATALOGUES] = merged(self._translations)
         app.register_error_handler(OpenAISSEError, _on_error)
         app.before_request(remember_request_task)
         app.after_serving(engines.aclose)
