@@ -26,6 +26,7 @@ from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare, StreamEnd
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
+from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware
@@ -68,6 +69,8 @@ class QuartOpenAISSE:
         **options: Unpack[Options],
     ) -> None:
         refuse_unknown("Unknown options", options, known=[*option_names(), *_ARGUMENTS])
+        checks.check_collection("routes", routes)
+        checks.check_auth(auth)
         self.name = name
         self.hooks = Hooks()
         self._auth = auth
@@ -83,8 +86,9 @@ class QuartOpenAISSE:
     def init_app(self, app: Quart) -> None:
         """Registers the routes, the middleware and what happens when the app ends.
 
-        Raises `ConfigurationError` for a configuration that could not work,.
+        Raises `ConfigurationError` for a configuration that could not work, and `TypeError` if *app* is no Quart app.
         """
+        checks.check_app(app)
         auth = self._hook()
         config = Config.load(self._options, settings=app.config, prefix=self._config_prefix, environ=os.environ)
         states = app_states(app)
@@ -117,6 +121,9 @@ class QuartOpenAISSE:
         routes: Collection[str] = frozenset(ROUTES),
     ) -> Blueprint:
         """Another set of routes to the same streams, with its own auth hook, models and groups of routes."""
+        checks.check_collection("models", models)
+        checks.check_collection("routes", routes)
+        checks.check_auth(auth)
         blueprint = create_blueprint(
             name, url_prefix=url_prefix, relay=self._relay, auth=auth or self._hook(), models=models, routes=routes
         )
@@ -172,37 +179,47 @@ class QuartOpenAISSE:
 
         It yields strings, chunks (mappings or objects of an SDK) and `Event`s.
         """
+        checks.check_model_name(name)
 
         def register(function: Callable[[Chat], AsyncIteratorT]) -> Callable[[Chat], AsyncIteratorT]:
+            checks.check_model(name, function, self.hooks.models.get(name))
             self.hooks.models[name] = function
             return function
 
         return register
 
+    @checks.needs_function
     def prepare(
         self, function: Callable[[dict[str, Any], Principal], PreparedT]
     ) -> Callable[[dict[str, Any], Principal], PreparedT]:
         """Registers a function `(body, principal)` that may return another body, or refuse the request by raising."""
+        checks.check_hook("prepare", function)
         self.hooks.prepare.append(cast(Prepare, function))
         return function
 
+    @checks.needs_function
     def transform(
         self, function: Callable[[AsyncIterator[Any], Chat], AsyncIteratorT]
     ) -> Callable[[AsyncIterator[Any], Chat], AsyncIteratorT]:
         """Registers a `Transform`: an async generator function between what produces a stream and its log."""
+        checks.check_generator("A transform", function)
         self.hooks.transforms.append(function)
         return function
 
+    @checks.needs_function
     def on_end(self, function: Callable[[StreamEnd], ReturnT]) -> Callable[[StreamEnd], ReturnT]:
         """Registers a function that is given every stream's `StreamEnd` before its readers see the end.
 
         A coroutine function is awaited, any other function runs in a thread.
         """
+        checks.check_hook("on_end", function)
         self.hooks.on_end.append(cast(OnEnd, function))
         return function
 
+    @checks.needs_function
     def observe(self, function: Callable[[StreamEvent], ReturnT]) -> Callable[[StreamEvent], ReturnT]:
         """Registers an `Observer` of every `StreamEvent`."""
+        checks.check_hook("observe", function)
         self.hooks.observers.append(cast(Observer, function))
         return function
 

@@ -14,6 +14,7 @@ from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
+from quart_openai_sse.web.checks import check_factory
 
 EXTENSION = "quart_openai_sse"
 """The key in `app.extensions`, and the beginning of others."""
@@ -26,6 +27,10 @@ class Factories:
     upstream: Callable[[Config], Upstream] | None
     log: Callable[[Config], StreamLog] | None
     client: Callable[[Config], Any] | None
+
+    def __post_init__(self) -> None:
+        for name in ("upstream", "log", "client"):
+            check_factory(name, getattr(self, name))
 
     def create_upstreams(self, config: Config) -> Upstreams:
         """The upstreams that *config* describes, or the app's own upstream."""
