@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from quart import Quart, request, url_for
+from quart import Quart, url_for
 from quart.typing import ResponseReturnValue
 from sqlalchemy.exc import DBAPIError
 
@@ -24,7 +24,6 @@ from quart_openai_sse import QuartOpenAISSE, StreamEnd, bearer_tokens, first_of,
 from quart_openai_sse.auth import on_behalf_of
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
 from quart_openai_sse.flask import mount, share_session
-from quart_openai_sse.protocol.requests import parse_body
 
 PREFIXES = ("/v1", "/ask")
 """What the streaming app answers."""
@@ -55,7 +54,7 @@ def create_streaming_app(flask_app: Flask, **settings: Any) -> Quart:
         me = await ai.principal()
         if not me.cookie:
             raise PermissionDenied("Only a user of the pages has a conversation.")
-        content = parse_body(await request.data, content_type=request.headers.get("Content-Type", "")).get("content")
+        content = (await ai.body()).get("content")
         if not isinstance(content, str) or not content.strip():
             raise InvalidRequest("content must be a question in words.", param="content")
         question = {"role": "user", "content": content}

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart, Response, current_app
+from quart import Blueprint, Quart, Response, current_app, request
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
@@ -21,6 +21,7 @@ from quart_openai_sse.observers import Observer, StreamEvent
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.app_model import Chat
 from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.requests import parse_body
 from quart_openai_sse.protocol.trace_context import install_filter
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare, StreamEnd
@@ -28,6 +29,7 @@ from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
+from quart_openai_sse.web.bodies import read_body, swallow_body
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware
 from quart_openai_sse.web.responses import error_response, read_answer, remember_request_task
@@ -135,6 +137,16 @@ class QuartOpenAISSE:
     async def principal(self) -> Principal:
         """The principal that makes the current request. Raises `AuthenticationRequired` and `OriginDenied`."""
         return await authenticate(self._hook(), trusted_origins=self.config().trusted_origins)
+
+    async def body(self) -> dict[str, Any]:
+        """The JSON object in the current request's body, read and checked as by the extension's own routes.
+
+        Raises `RequestTooLarge` beyond `max_body`, `RequestTooSlow` after Quart's `BODY_TIMEOUT`,
+        `UnsupportedMediaType` unless it is `application/json`, and `InvalidRequest` unless it is a JSON object.
+        """
+        data = await read_body(self.config().max_body)
+        headers = request.headers
+        return parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
 
     async def start(
         self,
@@ -283,4 +295,6 @@ def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:
 
 async def _on_error(error: OpenAISSEError) -> Response:
     """The response to an error that a view of the app's own raised."""
+    # Unread data makes a server reset the connection, and a client that is still sending would not get the response.
+    await swallow_body()
     return error_response(error)
