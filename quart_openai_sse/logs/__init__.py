@@ -1,4 +1,4 @@
-"""The stream log: where a stream's entries are kept, and what its producer and its readers hold of it."""
+"""The stream log, which keeps the entries of streams: its protocols, for logs, producers and readers."""
 
 from __future__ import annotations
 
