@@ -189,7 +189,7 @@ class QuartOpenAISSE:
     def model(self, name: str) -> Callable[[Callable[[Chat], AsyncIteratorT]], Callable[[Chat], AsyncIteratorT]]:
         """Registers an async generator function `(chat)` as the model *name*.
 
-        It yields strings, chunks (mappings or objects of an SDK) and `Event`s.
+        It yields strings, chunks (mappings or objects of an SDK) and app events (`Event`).
         """
         checks.check_model_name(name)
 
