@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from importlib import import_module
 from textwrap import dedent
 from typing import Any, cast
 
@@ -46,12 +47,39 @@ SIDES = {
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
     app.connect("source-read", fill_in)
+    app.connect("autodoc-process-docstring", describe_data)
     return {"parallel_read_safe": True}
 
 
 def fill_in(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Fills the places of a page."""
     source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda match: GENERATED[match[1]](), source[0])
+
+
+def describe_data(_app: Sphinx, what: str, name: str, _value: Any, _options: Any, lines: list[str]) -> None:
+    """Gives a variable that a package re-exports the docstring literal of the module that defines it."""
+    if what == "data":
+        module, _, member = name.rpartition(".")
+        text = variable_docstring(module, member)
+        # reStructuredText needs a separator between a literal and a letter, as in `Event`s.
+        text = re.sub(r"`[^`]+`(?=(\w?))", lambda found: found[0] + "\\ " * bool(found[1]), text)
+        lines[:] = [*text.splitlines(), ""]  # Without this they are the docstring of the value's class.
+
+
+def variable_docstring(module: str, member: str) -> str:
+    """The docstring literal below the assignment of *member* in *module*, or where that imports it from; or ""."""
+    previous: ast.stmt | None = None
+    for node in ast.parse(inspect.getsource(import_module(module))).body:
+        match node, previous:
+            case ast.ImportFrom(module=str(origin)), _ if any(alias.name == member for alias in node.names):
+                return variable_docstring(origin, member)
+            case (
+                ast.Expr(value=ast.Constant(value=str(text))),
+                ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
+            ) if name == member:
+                return inspect.cleandoc(text)
+        previous = node
+    return ""
 
 
 def options() -> str:

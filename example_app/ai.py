@@ -8,15 +8,13 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from quart import Blueprint, Quart, request, url_for
+from quart import Blueprint, Quart, url_for
 from quart.typing import ResponseReturnValue
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from example_app.conversations import ConversationNotFound, Conversations
 from example_app.handbook import add_handbook
 from quart_openai_sse import Principal, QuartOpenAISSE, Stream, StreamEnd, bearer_tokens, first_of, quart_auth_user
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, RequestError, RequestTooLarge
-from quart_openai_sse.protocol.requests import parse_body
 
 LONGEST_QUESTION = 20_000
 LONGEST_TITLE = 200
@@ -96,7 +94,7 @@ def conversation_routes(ai: QuartOpenAISSE, conversations: Conversations) -> Blu
     @blueprint.patch("/<conversation_id>")
     async def rename(conversation_id: str) -> ResponseReturnValue:
         me = await ai.principal()
-        title = _text(await _body(), "title", most=LONGEST_TITLE)
+        title = _text(await ai.body(), "title", most=LONGEST_TITLE)
         await conversations.rename(conversation_id, " ".join(title.split()), owner=str(me))
         return "", 204
 
@@ -107,11 +105,6 @@ def conversation_routes(ai: QuartOpenAISSE, conversations: Conversations) -> Blu
         if stream := await ai.active(thread=_thread(conversation_id), principal=me):
             await stream.stop("its conversation was deleted")
         return "", 204
-
-    @blueprint.errorhandler(RequestEntityTooLarge)
-    async def too_large(_: Exception) -> ResponseReturnValue:
-        error = RequestTooLarge()
-        return error.body(), error.status
 
     _add_asking(blueprint, ai, conversations)
     return blueprint
@@ -125,7 +118,7 @@ def _add_asking(blueprint: Blueprint, ai: QuartOpenAISSE, conversations: Convers
     @blueprint.post("/<conversation_id>/messages")
     async def ask(conversation_id: str = "") -> ResponseReturnValue:
         me = await ai.principal()
-        asked = await _body()
+        asked = await ai.body()
         content = _text(asked, "content", most=LONGEST_QUESTION)
         running = await ai.active(thread=_thread(conversation_id), principal=me)
         place = (str(me), conversation_id or secrets.token_hex())
@@ -175,10 +168,6 @@ def _answer(end: StreamEnd) -> dict[str, Any]:
         "note": end.error.user_message if end.error else _NOTES.get(end.finish_reasons.get(0, ""), ""),
         "stream": end.id,
     }
-
-
-async def _body() -> dict[str, Any]:
-    return parse_body(await request.data, content_type=request.headers.get("Content-Type", ""))
 
 
 def _text(body: dict[str, Any], name: str, *, most: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from quart import Quart, request, url_for
+from quart import Quart, url_for
 from quart.typing import ResponseReturnValue
 from sqlalchemy.exc import DBAPIError
 
@@ -20,18 +20,10 @@ from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import Message, User, db
 from example_app.serving import Site, command_line, run
 from example_app.text import storable
-from quart_openai_sse import (
-    QuartOpenAISSE,
-    StreamEnd,
-    bearer_tokens,
-    first_of,
-    on_behalf_of,
-    session_user,
-    share_session,
-)
+from quart_openai_sse import QuartOpenAISSE, StreamEnd, bearer_tokens, first_of, session_user
+from quart_openai_sse.auth import on_behalf_of
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, PermissionDenied
-from quart_openai_sse.flask import mount
-from quart_openai_sse.protocol.requests import parse_body
+from quart_openai_sse.flask import mount, share_session
 
 PREFIXES = ("/v1", "/ask")
 """What the streaming app answers."""
@@ -62,7 +54,7 @@ def create_streaming_app(flask_app: Flask, **settings: Any) -> Quart:
         me = await ai.principal()
         if not me.cookie:
             raise PermissionDenied("Only a user of the pages has a conversation.")
-        content = parse_body(await request.data, content_type=request.headers.get("Content-Type", "")).get("content")
+        content = (await ai.body()).get("content")
         if not isinstance(content, str) or not content.strip():
             raise InvalidRequest("content must be a question in words.", param="content")
         question = {"role": "user", "content": content}

@@ -15,7 +15,8 @@ from typing import Any
 
 from hypercorn.asyncio import serve
 
-from quart_openai_sse import QuartOpenAISSE, TraceIdFilter
+from quart_openai_sse import QuartOpenAISSE
+from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import serve_simulator
 from quart_openai_sse.simulator.loopback import Listener, ServerConfig
 

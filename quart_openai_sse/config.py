@@ -1,10 +1,15 @@
-"""Every option, once: its name, type, default and meaning. Keys and the docs' table derive from it."""
+"""Every option: `Config` has its name, type, default and meaning; `Options` repeats names and types for editors.
+
+The keys in `app.config` and the docs' table derive from `Config`. The two classes are in one file, which is why it has
+more than 300 lines: whoever adds an option sees both, and tests/test_config.py compares them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, get_args, get_type_hints
+from difflib import get_close_matches
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -13,10 +18,13 @@ from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.principal import Principal
 
 ApiKey = Callable[[Principal], Awaitable[str]]
-"""A coroutine function that gives the upstream's key for a principal: keys that rotate, or one per customer."""
+"""A coroutine function that returns the upstream's key for a principal: keys that rotate, or one per customer."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+
+Names = str | Sequence[str] | Set[str]
+"""Names as an argument: a list or another collection of them, or text with commas."""
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 KEY_PREFIX = "OPENAI_SSE_"
@@ -26,14 +34,15 @@ TEST_DEFAULTS: dict[str, Any] = {}
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One of several upstreams. Those of the lowest `priority` are asked first, by `weight` among equals.
+    """One of several upstreams. Those with the lowest `priority` are asked first, by `weight` if there are several.
 
-    The key and what else is sent with it falls back to the options of that name for the origin of `base_url` only.
+    The key, and everything else that is sent with it, falls back to the option of the same name only if `base_url`
+    has the same origin as the option `base_url`.
     """
 
     base_url: str
     name: str = ""
-    """What the record calls it; by default its host."""
+    """Its name in records and log lines; by default its host."""
     api_key: str | None = None
     api_keys: tuple[str, ...] | None = None
     api_key_header: str | None = None
@@ -43,9 +52,9 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: frozenset[str] | None = None
     """The models it has; `None`: all."""
     aliases: dict[str, str] = {}
-    """What it calls a model that goes by another name here."""
+    """Its own names for models that have other names here, by the name here."""
     priority: int | None = None
-    """By default its place in the list: each is a fallback of those before it."""
+    """By default its position in the list: each upstream is a fallback of those before it."""
     weight: Count = 1
 
     def __repr__(self) -> str:
@@ -57,12 +66,12 @@ class Config:
     """The options of one instance. Times are seconds, sizes are bytes."""
 
     api_key: str | ApiKey | None = field(default=None, repr=False)
-    """The upstream's key, or a coroutine function that is given the `Principal` and returns it.
+    """The upstream's key, or a coroutine function that is given the `Principal` and returns the key.
     Falls back to `OPENAI_API_KEY`."""
     base_url: str = OPENAI_BASE_URL
-    """The upstream's address, up to and with `/v1`. Falls back to `OPENAI_BASE_URL`."""
+    """The upstream's address, up to and including `/v1`. Falls back to `OPENAI_BASE_URL`."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Several keys instead of one: the next is taken when the upstream refuses one with 401, 403 or 429."""
+    """Several keys instead of one: when the upstream refuses a key with 401, 403 or 429, the next one is used."""
     api_key_header: str = "Authorization"
     """The header that carries the key: `Authorization` (as a bearer token) or, for Azure, `api-key`."""
     organization: str = ""
@@ -70,101 +79,105 @@ class Config:
     project: str = ""
     """Sent upstream as `OpenAI-Project`."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Further headers of every request upstream."""
+    """Further headers, sent with every request upstream."""
 
     model: str = ""
-    """The model of a request that names none."""
+    """The model for requests that do not name one."""
     models: tuple[str, ...] | None = None
-    """The upstream's models that may be asked for (a list, or names with commas); `None` allows all."""
+    """The upstream's models that callers may use (a list, or names separated by commas); `None` allows all."""
     include_usage: bool = True
-    """Whether usage is asked of the upstream; switch it off for a server that refuses `stream_options`."""
+    """Whether to ask the upstream for usage. Switch it off for a server that refuses `stream_options`."""
 
     connect_timeout: Seconds = 3
     """Seconds to connect to the upstream."""
     first_output_timeout: Seconds = 60
-    """Seconds from the request to the first real output; empty deltas do not count."""
-    gap_timeout: Seconds = 30
-    """Seconds without a byte of the upstream in the middle of a stream; its comments count as bytes."""
-    total_timeout: Seconds = 600
-    """Seconds for one whole answer of the upstream."""
+    """Seconds from the request to the first output; empty deltas do not count."""
     first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
-    """The same for single models, by name: for those that think for long before they say anything."""
+    """`first_output_timeout` for single models, by name: for models that reason for a long time before any output."""
+    gap_timeout: Seconds = 30
+    """Seconds without a byte from the upstream in the middle of a stream; its comments count as bytes."""
     gap_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
-    """`gap_timeout` for single models."""
+    """`gap_timeout` for single models, by name."""
+    total_timeout: Seconds = 600
+    """Seconds for one complete answer of the upstream."""
 
     retries: Annotated[int, msgspec.Meta(ge=0)] = 3
     """How often a request that failed before any output is sent to the same upstream again."""
     retry_delay: Seconds = 1
-    """Seconds before the first retry; each later one waits twice as long."""
+    """Seconds before the first retry; each further retry waits twice as long as the one before it."""
     retry_after_max: Seconds = 20
-    """Seconds an upstream may make us wait by `Retry-After`; if it asks for longer, the caller is told instead."""
+    """The longest `Retry-After` of an upstream, in seconds, that is waited for. If an upstream asks for more, the
+    request is not retried, and the caller receives the error."""
     upstreams: tuple[UpstreamConfig, ...] = ()
-    """Several upstreams instead of the one at `base_url`: what is left out is as for that one."""
+    """Several upstreams instead of the one at `base_url`: `UpstreamConfig`s, or mappings with their fields."""
     breaker_failures: Count = 5
-    """Failures in a row after which an upstream is not asked, while there are others."""
+    """Failures in a row after which an upstream is not asked while there are others."""
     breaker_reset: Seconds = 15
-    """Seconds after which it is asked again, by one request at first."""
+    """Seconds after which such an upstream is asked again, by a single request at first."""
     slow_first_output: Seconds | None = None
-    """Seconds without output that count as a failure to that; `None`: they do not."""
+    """Seconds without output that count as one of those failures; `None`: a slow upstream is no failure."""
 
     max_connections: Count = 1000
-    """Connections to the upstream, in all."""
+    """Maximum number of connections to the upstream."""
     max_keepalive_connections: Count = 100
-    """Idle connections to the upstream that are kept."""
+    """Maximum number of idle connections to the upstream that are kept open."""
     keepalive_expiry: Seconds = 60
     """Seconds after which an idle connection to the upstream is closed."""
     trust_env: bool = False
-    """Whether the upstream is reached through the proxies named in the environment (`HTTPS_PROXY` …)."""
+    """Whether to reach the upstream through the proxies named in the environment (`HTTPS_PROXY` …)."""
     own_transport: bool = True
-    """Whether requests upstream go over our own transport, which streams cheaply, or over httpx's.
-    Through a proxy it is httpx's in any case."""
+    """Whether requests upstream use this package's own transport, which takes less CPU time for each event, or
+    httpx's. Requests through a proxy always use httpx's."""
 
     url_prefix: str = "/v1"
-    """Where the default blueprint's routes are."""
+    """The prefix of the default blueprint's routes."""
     max_body: Count = 4 << 20
-    """Bytes of a request's body."""
+    """Maximum size of a request's body, in bytes."""
     trusted_origins: tuple[str, ...] = ()
-    """Other origins (`https://app.example`) whose pages may use a visitor's cookie."""
+    """Other origins (`https://app.example`) whose pages may send requests with a visitor's cookie."""
     log_responses: bool = True
-    """Whether the middleware is installed: a trace id per request, a log line per response of ours."""
+    """Whether to install the middleware that gives each request a trace id and logs a line for each response of the
+    extension's routes."""
 
     commit_after: Seconds = 10
-    """Seconds without output after which the 200 is sent; a failure before it has its true status."""
+    """Seconds without output after which the status 200 is sent. A failure before that is sent with its own status."""
     keepalive: Seconds = 15
-    """Seconds of silence after which, at the latest, a comment is sent."""
+    """Seconds without an event after which a comment is sent, so that the connection stays open."""
     retry: Annotated[int, msgspec.Meta(ge=0)] = 1000
-    """SSE's reconnection time, in milliseconds, told to readers of `/streams`."""
+    """SSE's reconnection time, in milliseconds, sent to readers of `/streams`."""
 
     linger: Seconds = 30
-    """Seconds a stream that can be resumed goes on with nobody reading it, or nobody yet."""
+    """Seconds that a stream which can be resumed goes on without a reader, also before its first one."""
     retention: Seconds = 300
-    """Seconds a stream can be read after its end."""
+    """Seconds that a stream can be read after its end."""
     tombstone: Seconds = 3600
-    """Seconds after that in which it is answered 410, not 404."""
+    """Seconds after `retention` in which the response for such a stream is 410 instead of 404."""
 
     max_streams: Count = 1000
-    """Running streams in all."""
+    """Maximum number of running streams."""
     max_streams_per_principal: Count = 20
-    """Running streams of one principal (anonymous callers share the limit of all)."""
+    """Maximum number of running streams of one principal. For anonymous callers only `max_streams` counts."""
     tokens_per_principal: Count | None = None
-    """Tokens a principal may use in each window, prompts included; `None`: no limit. They are counted while a stream
-    runs, by its `usage` or else by its chunks, and a stream that goes beyond fails. Known to one process."""
+    """Tokens that a principal may use in each window, prompts included; `None`: no limit. They are counted while a
+    stream runs, by its `usage` or, without that, by its chunks; a stream that exceeds the limit fails. Each process
+    counts on its own."""
     token_window: Seconds = 3600
-    """Seconds of such a window, from a principal's first token."""
+    """Length of that window in seconds. It begins with a principal's first token."""
     max_event: Count = 1 << 20
-    """Bytes of one event of the upstream."""
+    """Maximum size of one event from the upstream, in bytes."""
     max_entries: Count = 200_000
-    """Entries of a stream that can be resumed."""
+    """Maximum number of entries of a stream that can be resumed."""
     max_bytes: Count = 16 << 20
-    """Bytes of a stream that can be resumed, of an answer in one piece, of chunks that are added up to a message."""
+    """Maximum size, in bytes, of a stream that can be resumed, of an answer that is not streamed, and of a message
+    that is assembled from chunks."""
     max_log_bytes: Count = 512 << 20
-    """Bytes of all streams in the log of one process; ended ones are given up first."""
+    """Maximum size, in bytes, of all streams in the log of one process; ended streams are removed first."""
     high_water: Count = 256 << 10
     """Unread bytes at which the upstream of a stream that can't be resumed is paused."""
     max_duration: Seconds = 3600
-    """Seconds any stream may run, whatever produces it."""
+    """Maximum seconds that a stream may run, whatever produces it."""
     on_end_timeout: Seconds = 5
-    """Seconds readers wait for `on_end` before they see the end."""
+    """Seconds that readers wait for `on_end` before they see the end."""
 
     @classmethod
     def load(
@@ -180,12 +193,9 @@ class Config:
         The key and the address of the upstream fall back to `OPENAI_API_KEY` and `OPENAI_BASE_URL` of *environ*.
         Raises `ConfigurationError`, which names the key and never its value.
         """
-        names = {each.name for each in fields(cls)}
         keyed = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
-        if unknown := [prefix + key for key in keyed if key.lower() not in names or not key.isupper()]:
-            raise ConfigurationError(f"Unknown configuration: {', '.join(sorted(unknown))}.")
-        if unknown := sorted(options.keys() - names):
-            raise ConfigurationError(f"Unknown options: {', '.join(unknown)}.")
+        refuse_unknown("Unknown configuration", keyed, known=map(str.upper, option_names()), prefix=prefix)
+        refuse_unknown("Unknown options", options, known=option_names())
         values = TEST_DEFAULTS | {key.lower(): value for key, value in keyed.items()} | dict(options)
         for name in ("api_key", "base_url"):
             if not values.get(name) and environ.get(f"OPENAI_{name.upper()}"):
@@ -196,7 +206,7 @@ class Config:
 
     def of(self, upstream: UpstreamConfig) -> Config:
         """The configuration of one of `upstreams`, as if it were the only one."""
-        # No key goes to a stranger: what is sent along is another server's affair.
+        # A key is sent to no other origin than the one it was configured for.
         same = _origin(upstream.base_url) == _origin(self.base_url)
         sent: dict[str, Any] = {name: getattr(self if same else _NOTHING_SENT, name) for name in _SENT}
         given = {name: value for name in _SENT if (value := getattr(upstream, name)) is not None}
@@ -212,19 +222,19 @@ class Config:
         if address is None:
             raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
         if "@" in address.netloc:
-            raise ConfigurationError(f"{prefix}BASE_URL must not hold credentials; use {prefix}API_KEY.")
+            raise ConfigurationError(f"{prefix}BASE_URL must not contain credentials; use {prefix}API_KEY.")
         if not self.upstreams and not (self.api_key or self.api_keys) and address.hostname == "api.openai.com":
             raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
         for name, values in self._sent().items():
             if not all(value.isascii() and value.isprintable() for value in values):
-                raise ConfigurationError(f"{prefix}{name.upper()} holds characters that no header can carry.")
+                raise ConfigurationError(f"{prefix}{name.upper()} contains characters that a header can't carry.")
         if not _FRAMING.isdisjoint(map(str.lower, self.headers)):
-            raise ConfigurationError(f"{prefix}HEADERS must not hold any of {', '.join(sorted(_FRAMING))}.")
+            raise ConfigurationError(f"{prefix}HEADERS must not contain any of {', '.join(sorted(_FRAMING))}.")
         if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
-            raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and not end with it.')
+            raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and must not end with "/".')
 
     def _sent(self) -> dict[str, tuple[str, ...]]:
-        """What becomes headers of the requests upstream, by the option it comes from."""
+        """The values that are sent upstream as headers, by their option."""
         return {
             "api_key": (self.api_key,) if isinstance(self.api_key, str) else (),
             "api_keys": self.api_keys,
@@ -233,6 +243,78 @@ class Config:
             "project": (self.project,),
             "headers": (*self.headers, *self.headers.values()),
         }
+
+
+class Options(TypedDict, total=False):
+    """The options as arguments of `QuartOpenAISSE`; `Config` says what each means."""
+
+    api_key: str | ApiKey | None
+    base_url: str
+    api_keys: Names
+    api_key_header: str
+    organization: str
+    project: str
+    headers: Mapping[str, str]
+    model: str
+    models: Names | None
+    include_usage: bool
+    connect_timeout: float
+    first_output_timeout: float
+    first_output_timeouts: Mapping[str, float]
+    gap_timeout: float
+    gap_timeouts: Mapping[str, float]
+    total_timeout: float
+    retries: int
+    retry_delay: float
+    retry_after_max: float
+    upstreams: Sequence[UpstreamConfig | Mapping[str, Any]]
+    breaker_failures: int
+    breaker_reset: float
+    slow_first_output: float | None
+    max_connections: int
+    max_keepalive_connections: int
+    keepalive_expiry: float
+    trust_env: bool
+    own_transport: bool
+    url_prefix: str
+    max_body: int
+    trusted_origins: Names
+    log_responses: bool
+    commit_after: float
+    keepalive: float
+    retry: int
+    linger: float
+    retention: float
+    tombstone: float
+    max_streams: int
+    max_streams_per_principal: int
+    tokens_per_principal: int | None
+    token_window: float
+    max_event: int
+    max_entries: int
+    max_bytes: int
+    max_log_bytes: int
+    high_water: int
+    max_duration: float
+    on_end_timeout: float
+
+
+def option_names() -> list[str]:
+    """The names of all options."""
+    return [each.name for each in fields(Config)]
+
+
+def refuse_unknown(title: str, names: Iterable[str], *, known: Iterable[str], prefix: str = "") -> None:
+    """Raises `ConfigurationError` with *title* for names that are not *known*, and suggests the closest known one."""
+    known = list(known)
+    if unknown := sorted(set(names) - set(known)):
+        raise ConfigurationError(f"{title}: {', '.join(_suggestion(each, known, prefix) for each in unknown)}.")
+
+
+def _suggestion(name: str, known: Sequence[str], prefix: str) -> str:
+    by_lower = {each.lower(): each for each in known}
+    close = get_close_matches(name.lower(), by_lower, n=1)
+    return f"{prefix}{name} (did you mean {prefix}{by_lower[close[0]]}?)" if close else f"{prefix}{name}"
 
 
 _SENT = ("api_key", "api_keys", "api_key_header", "organization", "project", "headers")
@@ -246,11 +328,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None] | None:
 
 
 def _address(url: str) -> SplitResult | None:
-    """The parts of an http or https address, or `None` if *url* is none."""
+    """The parts of *url*, or `None` if it is not an http or https address."""
     try:
         address = urlsplit(url)
         valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:  # it would quote a part of the address
+    except ValueError:  # whose message would quote a part of the address
         return None
     return address if valid and not any(map(str.isspace, url)) else None
 
@@ -263,12 +345,14 @@ def _convert(name: str, value: Any, prefix: str) -> Any:
     hint = _HINTS[name]
     if isinstance(value, str) and tuple[str, ...] in (hint, *get_args(hint)):
         value = [part.strip() for part in value.split(",") if part.strip()]
-    elif isinstance(value, set | frozenset):
+    elif isinstance(value, Set):
         value = sorted(value, key=str)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        value = list(value)
     try:
         return msgspec.convert(value, hint, strict=False)
-    except UnicodeEncodeError:  # a variable of the environment whose bytes are not UTF-8
-        raise ConfigurationError(f"{prefix}{name.upper()} is not text.") from None
+    except UnicodeEncodeError:  # an environment variable whose bytes are not UTF-8
+        raise ConfigurationError(f"{prefix}{name.upper()} is not valid UTF-8.") from None
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{prefix}{name.upper()}: {error}.") from None
 

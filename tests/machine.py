@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -39,14 +41,23 @@ def need_go_and_gin() -> None:
         _missing("Gin's sources", install="golang-github-gin-gonic-gin-dev")
 
 
+def need_python_package(name: str) -> None:
+    """For the type checkers."""
+    if find_spec(name) is None:
+        _unmet(f"{name} is not installed; `pip install {name}` brings it")
+
+
 def _program(*names: str, install: str) -> str:
     places = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
     found = next(filter(None, (shutil.which(name, path=places) for name in names)), None)
     return found or _missing(names[0], install=install)
 
 
-def _missing(what: str, *, install: str) -> str:
-    reason = f"{what} is not installed; Debian's package is {install}"
+def _missing(what: str, *, install: str) -> NoReturn:
+    _unmet(f"{what} is not installed; Debian's package is {install}")
+
+
+def _unmet(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"CI runs every test, but {reason}", pytrace=False)
     pytest.skip(reason)

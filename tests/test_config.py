@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from quart import Quart
 
-from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, Config, UpstreamConfig
+from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, ApiKey, Config, Names, Options, UpstreamConfig
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.principal import Principal
 
@@ -90,6 +92,29 @@ def test_the_constructor_stands_above_the_config_and_that_above_the_default() ->
     assert unlike(found, expected) == {}
 
 
+ARGUMENTS: dict[Any, Any] = {
+    str | ApiKey | None: str | ApiKey | None,
+    str: str,
+    bool: bool,
+    int: int,
+    float: float,
+    float | None: float | None,
+    int | None: int | None,
+    tuple[str, ...]: Names,
+    tuple[str, ...] | None: Names | None,
+    Mapping[str, str]: Mapping[str, str],
+    Mapping[str, float]: Mapping[str, float],
+    tuple[UpstreamConfig, ...]: Sequence[UpstreamConfig | Mapping[str, Any]],
+}
+"""What an argument may be, by the type of its field without its limits."""
+
+
+def test_an_argument_of_the_extension_has_the_name_and_the_type_of_its_field() -> None:
+    expected = {name: ARGUMENTS[hint] for name, hint in get_type_hints(Config).items()}
+    assert get_type_hints(Options) == expected
+    assert list(get_type_hints(Options)) == list(FIELDS)  # in the same order
+
+
 def test_keys_of_others_are_none_of_ours() -> None:
     app_config = {
         "SECRET_KEY": "x",
@@ -113,12 +138,18 @@ def test_the_quart_apps_own_config_is_taken() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["OPENAI_SSE_KEEPALIV", "OPENAI_SSE_", "OPENAI_SSE_keepalive", "OPENAI_SSE_Keepalive", "OPENAI_SSE_KEEP_ALIVE"],
+    ["OPENAI_SSE_KEEPALIV", "OPENAI_SSE_keepalive", "OPENAI_SSE_Keepalive", "OPENAI_SSE_KEEP_ALIVE"],
 )
-def test_an_unknown_key_is_named_and_its_value_is_not(key: str) -> None:
+def test_an_unknown_key_is_named_with_the_closest_one_and_its_value_is_not(key: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         load({key: SECRET, "OPENAI_SSE_MODEL": "m"})
-    assert str(raised.value) == f"Unknown configuration: {key}."
+    assert str(raised.value) == f"Unknown configuration: {key} (did you mean OPENAI_SSE_KEEPALIVE?)."
+
+
+def test_a_key_that_is_like_no_other_is_named_alone() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load({"OPENAI_SSE_": SECRET})
+    assert str(raised.value) == "Unknown configuration: OPENAI_SSE_."
 
 
 def test_all_unknown_keys_are_named_at_once() -> None:
@@ -128,8 +159,10 @@ def test_all_unknown_keys_are_named_at_once() -> None:
 
 def test_an_unknown_option_is_named_and_its_value_is_not() -> None:
     with pytest.raises(ConfigurationError) as raised:
-        load(api_kye=SECRET, KEEPALIVE=5)
-    assert str(raised.value) == "Unknown options: KEEPALIVE, api_kye."
+        load(api_kye=SECRET, KEEPALIVE=5, zzz=1)
+    assert str(raised.value) == (
+        "Unknown options: KEEPALIVE (did you mean keepalive?), api_kye (did you mean api_key?), zzz."
+    )
 
 
 SECONDS = [name for name, each in FIELDS.items() if "Seconds" in str(each.type)]
@@ -255,13 +288,13 @@ def test_any_other_address_is_taken_as_it_is(address: str) -> None:
     ],
 )
 def test_what_no_header_can_carry_is_refused(options: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"^OPENAI_SSE_{key} holds characters that no header can carry"):
+    with pytest.raises(ConfigurationError, match=f"^OPENAI_SSE_{key} contains characters that a header can't carry"):
         load(**options)
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection"])
 def test_how_a_request_is_framed_is_not_for_headers_to_say(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="OPENAI_SSE_HEADERS must not hold any of"):
+    with pytest.raises(ConfigurationError, match="OPENAI_SSE_HEADERS must not contain any of"):
         load(headers={name: "3"})
 
 
@@ -385,9 +418,18 @@ def test_quarts_from_prefixed_env_is_understood(
     assert type(made) is type(value)
 
 
-@pytest.mark.parametrize("value", [["a", "b"], ("a", "b"), {"b", "a"}, frozenset({"a", "b"}), "a,b"])
+@pytest.mark.parametrize(
+    "value", [["a", "b"], ("a", "b"), deque("ab"), {"b", "a"}, frozenset({"a", "b"}), {"b": 1, "a": 2}.keys(), "a,b"]
+)
 def test_models_may_be_any_collection(value: Any) -> None:
     assert load(models=value).models == ("a", "b")
+
+
+@pytest.mark.parametrize("made", [list, tuple, deque])
+def test_upstreams_may_be_a_sequence_of_objects_and_mappings(made: Any) -> None:
+    upstream = UpstreamConfig(base_url=LOCAL)
+    config = load(upstreams=made([upstream, {"base_url": LOCAL}, MappingProxyType({"base_url": LOCAL})]))
+    assert config.upstreams == (upstream,) * 3
 
 
 def test_none_and_no_models_are_not_the_same() -> None:

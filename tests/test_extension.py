@@ -28,7 +28,7 @@ async def test_a_route_of_ones_own_starts_a_stream_and_streams_it(create_app: Cr
     @app.post("/chats/<int:cid>/messages")
     async def ask(cid: int):
         me = await ai.principal()
-        stream = await ai.start(await request.get_json(), principal=me, thread=f"chat:{cid}", metadata={"cid": cid})
+        stream = await ai.start(await ai.body(), principal=me, thread=f"chat:{cid}", metadata={"cid": cid})
         return await stream.response(format=request.args.get("format", "text"))
 
     client = await serve(app)
@@ -41,6 +41,68 @@ async def test_a_route_of_ones_own_starts_a_stream_and_streams_it(create_app: Cr
     refused = await client.post("/chats/5/messages", json={"model": "scripted"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
     assert (await client.post("/chats/5/messages?format=xml", json=BODY)).status_code == 400
+
+
+BODIES = {
+    "JSON": ("application/json", b'{"a": [1]}', 200, None),
+    "JSON with a charset": ("Application/JSON; charset=utf-8", b'{"a": [1]}', 200, None),
+    "a form": ("application/x-www-form-urlencoded", b"a=1", 415, "unsupported_media_type"),
+    "no type": ("", b'{"a": [1]}', 415, "unsupported_media_type"),
+    "nothing": ("application/json", b"", 400, "invalid_json"),
+    "half of it": ("application/json", b'{"a": [1', 400, "invalid_json"),
+    "a list": ("application/json", b"[1]", 400, "invalid_request"),
+    "as much as is allowed": ("application/json", b'{"a": [1]}'.ljust(1000), 200, None),
+    "a byte too much": ("application/json", b'{"a": [1]}'.ljust(1001), 413, "request_too_large"),
+    "megabytes": ("application/json", b'{"a": [1]}'.ljust(5_000_000), 413, "request_too_large"),
+}
+
+
+@pytest.mark.parametrize(("content_type", "data", "status", "code"), BODIES.values(), ids=BODIES)
+async def test_a_body_is_checked_as_by_our_own_routes(
+    create_app: CreateApp, serve: Serve, content_type: str, data: bytes, status: int, code: str | None
+) -> None:
+    app, ai = create_app(ScriptedUpstream(), max_body=1000)
+
+    @app.post("/ask")
+    async def ask():
+        return {"body": await ai.body()}
+
+    client = await serve(app)
+    response = await client.post("/ask", content=data, headers={"Content-Type": content_type})
+    assert (response.status_code, response.json().get("error", {}).get("code")) == (status, code)
+    assert status != 200 or response.json() == {"body": {"a": [1]}}
+    theirs = await client.post("/v1/chat/completions", content=data, headers={"Content-Type": content_type})
+    assert status == 200 or (theirs.status_code, theirs.json()) == (status, response.json())
+
+
+async def test_a_body_that_does_not_arrive_is_not_waited_for(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    app.config["BODY_TIMEOUT"] = 0.05
+
+    @app.post("/ask")
+    async def ask():
+        return await ai.body()
+
+    client = await serve(app)
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+    assert b" 408 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_refusal_reaches_a_client_that_is_still_sending(create_app: CreateApp, serve: Serve) -> None:
+    """A server that closes on unread data resets the connection, and its response is lost."""
+    app, ai = create_app(ScriptedUpstream())
+
+    @app.post("/ask")
+    async def ask():
+        await ai.principal()
+        return await ai.body()
+
+    client = await serve(app)
+    response = await client.post("/ask", content=b" " * 15_000_000, headers={"Authorization": ""})
+    assert response.status_code == 401
 
 
 async def test_a_failure_before_output_is_a_status_of_ones_own_route_too(create_app: CreateApp, serve: Serve) -> None:

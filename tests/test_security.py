@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from quart import Quart
 
-from quart_openai_sse import QuartOpenAISSE, bearer_tokens, on_behalf_of
+from quart_openai_sse import QuartOpenAISSE, bearer_tokens
+from quart_openai_sse.auth import on_behalf_of
 from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
 from quart_openai_sse.web.blueprint import ROUTES
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve

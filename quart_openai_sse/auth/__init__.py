@@ -1,4 +1,4 @@
-"""Who calls: the auth hooks that need no extra. `jwt_bearer` is in `quart_openai_sse.auth.jwt`."""
+"""The auth hooks that need no extra; `jwt_bearer` is in `quart_openai_sse.auth.jwt`."""
 
 from quart_openai_sse.auth.forward import forward_auth
 from quart_openai_sse.auth.hooks import (

@@ -18,7 +18,6 @@ from quart.cli import ScriptInfo
 
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import OpenAISSEError
-from quart_openai_sse.extension import AppState, app_states
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.access import streaming_body
@@ -26,6 +25,7 @@ from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.protocol.completion import Completion
 from quart_openai_sse.upstreams import Headers, Upstream
 from quart_openai_sse.upstreams.several import Upstreams
+from quart_openai_sse.web.state import AppState, app_states
 
 PREFIX = f"QUART_{KEY_PREFIX}"  # the prefix for Quart's from_prefixed_env()
 CLI_PRINCIPAL = Principal("quart-openai-sse", realm="cli")

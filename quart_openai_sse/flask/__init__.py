@@ -1,4 +1,4 @@
-"""Beside a Flask app: in one process with it, and with its users' sessions."""
+"""For an app beside a Flask app: one process for both (extra `flask`), and the Flask app's sessions."""
 
 from quart_openai_sse.flask.mounting import mount
 from quart_openai_sse.flask.sessions import share_session

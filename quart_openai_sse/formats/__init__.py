@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from quart_openai_sse.errors import OpenAISSEError, StreamStopped, Translate, english
 from quart_openai_sse.logs.entries import Batch, End
 
+__all__ = ["Format"]
+
 
 class Format(Protocol):
     """Encodes the entries of a stream as bytes for one client."""

@@ -1,13 +1,13 @@
-"""The stream log: the protocols, for a log, the producer of a stream and its readers."""
+"""The stream log, which keeps the entries of streams: the protocols of a log, of its writers and its readers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Outcome
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 
-__all__ = ["END_ID", "Batch", "End", "Entry", "Outcome", "Reader", "StreamLog", "Writer"]
+__all__ = ["END_ID", "Batch", "End", "Entry", "Reader", "StreamLog", "Writer"]
 
 
 class Writer(Protocol):

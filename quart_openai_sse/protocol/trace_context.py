@@ -50,12 +50,3 @@ class TraceIdFilter(logging.Filter):
         if not hasattr(record, "trace_id"):
             record.trace_id = current_trace_id()
         return True
-
-
-def install_filter(app_logger: logging.Logger) -> None:
-    """Adds `TraceIdFilter` to *app_logger*, to our loggers and to the handlers of the root logger."""
-    ours = [logging.getLogger(f"quart_openai_sse{name}") for name in ("", ".stream", ".response")]
-    places: list[logging.Filterer] = [app_logger, *ours, *logging.getLogger().handlers]
-    for place in places:
-        if not any(isinstance(each, TraceIdFilter) for each in place.filters):
-            place.addFilter(TraceIdFilter())

@@ -141,7 +141,8 @@ class Upstreams:
             try:
                 listed = await candidate.upstream.models(principal=principal)
             except OpenAISSEError as error:
-                logger.warning("%s does not list its models: %s", candidate.name, error.code)
+                if len(self.candidates) > 1:  # otherwise the error is raised
+                    logger.warning("%s does not list its models: %s", candidate.name, error.code)
                 failure = error
                 continue
             answers += 1

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMa
 from typing import Any
 from urllib.parse import quote
 
-from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id, trace_id_from
+from quart_openai_sse.protocol.trace_context import TraceIdFilter, reset_trace_id, set_trace_id, trace_id_from
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -157,6 +157,15 @@ class BodyLimit:
     def _is_ours(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         return any(path == prefix + own for prefix in self._prefixes for own in self._paths)
+
+
+def add_trace_ids(app_logger: logging.Logger) -> None:
+    """Adds `TraceIdFilter` to *app_logger*, to our loggers and to the handlers of the root logger."""
+    ours = [logging.getLogger(f"quart_openai_sse{name}") for name in ("", ".stream", ".response")]
+    places: list[logging.Filterer] = [app_logger, *ours, *logging.getLogger().handlers]
+    for place in places:
+        if not any(isinstance(each, TraceIdFilter) for each in place.filters):
+            place.addFilter(TraceIdFilter())
 
 
 def below(scope: Scope, prefixes: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from quart import Response, request
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import Format, end_error
 from quart_openai_sse.logs import Reader
-from quart_openai_sse.logs.entries import End, Entry
+from quart_openai_sse.logs.entries import END_ID, End, Entry
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import whole_answer
@@ -37,6 +37,8 @@ STREAM_HEADERS = {
 }
 """The headers of every event stream."""
 
+_EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 
 def last_event_id() -> str:
     """The last event ID of the current request, or ""."""
@@ -47,6 +49,22 @@ def last_event_id() -> str:
 async def remember_request_task() -> None:
     """To be called before each request: its task ends after the body of its response."""
     _request_task.set(asyncio.current_task())
+
+
+async def resumed_response(relay: Relay, handle: StreamHandle, format_: Format, *, after: str, late: bool) -> Response:
+    """A response to a request that resumes a stream from behind the event *after*, with `id` fields.
+
+    It is an empty 204 if the client has the end already, which keeps an EventSource from reconnecting, and the headers
+    alone for HEAD. Otherwise see `stream_response`.
+    """
+    reader = await relay.read(handle.key, after="" if format_.replays and after != END_ID else after)
+    if reader.at_end or request.method == "HEAD":
+        await relay.leave(reader)
+        if reader.at_end:
+            return Response(status=204, mimetype="text/event-stream")
+        return Response(content_type=_EVENT_STREAM, headers={**STREAM_HEADERS, "X-Stream-Id": handle.id})
+    handle = StreamHandle(handle.id, handle.key, reader=reader)
+    return await stream_response(relay, handle, format_, ids=True, late=late)
 
 
 async def stream_response(
@@ -79,7 +97,7 @@ async def stream_response(
     retry = b"retry: %d\n" % relay.config.retry if ids else b""
     response = Response(
         _body(relay, reader, format_, ids=ids, retry=retry),
-        content_type="text/event-stream; charset=utf-8",
+        content_type=_EVENT_STREAM,
         headers={**STREAM_HEADERS, "X-Stream-Id": handle.id},
     )
     response.timeout = None  # otherwise Quart would cut the stream at RESPONSE_TIMEOUT, without an error
@@ -142,6 +160,13 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     if (message := assembly.message()) is None:
         raise StreamTooLong("The answer is too large.")
     return json.encode(message)
+
+
+async def read_message(relay: Relay, handle: StreamHandle) -> dict[str, Any]:
+    """The assistant's message of a stream's first choice. Raises what `read_answer` raises."""
+    answer = json.decode(await read_answer(relay, handle))
+    message: dict[str, Any] = answer["choices"][0]["message"]
+    return message
 
 
 def error_response(error: OpenAISSEError) -> Response:

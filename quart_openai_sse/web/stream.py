@@ -1,11 +1,11 @@
-"""A stream as the app holds it."""
+"""A stream as an app uses it: as a response, or event by event."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from quart import Response
 
@@ -18,14 +18,16 @@ from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import stream_response
+from quart_openai_sse.web.responses import last_event_id, resumed_response
 
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """What `Stream.events` gives: a `chunk`, an app event under its name, and last `completed`, `failed` or `stopped`.
+    """One item of `Stream.events`: a `chunk`, an app event with its own name, or the last one, which is named
+    `completed`, `failed` or `stopped`.
 
-    *data* is the chunk, the app event's data, or what the `text` format says at the end; *id* is its place.
+    *data* is the chunk, the app event's data, or the data of the last event in the `text` format. *id* is its event
+    ID, for `after`.
     """
 
     name: str
@@ -34,12 +36,12 @@ class StreamItem:
 
     @property
     def text(self) -> str:
-        """What a chunk's first choice says in words, or ""."""
+        """The text of a chunk's first choice, or ""."""
         return chunk_text(json.encode(self.data)) if self.name == "chunk" else ""
 
 
 class Stream:
-    """A running or ended stream, in the hands of the app."""
+    """A stream that can be resumed, while it runs and after its end."""
 
     def __init__(self, relay: Relay, handle: StreamHandle) -> None:
         self._relay = relay
@@ -50,19 +52,22 @@ class Stream:
         """The stream's id, as in `GET /streams/<id>`."""
         return self._handle.id
 
-    async def response(self, *, format: str = "text", after: str = "") -> Response:  # noqa: A002 (the word for it)
-        """A Quart response that streams it, from behind the event *after*.
+    async def response(self, *, format: str = "text", after: str | None = None) -> Response:  # noqa: A002 (its name)
+        """A Quart response that streams the events behind the event ID *after*; `after=""` streams all of them.
+
+        By default *after* is the current request's `Last-Event-ID` header or its `last_event_id` parameter. As from
+        `GET /streams/<id>`, the response is an empty 204 if the client already has the end.
 
         Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are
-        `StreamNotFound`, `StreamExpired`, `InvalidLastEventID` and `InvalidRequest` for an unknown format.
+        `StreamNotFound`, `StreamExpired`, `InvalidLastEventID`, and `InvalidRequest` for an unknown format.
         """
-        return await stream_response(
-            self._relay, self._handle, create_format(format, translate=translator()), after=after, ids=True
-        )
+        format_ = create_format(format, translate=translator())
+        after = last_event_id() if after is None else after
+        return await resumed_response(self._relay, self._handle, format_, after=after, late=True)
 
     @asynccontextmanager
     async def events(self, *, after: str = "") -> AsyncIterator[AsyncIterator[StreamItem]]:
-        """Its chunks and events one by one, for the app itself; leaving the context ends the reading."""
+        """Its chunks and events behind the event ID *after*, one by one; leaving the context ends the reading."""
         reader = await self._relay.read(self._handle.key, after=after, heartbeat=False)
         try:
             async with aclosing(_items(reader)) as items:
@@ -70,8 +75,14 @@ class Stream:
         finally:
             await self._relay.leave(reader)
 
+    if not TYPE_CHECKING:  # type checkers report by themselves that there is no such method
+
+        def __aiter__(self) -> NoReturn:
+            # An iterator would not learn of a `break`, and the stream would count a reader that is gone.
+            raise TypeError("A Stream can't be iterated over: write `async with stream.events() as events:` first.")
+
     async def stop(self, reason: str = "stopped") -> None:
-        """Stops it; nothing happens if it has ended."""
+        """Stops the stream; does nothing if it has ended."""
         await self._relay.stop(self._handle, reason)
 
 

@@ -22,7 +22,7 @@ from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import STREAM_HEADERS, last_event_id, read_answer, stream_response
+from quart_openai_sse.web.responses import last_event_id, read_answer, resumed_response, stream_response
 
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -91,15 +91,7 @@ class Views:
         relay = self._relay()
         handle = self._find(relay, await self._principal(relay), stream_id)
         format_ = create_format(request.args.get("format", "text"), translate=translator())
-        reader = await relay.read(handle.key, after=last_event_id())
-        if reader.at_end or request.method == "HEAD":
-            await relay.leave(reader)
-            if reader.at_end:
-                return Response(status=204, mimetype="text/event-stream")
-            headers = {**STREAM_HEADERS, "X-Stream-Id": handle.id}
-            return Response(content_type="text/event-stream; charset=utf-8", headers=headers)
-        handle = StreamHandle(handle.id, handle.key, reader=reader)
-        return await stream_response(relay, handle, format_, ids=True, late=False)
+        return await resumed_response(relay, handle, format_, after=last_event_id(), late=False)
 
     async def stop_stream(self, stream_id: str) -> Response:
         """Stops the stream. Idempotent."""

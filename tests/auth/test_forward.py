@@ -12,7 +12,8 @@ import httpx2
 import pytest
 from quart import Quart, Response, abort, redirect, request
 
-from quart_openai_sse import Authenticate, Principal, forward_auth
+from quart_openai_sse import Principal
+from quart_openai_sse.auth import Authenticate, forward_auth
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.testing import ScriptedUpstream, read, serve_app
 from tests.auth.test_hooks import BODY, refuses_a_strangers_page, whoami

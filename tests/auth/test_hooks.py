@@ -22,10 +22,10 @@ from quart_openai_sse import (
     allow_anonymous,
     bearer_tokens,
     first_of,
-    on_behalf_of,
     quart_auth_user,
     session_user,
 )
+from quart_openai_sse.auth import on_behalf_of
 from quart_openai_sse.errors import ConfigurationError, PermissionDenied
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, TOKENS, CreateApp, Serve

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from quart import Quart, Response
 
-from quart_openai_sse import Authenticate, Principal, bearer_tokens, first_of
+from quart_openai_sse import Principal, bearer_tokens, first_of
+from quart_openai_sse.auth import Authenticate
 from quart_openai_sse.auth.jwt import jwt_bearer
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app

@@ -387,7 +387,11 @@ async def test_ctrl_c_ends_a_check_that_waits() -> None:
         ([], {}, "OpenAI needs a key: set QUART_OPENAI_SSE_API_KEY or OPENAI_API_KEY."),
         (["--base-url", "ftp://x"], {}, "QUART_OPENAI_SSE_BASE_URL must be an http or https address."),
         (["--api-key-env", "NOWHERE"], {}, "The environment variable NOWHERE is not set."),
-        ([], {"QUART_OPENAI_SSE_KEEPALIFE": "1"}, "Unknown configuration: QUART_OPENAI_SSE_KEEPALIFE."),
+        (
+            [],
+            {"QUART_OPENAI_SSE_KEEPALIFE": "1"},
+            "QUART_OPENAI_SSE_KEEPALIFE (did you mean QUART_OPENAI_SSE_KEEPALIVE?).",
+        ),
         (["--app", "nothing_here:app"], {}, "nothing_here"),
     ],
     ids=["no key", "no address", "no such variable", "an unknown key", "no such app"],
@@ -575,7 +579,7 @@ async def test_an_answer_that_is_not_whole_is_said_and_the_status_is_1(handler: 
 
 @pytest.mark.parametrize(
     ("models", "words"),
-    [(b"no", "The upstream's list of models can't be read."), (b'{"data":[]}', "lists no chat model")],
+    [(b"no", "The upstream's list of models cannot be read."), (b'{"data":[]}', "lists no chat model")],
     ids=["no list", "an empty one"],
 )
 async def test_chat_without_a_model_says_so(models: bytes, words: str) -> None:

@@ -12,7 +12,8 @@ from flask import Flask
 from flask import session as flask_session
 from quart import Quart
 
-from quart_openai_sse import QuartOpenAISSE, session_user, share_session
+from quart_openai_sse import QuartOpenAISSE, session_user
+from quart_openai_sse.flask import share_session
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish
 from tests.conftest import QUESTION, Serve
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import httpx
 
-from quart_openai_sse import SSEDecoder
+from quart_openai_sse.protocol.sse import SSEDecoder
 from tests.matrix.servers import TOKEN, Server, Site, begin, ready
 from tests.matrix.upstream import HELD_AFTER
 

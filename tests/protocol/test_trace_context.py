@@ -12,11 +12,11 @@ import pytest
 from quart_openai_sse.protocol.trace_context import (
     TraceIdFilter,
     current_trace_id,
-    install_filter,
     reset_trace_id,
     set_trace_id,
     trace_id_from,
 )
+from quart_openai_sse.web.middleware import add_trace_ids
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -143,13 +143,13 @@ def kept() -> Iterator[Kept]:
 def test_the_filter_is_installed_once_where_a_requests_records_pass(kept: Kept) -> None:
     app_logger = logging.Logger("app")
     for _ in range(2):
-        install_filter(app_logger)
+        add_trace_ids(app_logger)
     places: list[logging.Filterer] = [app_logger, kept, *map(logging.getLogger, OURS)]
     assert [sum(isinstance(each, TraceIdFilter) for each in place.filters) for place in places] == [1] * len(places)
 
 
 def test_any_librarys_record_has_the_id_at_the_roots_handlers(kept: Kept) -> None:
-    install_filter(logging.Logger("app"))
+    add_trace_ids(logging.Logger("app"))
     token = set_trace_id("t")
     logging.getLogger("some.library").warning("one")
     reset_trace_id(token)

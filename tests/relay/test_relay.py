@@ -109,12 +109,13 @@ async def test_a_producer_that_does_not_stop_is_left_behind(
     await anext(reader)
     await relay.stop(handle, "enough")
     batch = await anext(reader)
-    assert (batch.end.outcome, batch.end.reason) == ("stopped", "enough")
-    assert upstream.running == 1
-    assert "does not stop" in caplog.text
+    running, logged = upstream.running, caplog.text
     await relay.leave(reader)
-    released.set()
+    released.set()  # before any assertion fails: the event loop would wait for the producer
     await upstream.closed.wait()
+    assert (batch.end.outcome, batch.end.reason) == ("stopped", "enough")
+    assert running == 1
+    assert "does not end" in logged
 
 
 def scripted(*steps: Any, cancels_at_once: bool) -> ScriptedUpstream:

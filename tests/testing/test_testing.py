@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from quart_openai_sse import SSEDecoder
 from quart_openai_sse.errors import (
     OpenAISSEError,
     UpstreamCredentials,
@@ -20,6 +19,7 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.formats.text import TextFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.simulator import answer
 from quart_openai_sse.testing import (
     Gate,

@@ -13,7 +13,7 @@ import httpx
 import httpx2
 import pytest
 
-from quart_openai_sse import OpenAIUpstream, Principal
+from quart_openai_sse import Principal
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
     ConnectTimeout,
@@ -33,6 +33,7 @@ from quart_openai_sse.logs.entries import End
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.transport import create_transport
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 ME = Principal("ann")

@@ -56,7 +56,7 @@ PREFERENCES = {
 async def test_an_error_is_told_in_the_language_that_is_asked_for(
     create_app: CreateApp, serve: Serve, accepted: str, expected: str
 ) -> None:
-    app, _ = create_app(ScriptedUpstream(), messages={"de": {"Please log in.": "Bitte melde dich an."}})
+    app, _ = create_app(ScriptedUpstream(), translations={"de": {"Please log in.": "Bitte melde dich an."}})
     client = await serve(app, headers={})
     response = await client.get("/v1/models", headers={"Accept-Language": accepted.encode("latin-1")})
     assert (response.status_code, response.json()["error"]["user_message"]) == (401, expected)
@@ -76,7 +76,7 @@ async def test_the_failed_end_of_a_stream_is_told_in_it_too(create_app: CreateAp
 async def test_two_apps_may_tell_it_differently(create_app: CreateApp, serve: Serve) -> None:
     told = []
     for text in ("Salut.", "Bonjour."):
-        app, _ = create_app(ScriptedUpstream(), messages={"fr": {"Please log in.": text}})
+        app, _ = create_app(ScriptedUpstream(), translations={"fr": {"Please log in.": text}})
         client = await serve(app, headers={"Accept-Language": "fr"})
         told.append((await client.get("/v1/models")).json()["error"]["user_message"])
     assert told == ["Salut.", "Bonjour."]

@@ -10,7 +10,8 @@ import pytest
 from hypercorn.utils import is_asgi
 from quart import Response
 
-from quart_openai_sse import TraceIdFilter, current_trace_id
+from quart_openai_sse import current_trace_id
+from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
 from quart_openai_sse.web.middleware import StreamLoggingMiddleware

@@ -1,0 +1,187 @@
+"""Checks of what an app passes to the extension: a mistake is refused where it is made, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial, wraps
+from inspect import (
+    Parameter,
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isfunction,
+    isgeneratorfunction,
+    signature,
+    unwrap,
+)
+from typing import Any, TypeVar, cast
+
+from quart import Quart
+
+from quart_openai_sse.errors import ConfigurationError
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+_AUTH = "quart_openai_sse.auth."
+
+
+def check_app(app: object) -> None:
+    """Raises `TypeError` unless *app* is a Quart app."""
+    if isinstance(app, Quart):
+        return
+    if any((cls.__module__, cls.__name__) == ("flask.app", "Flask") for cls in type(app).__mro__):
+        raise TypeError(
+            "QuartOpenAISSE needs a Quart app, and this is a Flask app. Pass a Quart app to it, and serve both apps "
+            "together with quart_openai_sse.flask.mount."
+        )
+    raise TypeError(f"QuartOpenAISSE needs a Quart app, not {_kind(app)}.")
+
+
+def check_auth(hook: Any) -> None:
+    """Raises `ConfigurationError` unless *hook* is `None` or can be an auth hook; functions that create hooks can't.
+
+    Whether a hook returns an awaitable shows when it is called: `authenticate` raises `TypeError` if it does not.
+    """
+    if hook is None:
+        return
+    if _creates_hooks(hook):
+        arguments = any(each.default is Parameter.empty for each in signature(hook).parameters.values())
+        call = f"{hook.__name__}({'...' if arguments else ''})"
+        raise ConfigurationError(f"auth={hook.__name__} is a function that creates an auth hook: write auth={call}.")
+    if not callable(hook) or isgeneratorfunction(hook) or isasyncgenfunction(hook):
+        raise ConfigurationError(f"auth must be a coroutine function without arguments, not {_kind(hook)}.")
+    if _needs_arguments(hook):
+        raise ConfigurationError(f"The auth hook {_name(hook)} must not need arguments: it is called without any.")
+
+
+def check_collection(argument: str, names: Collection[str] | None) -> None:
+    """Raises `ConfigurationError` for text in place of a collection of names: it would be one of single letters."""
+    if isinstance(names, str):
+        raise ConfigurationError(f"{argument} must be a collection of names: write {argument}={{{names!r}}}.")
+
+
+def check_factory(argument: str, factory: object) -> None:
+    """Raises `TypeError` unless *factory*, the value of *argument*, is `None` or can be called."""
+    if factory is not None and not callable(factory):
+        raise TypeError(
+            f"{argument} must be a function that is given the Config and returns the {argument}, not {_kind(factory)}."
+        )
+
+
+def needs_function(method: MethodT) -> MethodT:
+    """For a decorator: `@ai.on_end()`, with parentheses, raises a `TypeError` that says to leave them out."""
+    name = method.__name__
+
+    @wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs:
+            raise TypeError(f"ai.{name} needs a function: write @ai.{name} above it, without parentheses.")
+        return method(self, *args, **kwargs)
+
+    return cast(MethodT, checked)
+
+
+def check_hook(name: str, hook: object) -> None:
+    """Raises `TypeError` unless *hook* can be called, and is no generator function, which would not run."""
+    if not callable(hook):
+        raise TypeError(f"ai.{name} needs a function, not {_kind(hook)}.")
+    if isgeneratorfunction(_called(hook)) or isasyncgenfunction(_called(hook)):
+        raise TypeError(f"ai.{name} needs a function without yield: {_name(hook)} is {_kind(hook)}.")
+
+
+def check_generator(what: str, function: object) -> None:
+    """Raises `TypeError` unless *function* is an async generator function, or an object that is called like one."""
+    if not _generates(function):
+        given = f": {_name(function)} is {_kind(function)}" if callable(function) else f", not {_kind(function)}"
+        raise TypeError(f"{what} must be an async generator function (async def, with yield){given}.")
+
+
+def check_model(name: object, function: object, registered: object) -> None:
+    """Raises `TypeError` unless *function* can be the model *name*; `ConfigurationError` if another one *registered*.
+
+    The same `def` may run again, as in an app factory, or in a module that is reloaded: the last one counts.
+    """
+    check_generator(f"The model {name!r}", function)
+    if registered is not None and not _same_definition(registered, function):
+        raise ConfigurationError(f"There are two models named {name!r}: {_place(registered)} and {_place(function)}.")
+
+
+def check_model_name(name: object) -> None:
+    """Raises `TypeError` unless *name* is text: `@ai.model`, without parentheses, passes the function."""
+    if callable(name):
+        raise TypeError(f'ai.model needs a name: write @ai.model("{_name(name)}") above {_name(name)}.')
+    if not isinstance(name, str):
+        raise TypeError(f"ai.model needs the name of the model as text, not {_kind(name)}.")
+
+
+def _creates_hooks(hook: object) -> bool:
+    """Whether it is one of `session_user` and the other functions in `quart_openai_sse.auth` that return a hook."""
+    return (
+        isfunction(hook)
+        and hook.__module__.startswith(_AUTH)
+        and hook.__qualname__ == hook.__name__
+        and not iscoroutinefunction(hook)
+    )
+
+
+def _needs_arguments(hook: Callable[..., Any]) -> bool:
+    try:
+        signature(hook).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a function in C, of which Python knows no signature
+        return False
+    return False
+
+
+def _called(function: Any) -> Any:
+    """The function that runs when *function* is called: below `functools.partial`, or an object's `__call__`."""
+    while isinstance(function, partial):
+        function = function.func
+    if isfunction(function) or not hasattr(function, "__call__") or isinstance(function, type):  # noqa: B004
+        return function
+    return getattr(function, "__func__", None) or type(function).__call__
+
+
+def _generates(function: object) -> bool:
+    called = _called(function)
+    if not isfunction(called) or iscoroutinefunction(called) or isgeneratorfunction(called):
+        return False
+    # A decorator of the app's own may return a plain function that names the function it calls (functools.wraps).
+    return isasyncgenfunction(called) or isasyncgenfunction(unwrap(called))
+
+
+def _same_definition(one: object, other: object) -> bool:
+    (name, module, file), (other_name, other_module, other_file) = _definition(one), _definition(other)
+    # In a notebook each cell is a file of its own; `python app.py` and `import app` are two modules of one file.
+    return name == other_name and (module == other_module or file == other_file)
+
+
+def _definition(function: object) -> tuple[str, str, str]:
+    """The qualified name of a `def`, its module and its file."""
+    called = unwrap(_called(function))
+    return called.__qualname__, called.__module__, called.__code__.co_filename
+
+
+def _place(function: object) -> str:
+    name, module, _ = _definition(function)
+    return f"{module}.{name}"
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    name: str = getattr(function, "__name__", None) or type(function).__name__
+    return name
+
+
+def _kind(value: object) -> str:
+    called = _called(value)
+    if isasyncgenfunction(called):
+        return "an async generator function"
+    if iscoroutinefunction(called):
+        return "a coroutine function"
+    if isgeneratorfunction(called):
+        return "a generator function"
+    if isinstance(value, type):
+        return "a class"
+    return "a plain function" if isfunction(called) else type(value).__name__

@@ -1,0 +1,67 @@
+"""The state of an instance in an app, and the functions that create what it needs there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quart import Quart
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.logs import StreamLog
+from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.relay.engines import Engines
+from quart_openai_sse.upstreams import Upstream
+from quart_openai_sse.upstreams.several import Upstreams
+from quart_openai_sse.web.checks import check_factory
+
+EXTENSION = "quart_openai_sse"
+"""The key in `app.extensions`, and the beginning of others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factories:
+    """What creates an instance's upstream, stream log and HTTP client, once per app and event loop."""
+
+    upstream: Callable[[Config], Upstream] | None
+    log: Callable[[Config], StreamLog] | None
+    client: Callable[[Config], Any] | None
+
+    def __post_init__(self) -> None:
+        for name in ("upstream", "log", "client"):
+            check_factory(name, getattr(self, name))
+
+    def create_upstreams(self, config: Config) -> Upstreams:
+        """The upstreams that *config* describes, or the app's own upstream."""
+        if self.upstream is not None:
+            return Upstreams.around(self.upstream(config), config)
+        return Upstreams.from_config(config, client=None if self.client is None else self.client(config))
+
+    def create_log(self, config: Config) -> StreamLog:
+        """The app's own stream log, or one in memory."""
+        return MemoryLog.from_config(config) if self.log is None else self.log(config)
+
+
+@dataclass(frozen=True)
+class AppState:
+    """The state of one instance in one app."""
+
+    config: Config
+    config_prefix: str
+    create_upstream: Callable[[Config], Upstream]
+    engines: Engines
+    prefixes: set[str] = field(default_factory=set)
+    """The prefixes of its routes."""
+
+
+def app_states(app: Quart) -> dict[str, AppState]:
+    """The instances that are set up in *app*, by their names."""
+    states: dict[str, AppState] = app.extensions.setdefault(EXTENSION, {})
+    return states
+
+
+def app_prefixes(app: Quart) -> set[str]:
+    """The prefixes of the routes of all instances in *app*."""
+    prefixes: set[str] = app.extensions.setdefault(f"{EXTENSION}.prefixes", set())
+    return prefixes
