@@ -1,6 +1,6 @@
 """Streaming AI for the Quart app you already have.
 
-The names here are what most apps need: the extension and its configuration, the auth hooks that need no extra, and
+The names here are what most apps need: the extension and its configuration, the auth hooks of common logins, and
 what the app's own routes, models and hooks are given. Everything else is imported from its module, as
 docs/reference/api.md lists it: errors from `quart_openai_sse.errors`, the stream log from `quart_openai_sse.logs`.
 """

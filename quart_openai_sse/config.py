@@ -1,7 +1,7 @@
 """Every option: `Config` has its name, type, default and meaning; `Options` repeats names and types for editors.
 
 The keys in `app.config` and the docs' table derive from `Config`. The two classes are in one file, which is why it has
-more than 300 lines: whoever adds an option sees both, and tests/test_config.py compares them.
+more than 300 lines: the options and their types stand side by side, and tests/test_config.py compares them.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.web.bodies import read_json, swallow_body
+from quart_openai_sse.web.event_stream import remember_request_task
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware, add_trace_ids
-from quart_openai_sse.web.responses import error_response, read_message, remember_request_task
+from quart_openai_sse.web.responses import error_response, read_message
 from quart_openai_sse.web.state import EXTENSION, AppState, Factories, app_prefixes, app_states
 from quart_openai_sse.web.stream import Stream
 

@@ -1,1 +1,1 @@
-"""Limits per principal: tokens in a window, starts in a period."""
+"""Limits per principal: streams that run, starts in a period, tokens in a window."""

@@ -210,7 +210,7 @@ class MemoryReader:
             return self._take()
         self._silent_since = self._loop.time()
         self._next = self._loop.create_future()
-        return self._next  # no coroutine: the response is resumed directly, with each event
+        return self._next
 
     def give(self, entries: Sequence[Entry], end: End | None = None) -> bool:
         """Hands over *entries*, which were not appended yet, and *end*. `False`: the reader is not waiting for them."""

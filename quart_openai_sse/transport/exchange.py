@@ -209,7 +209,7 @@ class Exchange:
         outcome: bool | Exception = True
         if self._feed is not None:
             try:
-                if (pieces := self._pieces) and not self._feed(pieces.pop() if len(pieces) == 1 else self._take()):
+                if self._pieces and not self._feed(self._take()):
                     outcome = False
                 elif self._over:
                     outcome = self._error or True

@@ -60,14 +60,8 @@ class _LoggedResponse:
         self._complete = False
         self._streams = False
 
-    def send(self, message: Message) -> Awaitable[None]:
-        if self._first_byte is None or not message.get("more_body"):
-            return self._note(message)
-        # Within a body, no coroutine is created for each piece.
-        self._bytes += len(message.get("body", b""))
-        return self._send(message)
-
-    async def _note(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
+        """Notes what the log line needs of *message*, and passes it on."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             self._streams = any(

@@ -36,8 +36,8 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.protocol.requests import Schema
 from quart_openai_sse.web.blueprint import ROUTES
+from quart_openai_sse.web.event_stream import STREAM_HEADERS
 from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, ref
-from quart_openai_sse.web.responses import STREAM_HEADERS
 from quart_openai_sse.web.views import view_summary
 
 __all__ = ["openapi_document"]

@@ -17,8 +17,8 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
+from quart_openai_sse.web.event_stream import last_event_id, resumed_response
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import last_event_id, resumed_response
 
 
 @dataclass(frozen=True, slots=True)

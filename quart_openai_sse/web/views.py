@@ -21,8 +21,9 @@ from quart_openai_sse.protocol.requests import check_thread, validate
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.web.bodies import read_json
+from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import last_event_id, read_answer, resumed_response, stream_response
+from quart_openai_sse.web.responses import read_answer
 
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
 

@@ -42,7 +42,7 @@ LAYERS = (
         ("quart_openai_sse/formats/", "quart_openai_sse/protocol/sse.py"),
     ),
     ("rules", "JSON, requests, trace ids, an upstream's errors", ("quart_openai_sse/protocol/",)),
-    ("response", "the body Quart iterates over", ("quart_openai_sse/web/responses.py",)),
+    ("response", "the body Quart iterates over", ("quart_openai_sse/web/event_stream.py",)),
     ("middleware", "what the response's log line counts", ("quart_openai_sse/web/middleware.py",)),
     ("engine", "what is left of ours", ("quart_openai_sse/",)),
     ("Quart", "its loop over the body", ("/quart/",)),

@@ -31,7 +31,7 @@ LAYERED = (
     "transport/",
     "upstreams/",
     "web/middleware.py",
-    "web/responses.py",
+    "web/event_stream.py",
 )
 """What the way of an event leads through."""
 

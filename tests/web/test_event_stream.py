@@ -1,5 +1,5 @@
 """Promise 4 and 7: readers in each other's company. Two at once, one that never reads, a stream of 200 MB;
-`python -m tests.web.test_responses` prints what the slow reader costs."""
+`python -m tests.web.test_event_stream` prints what the slow reader costs."""
 
 from __future__ import annotations
 
