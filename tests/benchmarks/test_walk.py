@@ -34,6 +34,15 @@ def test_a_request_runs_what_is_there_and_the_command_counts_the_same() -> None:
     assert printed == summary(stream.counts(), event) + "\n" + listing(stream.calls, more)
 
 
+def test_the_stream_can_have_another_length() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.walk", "--events", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    [one, longer] = walks(1, 1 + FURTHER)
+    assert done.stdout.partition("\n")[2] == summary(one.counts(), further(one, longer, FURTHER)[1], events=1)
+    assert "per stream of 1 event " in done.stdout
+
+
 def test_a_room_is_a_folder_or_a_module_and_changes_between_two_calls() -> None:
     assert [each.room for each in (RELAY, LOG, READER)] == ["relay", "logs", "logs"]
     walk = Walk([RELAY, LOG, READER, LOG, RELAY, RELAY])

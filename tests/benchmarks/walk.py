@@ -49,8 +49,9 @@ DESCRIPTION = "Counts what one plain streamed request runs of this package."
 EPILOG = f"""\
 The request is POST /v1/chat/completions with a bearer token; the app has the default options, and its upstream is
 asked over the package's own transport. The app has answered two such requests before, so the connection to the
-upstream is open and nothing is done for the first time. The stream has {EVENTS} chunks of text, one with the
-finish_reason, and [DONE]; the upstream sends each when the client has received the one before it.
+upstream is open and nothing is done for the first time. The stream has {EVENTS} chunks of text, or as many
+as --events says, one with the finish_reason, and [DONE]; the upstream sends each when the client has received the one
+before it.
 
   functions     of quart_openai_sse, each counted once; comprehensions and generator expressions are part of the
                 function they are written in
@@ -308,11 +309,11 @@ def _log_lines() -> Iterator[None]:
 # The command ------------------------------------------------------------------------------------------------------
 
 
-def summary(stream: Counts, event: Counts) -> str:
-    """The table."""
+def summary(stream: Counts, event: Counts, *, events: int = EVENTS) -> str:
+    """The table, for a stream of so many *events*."""
     rows = [
         ("", "functions", "calls", "files", "rooms", "room changes"),
-        (f"per stream of {EVENTS} events", *map(str, astuple(stream))),
+        (f"per stream of {events} event{'s' if events > 1 else ''}", *map(str, astuple(stream))),
         ("per further event", *map(str, astuple(event))),
     ]
     return "\n".join(aligned(rows)) + "\n"
@@ -341,15 +342,24 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="the functions, in the order of first calls, file by file")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=EVENTS,
+        metavar="N",
+        help=f"chunks of text in the stream, 1 or more (default: {EVENTS})",
+    )
     options = parser.parse_args()
+    if options.events < 1:
+        parser.error("--events must be 1 or more")
     try:
-        stream, longer = walks(EVENTS, EVENTS + FURTHER)
+        stream, longer = walks(options.events, options.events + FURTHER)
         more, event = further(stream, longer, FURTHER)
     except Failed as error:
         sys.stderr.write(f"It can't be counted: {error}\n")
         return 2
     sys.stdout.write(f"One plain streamed request, on Python {platform.python_version()}\n")
-    sys.stdout.write(summary(stream.counts(), event))
+    sys.stdout.write(summary(stream.counts(), event, events=options.events))
     if options.list:
         sys.stdout.write("\n" + listing(stream.calls, more))
     return 0
