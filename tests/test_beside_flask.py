@@ -411,7 +411,7 @@ async def test_the_two_processes_of_the_page_are_one_app_to_a_user(simulator: Si
     page = blocks(ROOT / "docs/how-to/beside-flask.md")
     (old_app,) = (block.code for block in page if block.how == "run: app")
     (streams,) = (block.code for block in page if block.how == "run: script streams.py")
-    assert len(list(filter(str.strip, streams.splitlines()))) == 13  # as the page says
+    assert len(list(filter(str.strip, streams.splitlines()))) == 14  # as the page says
     (tmp_path / "old_app.py").write_text(old_app, "utf-8")
     old_port, new_port = free_port(), free_port()
     hypercorn = ("hypercorn", "--bind", f"127.0.0.1:{new_port}", "streams:app")
