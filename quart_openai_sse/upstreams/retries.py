@@ -1,8 +1,12 @@
-"""Retries: after which failures a request is sent again, and after how long."""
+"""Retries: after which failures a request is sent again, after how long, and the `Retry-After` of an upstream."""
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 from quart_openai_sse.errors import (
     ConnectTimeout,
@@ -12,8 +16,11 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.upstreams import Headers
 
 _RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})  # as OpenAI's SDKs do; 409 only if the answer says so
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_YEAR = 365.0 * 86400  # in seconds: the longest wait that is passed on
 
 
 def retryable(error: OpenAISSEError) -> bool:
@@ -51,4 +58,24 @@ class Backoff:
         return None if error.retry_after > self.longest else max(delay, error.retry_after)
 
 
-# The breaker --------------------------------------------------------------------------------------------------------
+def retry_after(headers: Headers) -> float | None:
+    """Seconds until the next attempt, from `retry-after-ms` or from either form of Retry-After (RFC 9110, 10.2.3)."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    return seconds if seconds is not None or not value else _until(value)
+
+
+def _number(value: str | None) -> float | None:
+    return min(float(value), _YEAR) if value and _NUMBER.fullmatch(value.strip()) else None
+
+
+def _until(date: str) -> float | None:
+    """Seconds until an HTTP date, 0 if it has passed; `None` for an invalid date."""
+    try:
+        when = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(max(0.0, when.timestamp() - time.time()), _YEAR)
