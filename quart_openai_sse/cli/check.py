@@ -15,7 +15,7 @@ from quart_openai_sse.cli.target import CLI_PRINCIPAL, Target, find_targets, lik
 from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
 from quart_openai_sse.logs.entries import Entry
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.upstreams import Upstream
 
 HELP = """Test the upstream, and explain what works and what does not.

@@ -22,7 +22,7 @@ from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.access import streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.upstreams import Headers, Upstream
 from quart_openai_sse.upstreams.several import Upstreams
 from quart_openai_sse.web.state import AppState, app_states

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 
 
 class Producer(Protocol):

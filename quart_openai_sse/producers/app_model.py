@@ -19,7 +19,7 @@ from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.producers.transforms import Transform, transformed
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import add_usage
-from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.upstream_errors import stream_error
 
 

@@ -13,7 +13,7 @@ from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import decode_chunk
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 
 
 class Call:

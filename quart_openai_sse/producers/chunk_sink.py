@@ -9,7 +9,7 @@ from quart_openai_sse.errors import OpenAISSEError, UpstreamGarbled
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.sse import EventTooLarge, SSEDecoder
 from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.upstreams import Attempt, Headers

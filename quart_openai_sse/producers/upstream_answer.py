@@ -10,7 +10,7 @@ from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.upstreams import Headers
 

@@ -8,7 +8,7 @@ from typing import Any
 from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 
 
 class UpstreamStream:

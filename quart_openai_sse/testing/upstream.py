@@ -10,7 +10,7 @@ from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.completion import Completion, Signal
+from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.sse import SSEDecoder, encode_data
 from quart_openai_sse.upstreams import Sink
 from quart_openai_sse.upstreams.refusals import refusal

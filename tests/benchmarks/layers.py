@@ -28,7 +28,7 @@ LAYERS = (
     (
         "state machine",
         "what a chunk means",
-        ("quart_openai_sse/protocol/completion.py", "quart_openai_sse/protocol/chunks.py"),
+        ("quart_openai_sse/protocol/completeness.py", "quart_openai_sse/protocol/chunks.py"),
     ),
     (
         "producer",

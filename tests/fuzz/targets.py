@@ -24,7 +24,7 @@ from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.completion import Completion
+from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.requests import digest, parse_body, validate
 from quart_openai_sse.protocol.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
 from quart_openai_sse.protocol.trace_context import trace_id_from

@@ -24,7 +24,7 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly, add_usage
-from quart_openai_sse.protocol.completion import TRANSITIONS, Completion, Signal, State
+from quart_openai_sse.protocol.completeness import TRANSITIONS, Completion, Signal, State
 from quart_openai_sse.protocol.upstream_errors import error_from, stream_error
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
