@@ -215,7 +215,7 @@ class Config:
         return replace(self, upstreams=(), base_url=upstream.base_url, **(sent | given))
 
     def check(self, prefix: str = KEY_PREFIX) -> None:
-        """Raises `ConfigurationError` for what could not work."""
+        """Raises `ConfigurationError` for an invalid configuration."""
         for each in self.upstreams:
             self.of(each).check(f"{prefix}UPSTREAMS: ")
         address = _address(self.base_url)

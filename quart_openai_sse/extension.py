@@ -86,7 +86,7 @@ class QuartOpenAISSE:
     def init_app(self, app: Quart) -> None:
         """Registers the routes, the middleware and what happens when the app ends.
 
-        Raises `ConfigurationError` for a configuration that could not work, and `TypeError` if *app* is no Quart app.
+        Raises `ConfigurationError` for an invalid configuration, and `TypeError` if *app* is not a Quart app.
         """
         checks.check_app(app)
         auth = self._hook()
@@ -94,8 +94,9 @@ class QuartOpenAISSE:
         states = app_states(app)
         if self.name in states:
             raise ConfigurationError(f"This app already has an instance named {self.name!r}: pass another name=.")
-        engines = Engines(partial(self._create_relay, app, config))
-        states[self.name] = state = AppState(config, self._config_prefix, self._factories.create_upstreams, engines)
+        create_upstreams = self._factories.create_upstreams
+        engines = Engines(partial(self._create_relay, app, config), partial(create_upstreams, config))
+        states[self.name] = state = AppState(config, self._config_prefix, create_upstreams, engines)
         self._apps.add(app)
         if self._routes:
             blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
@@ -237,7 +238,7 @@ class QuartOpenAISSE:
         Await it in the server's shutdown trigger: after the trigger a server closes its connections.
         """
         apps = [app] if app is not None else list(self._apps)
-        relays = [self._state(each).engines.running() for each in apps]
+        relays = [self._state(each).engines.current() for each in apps]
         await asyncio.gather(*(relay.drain(timeout) for relay in relays if relay is not None))
 
     @contextmanager
@@ -263,11 +264,11 @@ class QuartOpenAISSE:
             )
         return self._auth
 
-    def _create_relay(self, app: Quart, config: Config) -> Relay:
+    def _create_relay(self, app: Quart, config: Config, upstream: Upstream) -> Relay:
         return Relay(
             config=config,
             log=self._factories.create_log(config),
-            upstream=self._factories.create_upstreams(config),
+            upstream=upstream,
             hooks=self.hooks,
             instance=self.name,
             scope=app.app_context,

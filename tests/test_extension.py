@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from quart import Quart, request
 
-from quart_openai_sse import Event, QuartOpenAISSE, bearer_tokens, session_user
+from quart_openai_sse import Config, Event, QuartOpenAISSE, allow_anonymous, bearer_tokens, session_user
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
@@ -128,7 +128,7 @@ async def test_a_response_may_be_made_in_a_task_of_its_own(create_app: CreateApp
     client = await serve(app)
     async with client.stream("POST", "/ask") as response:
         assert await anext(response.aiter_raw())
-        relay = ai._state(app).engines.running()
+        relay = ai._state(app).engines.current()
         assert len(relay._readers) == 1
     while relay._readers:
         await asyncio.sleep(0)
@@ -409,3 +409,23 @@ async def test_a_users_test_overrides_the_upstream(create_app: CreateApp, simula
 async def test_two_simulators_are_two_upstreams() -> None:
     async with serve_simulator() as one, serve_simulator() as two:
         assert one.base_url != two.base_url
+
+
+async def test_an_override_before_the_first_request_does_not_create_the_apps_own_upstream(serve: Serve) -> None:
+    created: list[Config] = []
+
+    def create(config: Config) -> ScriptedUpstream:
+        created.append(config)
+        return ScriptedUpstream("own")
+
+    app = Quart(__name__)
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), upstream=create, base_url="http://127.0.0.1:9/v1", model="m")
+    client = await serve(app, headers={})
+    body = {"messages": QUESTION, "stream": True}
+    with ai.override(app, upstream=ScriptedUpstream("outer")):
+        with ai.override(app, upstream=ScriptedUpstream("inner")):
+            assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "inner"
+        assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "outer"
+        assert created == []
+    assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "own"
+    assert len(created) == 1

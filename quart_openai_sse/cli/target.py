@@ -24,7 +24,7 @@ from quart_openai_sse.producers.access import streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.upstreams import Headers, Upstream
-from quart_openai_sse.upstreams.several import Upstreams
+from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from quart_openai_sse.web.state import AppState, app_states
 
 PREFIX = f"QUART_{KEY_PREFIX}"  # the prefix for Quart's from_prefixed_env()
@@ -137,7 +137,9 @@ class Target:
             """Returns at once: the sink always takes more."""
 
         completion = Completion()
-        return WatchingSink(completion, take=take, room=room, max_event=self.config.max_event), completion
+        sink = WatchingSink(completion, take=take, room=room, max_event=self.config.max_event)
+        sink.begin(self.name)
+        return sink, completion
 
     def body(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Mapping[str, Any]:
         """The body of a streamed request, as the extension would send it. *members* are further members."""
@@ -202,12 +204,12 @@ def _of_app(app: Quart, options: Mapping[str, str]) -> list[Target]:
 
 
 def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]) -> Target:
-    config, origin = replace(state.config, retries=0), "the app"
-    create: Callable[[], Upstream] = partial(state.create_upstream, config)
+    config, origin = state.config, "the app"
+    create: Callable[[], Upstream] = partial(_the_apps_own, state)
     if options:
         config = replace(config, **options)
         config.check()
-        create = partial(Upstreams.from_config, config)
+        create = partial(OpenAIUpstream, config)
     return Target(
         config=config,
         create=create,
@@ -220,13 +222,19 @@ def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]
     )
 
 
+def _the_apps_own(state: AppState) -> Upstream:
+    """The app's upstream; if there is only one, it is asked without retries, so that its first error is shown."""
+    upstreams = state.create_upstreams(state.config)
+    return upstreams.candidates[0].upstream if len(upstreams.candidates) == 1 else upstreams
+
+
 def _of_environment(options: Mapping[str, str]) -> Target:
     settings = {name: _parsed(value) for name, value in os.environ.items() if name.startswith(PREFIX)}
     config = Config.load(options, settings=settings, prefix=PREFIX, environ=os.environ)
     address = "--base-url" if "base_url" in options else _variable("BASE_URL") or "the default"
     return Target(
         config=config,
-        create=partial(Upstreams.from_config, replace(config, retries=0)),
+        create=partial(OpenAIUpstream, config),
         base_url=Setting(_shown(config.base_url), address),
         key=Setting("set" if config.api_key else "", _variable("API_KEY")),
         model=_model(config, f"{PREFIX}MODEL"),

@@ -8,8 +8,8 @@ from collections.abc import Hashable
 from quart_openai_sse.errors import TooManyStreams
 
 
-class Places:
-    """The places for running streams: *limit* in all."""
+class Slots:
+    """The slots for running streams: *limit* in all."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -21,11 +21,11 @@ class Places:
         return self._taken.total()
 
     def take(self, owner: Hashable, *, at_most: int | None) -> None:
-        """Takes a place for *owner*, which may have *at_most* at a time; `None`: only the limit of all holds.
+        """Takes a slot for *owner*, which may have *at_most* at a time; with `None` only the total limit applies.
 
         Raises `TooManyStreams`.
         """
-        # Nothing is awaited between looking and taking.
+        # No await between the check and the increment: two requests cannot take the same slot.
         if self._taken.total() >= self._limit:
             raise TooManyStreams("Too many streams are running.")
         if at_most is not None and self._taken[owner] >= at_most:
@@ -33,7 +33,7 @@ class Places:
         self._taken[owner] += 1
 
     def give_back(self, owner: Hashable) -> None:
-        """Frees a place of *owner*."""
+        """Frees a slot of *owner*."""
         self._taken[owner] -= 1
         if not self._taken[owner]:
             del self._taken[owner]

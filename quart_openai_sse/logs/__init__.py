@@ -41,7 +41,8 @@ class Reader(Protocol):
     """An async iterator over the batches of one stream. The last batch has the end.
 
     With a heartbeat there is also an empty batch after so many seconds of silence. A reader whose wait was cancelled
-    can only be closed: it may have lost the entries of that moment.
+    can only be closed: it may have lost the entries of that moment. `__anext__` returns any awaitable, so use
+    `asyncio.ensure_future`, and not `create_task`, to run it as a task.
     """
 
     at_end: bool

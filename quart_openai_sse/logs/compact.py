@@ -78,7 +78,7 @@ class CompactEntries:
         return Entry(before + self._pieces[place] + after, event, self._times[place], usage)
 
     def _frame(self, start: int, stop: int) -> tuple[tuple[bytes, bytes], int]:
-        """The frame of the entry at *start*, and up to where it is that of the following, not beyond *stop*."""
+        """The frame of the entry at *start*, and the place up to which the next entries share it, at most *stop*."""
         number = bisect_right(self._places, start) - 1
         last = number + 1 == len(self._places)
         return self._frames[number], stop if last else min(stop, self._places[number + 1])

@@ -47,4 +47,4 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
-"""Names an app event can't have: ours, and those at which EventSource's own listeners fire."""
+"""Names that an app event cannot have: the formats' own, and those that trigger EventSource's own listeners."""

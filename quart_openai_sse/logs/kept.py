@@ -35,12 +35,13 @@ class KeptStream(MemoryStream):
             return False
         size = size_of(entries)
         if self.size + size > self._log.max_bytes or self.last + len(entries) > self._log.max_entries:
-            raise StreamTooLong("The stream outgrew its limit of bytes or entries.")
+            raise StreamTooLong("The stream exceeded its limit of bytes or entries.")
         self._log.charge(size)
         self.size += size
         self._entries.extend(entries)
         for reader in self.readers:
-            reader.give(entries)
+            if not reader.give(entries):
+                reader.open()
         self.last += len(entries)
         return True
 

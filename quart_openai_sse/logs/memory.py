@@ -97,7 +97,7 @@ class MemoryLog:
     # What is kept, and how long ---------------------------------------------------------------------------------
 
     def charge(self, size: int) -> None:
-        """See `Owner.charge`."""
+        """See `OwningLog.charge`."""
         if self.size + size > self.max_log_bytes:
             self._sweep(room=size)
             if self.size + size > self.max_log_bytes:
@@ -105,11 +105,11 @@ class MemoryLog:
         self.size += size
 
     def refund(self, size: int) -> None:
-        """See `Owner.refund`."""
+        """See `OwningLog.refund`."""
         self.size -= size
 
     def closed(self, stream: MemoryStream) -> None:
-        """See `Owner.closed`."""
+        """See `OwningLog.closed`."""
         if stream.retain:
             self._ended[stream.key] = self.clock()
             self._sweep()
@@ -117,7 +117,7 @@ class MemoryLog:
             self._forget(stream.key)
 
     def left(self, stream: MemoryStream) -> None:
-        """See `Owner.left`."""
+        """See `OwningLog.left`."""
         if stream.end is not None and not stream.retain:
             self._forget(stream.key)
 

@@ -90,7 +90,8 @@ class MemoryStream(ABC):
             self._watch.cancel()
             self._watch = None
         for reader in self.readers:
-            reader.give((), end)
+            if not reader.give((), end):
+                reader.open()
         self._log.closed(self)
 
     def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
@@ -171,13 +172,13 @@ class MemoryReader:
 
     def __init__(self, stream: MemoryStream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         self.place = place
-        """The number of entries it has had, or does not want."""
+        """The number of entries that were delivered to it or skipped."""
         self.at_end = at_end
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Future[None] | None = None
         self._next: asyncio.Future[Batch] | None = None
-        """What it waits for, once it has had every entry."""
+        """The future that `__anext__` returned, while the reader waits for the next entry."""
         self._silent_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         if heartbeat is not None:
@@ -189,7 +190,7 @@ class MemoryReader:
         stream = self._stream
         if stream.last == 0 and stream.end is None:
             self._opening = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self._open)
+            timer = self._loop.call_later(timeout, self.open)
             try:
                 await self._opening
             finally:
@@ -216,12 +217,18 @@ class MemoryReader:
         """Hands over *entries*, which were not appended yet, and *end*. `False`: the reader is not waiting for them."""
         waiting = self._next
         if waiting is None or waiting.done():
-            self._open()
             return False
         batch = Batch(self.place + 1, entries, end)
         self.place += len(entries)
         self.at_end = end is not None
         waiting.set_result(batch)
+        return True
+
+    def open(self) -> bool:
+        """Lets `opened` return. `False`: it was not waiting."""
+        if self._opening is None or self._opening.done():
+            return False
+        self._opening.set_result(None)
         return True
 
     async def aclose(self) -> None:
@@ -243,10 +250,6 @@ class MemoryReader:
         self.place = last = place + len(entries)
         self.at_end = stream.end is not None and last == stream.last
         return Batch(place + 1, entries, stream.end if self.at_end else None)
-
-    def _open(self) -> None:
-        if self._opening is not None and not self._opening.done():
-            self._opening.set_result(None)
 
     def _check_silence(self, heartbeat: float) -> None:
         """Gives an empty batch to a reader that has been waiting for *heartbeat* seconds."""

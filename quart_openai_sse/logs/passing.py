@@ -42,8 +42,12 @@ class PassingStream(MemoryStream):
         """See `Writer.append`."""
         if self.end is not None:
             return False
-        if self._reader is None or not self._reader.give(entries):
-            self._keep(entries)
+        reader = self._reader
+        if reader is None or not reader.give(entries):
+            if reader is not None and reader.open():
+                self._unread += entries  # not counted: the reader takes them at once, whether the log is full or not
+            else:
+                self._keep(entries)
         self.last += len(entries)
         return self.size < self._log.high_water
 
@@ -66,7 +70,7 @@ class PassingStream(MemoryStream):
     def _keep(self, entries: Sequence[Entry]) -> None:
         size = size_of(entries)
         if self.size + size > self._log.max_bytes:
-            raise StreamTooLong("The stream outgrew its limit of bytes.")
+            raise StreamTooLong("The stream exceeded its limit of bytes.")
         self._log.charge(size)
         self.size += size
         self._unread += entries

@@ -1,4 +1,4 @@
-"""What fills a stream: an upstream, or a model of the app's own."""
+"""Producers: an upstream, or a model of the app, fills a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The upstream as one stream may use it."""
+"""The access of one stream to the upstream."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class ChunkSink:
             entries, self._held = self._held, []
             return entries
         if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE and self._failure is None:
-            self._fail(UpstreamGarbled("The upstream sends without end, but no output."))
+            self._fail(UpstreamGarbled("The upstream sent more than 1 MiB without any output."))
         return []
 
     def _collect(self, document: bytearray, data: bytes) -> bool:

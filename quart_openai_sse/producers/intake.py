@@ -46,7 +46,7 @@ class Intake:
         return monotonic() - self.began
 
     def append(self, entries: list[Entry]) -> bool:
-        """Adds entries to the log, output among the first of them. `False`: there is no room for more now.
+        """Adds entries to the log; the first addition has output. `False`: there is no room for more now.
 
         Raises `StreamTooLong` and `TokensSpent`.
         """

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import TokensSpent
-from quart_openai_sse.limits.streams import Places
+from quart_openai_sse.limits.streams import Slots
 from quart_openai_sse.limits.tokens import TokenBudget
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.relay.running import RunningStream
 
-Owner = tuple[str, str]
+PrincipalKey = tuple[str, str]
 """The realm and the id of a principal."""
 
 
@@ -20,32 +20,33 @@ class Admission:
     """The limits of one engine: running streams in all and of each principal, and tokens of each principal."""
 
     def __init__(self, config: Config) -> None:
-        self.places = Places(config.max_streams)
+        self.slots = Slots(config.max_streams)
         self._per_principal = config.max_streams_per_principal
         limit = config.tokens_per_principal
         self._budget = None if limit is None else TokenBudget(limit, config.token_window)
 
     def reserve(self, principal: Principal) -> None:
-        """Takes a place for a stream. Raises `TooManyStreams` and `TokensSpent`."""
+        """Takes a slot for a stream. Raises `TooManyStreams` and `TokensSpent`."""
         owner = owner_of(principal)
-        if self._budget is not None and self._budget.left(owner, time.monotonic()) <= 0:
-            raise _tokens_spent(self._budget, owner)
         at_most = principal.max_streams
         if at_most is None and not principal.anonymous:
             at_most = self._per_principal
-        self.places.take(owner, at_most=at_most)
+        self.slots.take(owner, at_most=at_most)
+        if self._budget is not None and self._budget.left(owner, time.monotonic()) <= 0:
+            self.slots.give_back(owner)
+            raise _tokens_spent(self._budget, owner)
 
     def release(self, principal: Principal) -> None:
-        """Frees the place of a stream."""
-        self.places.give_back(owner_of(principal))
+        """Frees the slot of a stream."""
+        self.slots.give_back(owner_of(principal))
 
     def meter(self, stream: RunningStream) -> Callable[[], None] | None:
         """A function that charges the stream's tokens so far, and raises `TokensSpent`; `None` without a limit."""
         return None if self._budget is None else _Meter(self._budget, stream).charge
 
 
-def owner_of(principal: Principal) -> Owner:
-    """The principal for whom places and tokens are counted."""
+def owner_of(principal: Principal) -> PrincipalKey:
+    """The principal for whom slots and tokens are counted."""
     return principal.realm, principal.id
 
 
@@ -72,7 +73,7 @@ class _Meter:
             raise _tokens_spent(self._budget, self._owner)
 
 
-def _tokens_spent(budget: TokenBudget, owner: Owner) -> TokensSpent:
+def _tokens_spent(budget: TokenBudget, owner: PrincipalKey) -> TokensSpent:
     wait = budget.resets(owner, time.monotonic())
     return TokensSpent(
         f"You have used your {budget.limit} tokens for this {budget.window:g}-second window.", retry_after=wait

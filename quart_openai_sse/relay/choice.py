@@ -1,4 +1,4 @@
-"""The choice of what produces a stream."""
+"""Chooses the producer of a stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def choose_producer(
     allowed: Collection[str] | None,
     on_retry: Callable[[], object],
 ) -> Producer:
-    """What produces *stream*: a model of the app, or the upstream, through the app's transforms if there are any.
+    """Returns the producer of *stream*: a model of the app, or the upstream, and the app's transforms behind it.
 
     *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. *on_retry* is
     called before each retry. Raises `ModelNotFound` for a model that is not allowed.

@@ -21,9 +21,6 @@ class Departures:
         """With the number of readers that each has had."""
         self._running = False
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, stream: RunningStream) -> None:
         """The last reader of *stream* has left, and `linger` is over."""
         self._waiting.append((stream, stream.record.readers))
@@ -31,7 +28,7 @@ class Departures:
             self._stop_few()
 
     def _stop_few(self) -> None:
-        """Stops a few, and leaves the others to the next turns of the event loop."""
+        """Stops a few, and schedules the others for the next iterations of the event loop."""
         few = [self._waiting.popleft() for _ in range(min(len(self._waiting), _FEW))]
         for stream, readers in few:
             if stream.record.readers == readers:  # otherwise another reader has come meanwhile

@@ -13,8 +13,9 @@ from quart_openai_sse.upstreams import Upstream
 class Engines:
     """A `Relay` for each event loop: streams, locks and connections belong to one."""
 
-    def __init__(self, create: Callable[[], Relay]) -> None:
+    def __init__(self, create: Callable[[Upstream], Relay], create_upstream: Callable[[], Upstream]) -> None:
         self._create = create
+        self._create_upstream = create_upstream
         self._relays: dict[asyncio.AbstractEventLoop, Relay] = {}
         self._override: Upstream | None = None
 
@@ -24,30 +25,29 @@ class Engines:
         if (relay := self._relays.get(loop)) is None:
             for other in [other for other in self._relays if other.is_closed()]:
                 del self._relays[other]  # its own futures would keep it for ever
-            relay = self._relays[loop] = self._create()
-            if self._override is not None:
-                relay.use(self._override)
+            relay = self._relays[loop] = self._create(self._override or self._create_upstream())
         return relay
 
-    def running(self) -> Relay | None:
+    def current(self) -> Relay | None:
         """The engine of the running event loop, or `None` if none was needed yet."""
         return self._relays.get(asyncio.get_running_loop())
 
     async def aclose(self) -> None:
         """Ends the streams of the running event loop. Another use of the same loop gets a new engine."""
-        if (relay := self.running()) is not None:
+        if (relay := self.current()) is not None:
             await relay.aclose()  # which refuses new streams meanwhile
             del self._relays[asyncio.get_running_loop()]
 
     @contextmanager
     def override(self, upstream: Upstream) -> Iterator[None]:
-        """Within it, every engine asks *upstream* instead of its own."""
+        """Within the block every engine asks *upstream*. An upstream of its own is created only if it is needed."""
         before, self._override = self._override, upstream
-        for relay in self._relays.values():
+        originals = {relay: relay.upstream for relay in self._relays.values()}
+        for relay in originals:
             relay.use(upstream)
         try:
             yield
         finally:
             self._override = before
             for relay in self._relays.values():
-                relay.use(before)
+                relay.use(originals.get(relay) or before or self._create_upstream())

@@ -49,7 +49,7 @@ class Relay:
     ) -> None:
         self.config = config
         self.log = log
-        self.upstream = self._own_upstream = Upstreams.of(upstream)
+        self.upstream = Upstreams.of(upstream)
         self.hooks = hooks
         self.admission = Admission(config)
         self.draining = False
@@ -115,7 +115,7 @@ class Relay:
                 allowed=allowed_models,
                 on_retry=partial(self._observe, "retried", record),
             )
-            # A key of 128 random bits is not in use.
+            # `create` returns None only for a key in use, which a random key of 128 bits is not.
             stream.writer = writer or cast(Writer, await create())
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if not retain:
@@ -162,7 +162,7 @@ class Relay:
                     # Before the readers see the end: a client that reads "completed" can rely on what was stored.
                     await self.hooks.run_on_end(stream.stream_end(end), timeout=timeout, background=self._background)
         except Exception:
-            logger.exception("stream %s: its scope raised", stream.handle.id)
+            logger.exception("stream %s: the app context raised", stream.handle.id)
         finally:
             end = end or stream.failed(OpenAISSEError("The stream failed."))
             stream.complete_record(end)
@@ -198,14 +198,14 @@ class Relay:
             stream.expire()
         self._timer = None
 
-    def use(self, upstream: Upstream | None) -> None:
-        """Asks *upstream* from now on; `None`: its own again."""
-        self.upstream = self._own_upstream if upstream is None else Upstreams.of(upstream)
+    def use(self, upstream: Upstream) -> None:
+        """Sends the requests of new streams to *upstream* from now on."""
+        self.upstream = Upstreams.of(upstream)
 
     # Read, stop, find -------------------------------------------------------------------------------------------
 
     async def read(self, key: str, *, after: str = "", heartbeat: bool = True) -> Reader:
-        """A reader of the stream, to be given to `leave`. Raises what `StreamLog.read` raises."""
+        """Opens a reader of the stream; the caller must pass it to `leave`. Raises what `StreamLog.read` raises."""
         reader = await self.log.read(key, after=after, heartbeat=self.config.keepalive or None if heartbeat else None)
         self._readers.add(reader)
         self._no_readers.clear()

@@ -1,4 +1,4 @@
-"""A stream that is being produced: its parts, and how its end is found."""
+"""A stream that is being produced: its parts, and how its outcome is determined."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Sink(Protocol):
 
     @property
     def started(self) -> bool:
-        """Whether there was any real output. Until then the deadline of the first output holds, later that of gaps."""
+        """Whether there was any real output. Until then `first_output_timeout` applies, afterwards `gap_timeout`."""
         ...
 
     def begin(self, upstream: str) -> None:

@@ -16,7 +16,7 @@ from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Feed, O
 T = TypeVar("T")
 
 
-class ForeignClient:
+class HttpxClient:
     """Sends requests through *client*; by default through a new `httpx.AsyncClient`, which supports proxies."""
 
     def __init__(self, config: Config, client: Any = None) -> None:
@@ -46,12 +46,12 @@ class ForeignClient:
         )
         phase = _Phase(connecting=self._owned)
         try:
-            return _Response(await self._send_once(request, phase))
+            return _HttpxAnswer(await self._send_once(request, phase))
         except Exception:
             if not phase.stale:
                 raise
         # The server has closed a persistent connection (RFC 9112, 9.3.1).
-        return _Response(await self._send_once(request, _Phase(connecting=self._owned)))
+        return _HttpxAnswer(await self._send_once(request, _Phase(connecting=self._owned)))
 
     async def aclose(self) -> None:
         """See `Client.aclose`. A client that was given stays open."""
@@ -106,7 +106,7 @@ def _create_client(config: Config) -> httpx.AsyncClient:
     )
 
 
-class _Response:
+class _HttpxAnswer:
     """See `Answer`. Our own transport pushes the body; that of any other is iterated over."""
 
     def __init__(self, response: Any) -> None:

@@ -28,7 +28,7 @@ from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.upstreams import Attempt, Sink
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
-from quart_openai_sse.upstreams.httpx_client import ForeignClient
+from quart_openai_sse.upstreams.httpx_client import HttpxClient
 from quart_openai_sse.upstreams.refusals import refusal
 
 T = TypeVar("T")
@@ -46,7 +46,9 @@ class OpenAIUpstream:
         # httpx knows which proxy is for which address.
         proxies = config.trust_env and getproxies().keys() - {"no"}
         self._direct = client is None and config.own_transport and not proxies
-        self.cancels_at_once = self._direct and not callable(config.api_key)  # the app's code may not
+        self.cancels_at_once = self._direct and not callable(
+            config.api_key
+        )  # a key function of the app may not end at once
         self._keys = deque(config.api_keys or [None])
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
@@ -95,7 +97,7 @@ class OpenAIUpstream:
 
     @cached_property
     def _client(self) -> Client:
-        return DirectClient(self._config) if self._direct else ForeignClient(self._config, self._given)
+        return DirectClient(self._config) if self._direct else HttpxClient(self._config, self._given)
 
     async def _request(
         self,

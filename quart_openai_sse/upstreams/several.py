@@ -109,7 +109,7 @@ class Upstreams:
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""
         deadline = time.monotonic() + self._total
-        # By the time at which each is asked: all at once in their order, and one that failed after its wait.
+        # A heap by due time: all candidates are due now, in their order; one that failed is due after its wait.
         order = self._order(request.get("model") or "")
         queue = [(0.0, place, 1, candidate) for place, candidate in enumerate(order)]
         for attempts in count(1):
@@ -141,8 +141,7 @@ class Upstreams:
             try:
                 listed = await candidate.upstream.models(principal=principal)
             except OpenAISSEError as error:
-                if len(self.candidates) > 1:  # otherwise the error is raised
-                    logger.warning("%s does not list its models: %s", candidate.name, error.code)
+                logger.warning("%s does not list its models: %s", candidate.name, error.code)
                 failure = error
                 continue
             answers += 1
@@ -187,7 +186,7 @@ class Upstreams:
             breaker.leave(result, time.monotonic())
 
     def _order(self, model: str) -> list[Candidate]:
-        """The candidates for *model*, in the order in which to ask them. If all breakers are open, none counts."""
+        """The candidates for *model*, in the order in which to ask them. If every breaker is open, they are ignored."""
         able = [each for each in self.candidates if each.has(model)]
         if not able:
             raise ModelNotFound(f"No upstream has the model {model!r}.")

@@ -21,6 +21,7 @@ from quart_openai_sse.errors import (
     RequestTooSlow,
     RouteNotFound,
 )
+from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.web.bodies import swallow_body
 from quart_openai_sse.web.responses import error_response
@@ -40,7 +41,7 @@ ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "health": (("GET", "/health", "health"), ("GET", "/ready", "ready")),
 }
-"""By group, each of which can be left out: the method, path and endpoint of its routes."""
+"""The routes by group: method, path and endpoint. A blueprint can omit any group."""
 
 BODY_PATHS = frozenset(path for group in ROUTES.values() for method, path, _ in group if method == "POST")
 """The paths whose requests have bodies."""
@@ -83,6 +84,7 @@ def create_blueprint(
     blueprint.register_error_handler(OpenAISSEError, _on_error)
     blueprint.register_error_handler(HTTPException, _on_http_exception)
     blueprint.register_error_handler(Exception, _on_exception)
+    blueprint.after_request(_add_request_id)
     return blueprint
 
 
@@ -131,3 +133,9 @@ async def _on_http_exception(error: HTTPException) -> Response:
 async def _on_exception(error: Exception) -> Response:
     logger.error("a view raised", exc_info=error)
     return error_response(OpenAISSEError())
+
+
+async def _add_request_id(response: Response) -> Response:
+    if (trace_id := current_trace_id()) and "x-request-id" not in response.headers:
+        response.headers["x-request-id"] = trace_id
+    return response

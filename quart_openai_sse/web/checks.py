@@ -21,7 +21,8 @@ from quart_openai_sse.errors import ConfigurationError
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
-_AUTH = "quart_openai_sse.auth."
+_CREATE_HOOKS = ("quart_openai_sse.auth.", "quart_openai_sse.limits.")
+"""The modules whose plain functions create hooks."""
 
 
 def check_app(app: object) -> None:
@@ -47,6 +48,8 @@ def check_auth(hook: Any) -> None:
         arguments = any(each.default is Parameter.empty for each in signature(hook).parameters.values())
         call = f"{hook.__name__}({'...' if arguments else ''})"
         raise ConfigurationError(f"auth={hook.__name__} is a function that creates an auth hook: write auth={call}.")
+    if isinstance(hook, type):
+        raise ConfigurationError(f"auth={hook.__name__} is a class: write auth={hook.__name__}(...).")
     if not callable(hook) or isgeneratorfunction(hook) or isasyncgenfunction(hook):
         raise ConfigurationError(f"auth must be a coroutine function without arguments, not {_kind(hook)}.")
     if _needs_arguments(hook):
@@ -56,7 +59,8 @@ def check_auth(hook: Any) -> None:
 def check_collection(argument: str, names: Collection[str] | None) -> None:
     """Raises `ConfigurationError` for text in place of a collection of names: it would be one of single letters."""
     if isinstance(names, str):
-        raise ConfigurationError(f"{argument} must be a collection of names: write {argument}={{{names!r}}}.")
+        each = ", ".join(repr(name.strip()) for name in names.split(","))
+        raise ConfigurationError(f"{argument} must be a collection of names: write {argument}={{{each}}}.")
 
 
 def check_factory(argument: str, factory: object) -> None:
@@ -84,6 +88,8 @@ def check_hook(name: str, hook: object) -> None:
     """Raises `TypeError` unless *hook* can be called, and is no generator function, which would not run."""
     if not callable(hook):
         raise TypeError(f"ai.{name} needs a function, not {_kind(hook)}.")
+    if _creates_hooks(hook):
+        raise TypeError(f"ai.{name}: {_name(hook)} is a function that creates a hook: write {_name(hook)}(...).")
     if isgeneratorfunction(_called(hook)) or isasyncgenfunction(_called(hook)):
         raise TypeError(f"ai.{name} needs a function without yield: {_name(hook)} is {_kind(hook)}.")
 
@@ -114,10 +120,10 @@ def check_model_name(name: object) -> None:
 
 
 def _creates_hooks(hook: object) -> bool:
-    """Whether it is one of `session_user` and the other functions in `quart_openai_sse.auth` that return a hook."""
+    """Whether it is one of our functions that create a hook, such as `session_user` and `limit_starts`."""
     return (
         isfunction(hook)
-        and hook.__module__.startswith(_AUTH)
+        and hook.__module__.startswith(_CREATE_HOOKS)
         and hook.__qualname__ == hook.__name__
         and not iscoroutinefunction(hook)
     )

@@ -95,7 +95,7 @@ def last_event_id() -> str:
 
 
 async def remember_request_task() -> None:
-    """To be called before each request: its task ends after the body of its response."""
+    """Remembers the current request's task, which ends after the response's body. For `before_request`."""
     _request_task.set(asyncio.current_task())
 
 
@@ -108,7 +108,7 @@ async def _body(
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
     keepalive = relay.config.keepalive or math.inf
-    shown: Sequence[Entry] = (Entry(b""),)  # the latest entries of which the client was sent something
+    shown: Sequence[Entry] = (Entry(b""),)  # the last entries that produced output for the client
     try:
         if retry:
             yield retry

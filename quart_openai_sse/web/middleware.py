@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
@@ -33,11 +33,12 @@ class StreamLoggingMiddleware:
             return
         trace_id = _trace_id(scope)
         token = set_trace_id(trace_id)
-        response = _LoggedResponse(send, trace_id, ours=below(scope, self._prefixes))
+        response = _LoggedResponse(send, trace_id)
         try:
             await self._app(scope, receive, response.send)
         finally:
-            response.log(scope)
+            if response.streams or below(scope, self._prefixes):
+                response.log(scope)
             reset_trace_id(token)
 
 
@@ -47,28 +48,27 @@ def _trace_id(scope: Scope) -> str:
 
 
 class _LoggedResponse:
-    """A response on its way to the server. *ours*: it is logged even if it is no event stream."""
+    """A response on its way to the server."""
 
-    def __init__(self, send: Send, trace_id: str, *, ours: bool) -> None:
+    def __init__(self, send: Send, trace_id: str) -> None:
         self._send = send
         self._trace_id = trace_id
-        self._ours = ours
         self._began = time.monotonic()
         self._status = 0
         self._bytes = 0
         self._first_byte: float | None = None
         self._complete = False
-        self._streams = False
+        self.streams = False
 
     async def send(self, message: Message) -> None:
         """Notes what the log line needs of *message*, and passes it on."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._streams = any(
+            self.streams = any(
                 name.lower() == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in message["headers"]
             )
-            message = {**message, "headers": [*message["headers"], *self._added(message["headers"])]}
+            message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
         elif body := message.get("body"):
             self._bytes += len(body)
             if self._first_byte is None:
@@ -77,18 +77,7 @@ class _LoggedResponse:
         if message["type"] == "http.response.body":
             self._complete = not message.get("more_body")
 
-    def _added(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """The headers with the trace id: OpenAI's name for it belongs to our own routes."""
-        trace_id = self._trace_id.encode()
-        added = [(b"x-trace-id", trace_id)]
-        if self._ours and all(name.lower() != b"x-request-id" for name, _ in headers):
-            added.append((b"x-request-id", trace_id))
-        return added
-
     def log(self, scope: Scope) -> None:
-        """Writes the log line, if the response is one to be logged."""
-        if not (self._ours or self._streams):
-            return
         fields = {
             "method": scope["method"],
             "path": quote(scope["path"]),  # on one line, and without the query, which may hold secrets

@@ -1,4 +1,4 @@
-"""The state of an instance in an app, and the functions that create what it needs there."""
+"""The state of an instance in an app, and the factories of its upstream, stream log and HTTP client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTENSION = "quart_openai_sse"
 
 @dataclass(frozen=True, kw_only=True)
 class Factories:
-    """What creates an instance's upstream, stream log and HTTP client, once per app and event loop."""
+    """The functions that create an instance's upstream, stream log and HTTP client, once per app and event loop."""
 
     upstream: Callable[[Config], Upstream] | None
     log: Callable[[Config], StreamLog] | None
@@ -49,7 +49,7 @@ class AppState:
 
     config: Config
     config_prefix: str
-    create_upstream: Callable[[Config], Upstream]
+    create_upstreams: Callable[[Config], Upstreams]
     engines: Engines
     prefixes: set[str] = field(default_factory=set)
     """The prefixes of its routes."""

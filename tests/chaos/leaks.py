@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from quart_openai_sse.upstreams.http import DirectClient
-from quart_openai_sse.upstreams.httpx_client import ForeignClient
+from quart_openai_sse.upstreams.httpx_client import HttpxClient
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.chaos import load
 from tests.chaos.app import ChaosApp, chaos_app
@@ -38,7 +38,7 @@ class Pooled(NamedTuple):
         if isinstance(client, DirectClient):
             ours = client.transport._pool
             return cls(len(ours._all), ours._idle_count, len(ours._all) - ours._idle_count + len(ours._waiters))
-        assert isinstance(client, ForeignClient)
+        assert isinstance(client, HttpxClient)
         theirs = client.client._transport._pool
         idle = sum(each.is_idle() for each in theirs.connections)
         return cls(len(theirs.connections), idle, len(theirs._requests))
@@ -71,7 +71,7 @@ def counts(app: ChaosApp) -> dict[str, int]:
         "file descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "running streams": len(relay._streams),
-        "slots taken": relay.admission.places.taken,
+        "slots taken": relay.admission.slots.taken,
         "readers": len(relay._readers),
         "streams in the log": len(log._streams),
         "bytes in the log": log.size,

@@ -470,6 +470,21 @@ async def test_check_overrides_the_address_of_an_app(tmp_path: Path, simulator: 
     assert "(from --base-url)" in done.out
 
 
+async def test_an_address_on_the_command_line_is_asked_in_place_of_configured_upstreams(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    several = "upstreams=[{'base_url': 'http://127.0.0.1:9/v1'}]"
+    (tmp_path / "shop.py").write_text(ONE.replace("model=", f"{several}, model=", 1), "utf-8")
+    options = ("--base-url", simulator.base_url, "--model", "sim")
+    for where, environment in (
+        (("--app", "shop:app"), {}),
+        ((), {"QUART_OPENAI_SSE_UPSTREAMS": '[{"base_url": "http://127.0.0.1:9/v1"}]'}),
+    ):
+        done = await run_alone("check", *where, *options, cwd=tmp_path, **environment)
+        assert (done.status, done.err) == (0, ""), done.out
+        assert "(from --base-url)" in done.out
+
+
 async def test_check_asks_every_instance_of_an_app(tmp_path: Path, simulator: Simulator) -> None:
     (tmp_path / "shop.py").write_text(TWO, "utf-8")
     done = await run_alone("check", "--app", "shop:app", cwd=tmp_path, OPENAI_BASE_URL=simulator.base_url)

@@ -168,6 +168,25 @@ def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list
     assert asyncio.run(run()) == texts
 
 
+async def test_a_stream_that_is_not_kept_needs_no_room_in_a_full_log_for_a_reader_that_waits() -> None:
+    log = MemoryLog(max_log_bytes=3000)
+    kept = await log.create("kept", digest="", retain=True)
+    kept.append([Entry(b"x" * 2800)])
+    passing = await log.create("passing", digest="", retain=False)
+    reader = await log.read("passing")
+    opening = asyncio.ensure_future(reader.opened(60))
+    await asyncio.sleep(0)
+    assert passing.append([Entry(b"y" * 500)])
+    await opening
+    assert (await anext(reader)).entries == [Entry(b"y" * 500)]
+    waiting = asyncio.ensure_future(anext(reader))
+    await asyncio.sleep(0)
+    assert passing.append([Entry(b"z" * 500)])
+    assert (await waiting).entries == [Entry(b"z" * 500)]
+    with pytest.raises(StreamTooLong):  # nobody waits for it
+        passing.append([Entry(b"z" * 500)])
+
+
 class JumpingLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock jumps to the next timer instead of waiting for it."""
 

@@ -226,7 +226,7 @@ async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: A
         await anext(readers[-1])
     for reader in readers:
         await relay.leave(reader)
-    while not relay._departures:
+    while not relay._departures._waiting:
         await asyncio.sleep(0)
     waiting = [live.handle.key for live, _ in relay._departures._waiting]
     back = [await relay.read(key) for key in waiting]
@@ -303,7 +303,7 @@ async def test_refusals_leave_nothing_behind(relays: Any) -> None:
         with pytest.raises(ModelNotFound):
             await relay.start(BODY, principal=ME, idempotency_key="k")
     assert not relay._readers
-    assert not relay.admission.places.taken
+    assert not relay.admission.slots.taken
     assert relay.log.size == 0
 
 
@@ -413,7 +413,7 @@ async def test_who_waits_for_a_start_that_broke_off_may_start_anew(create_app: C
     first = asyncio.ensure_future(client.post(**ask))
     await asked.wait()
     second = asyncio.ensure_future(client.post(**ask))
-    relay = ai._state(app).engines.running()
+    relay = ai._state(app).engines.current()
     while not relay._readers:
         await asyncio.sleep(0)
     first.cancel()
@@ -735,7 +735,7 @@ async def test_what_does_not_end_in_time_is_failed_and_says_so(create_app: Creat
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in ("text", "openai")]
     plain = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
-    while upstream.running < 2 or len(ai._state(app).engines.running()._readers) < 3:
+    while upstream.running < 2 or len(ai._state(app).engines.current()._readers) < 3:
         await asyncio.sleep(0)
     await ai.drain(0, app=app)
     for response in [*await asyncio.gather(*reading), await plain]:
@@ -765,7 +765,7 @@ async def test_a_limit_is_freed_in_every_ending(relays: Any) -> None:
         assert await ended(relay, handle.key)
         while relay._streams:
             await asyncio.sleep(0)
-    assert not relay.admission.places.taken
+    assert not relay.admission.slots.taken
 
 
 async def test_an_engine_that_is_closed_ends_its_streams(relays: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from quart_openai_sse import QuartOpenAISSE, allow_anonymous, bearer_tokens, fir
 from quart_openai_sse.auth import forward_auth, on_behalf_of
 from quart_openai_sse.auth.jwt import jwt_bearer
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.limits.starts import limit_starts
 from quart_openai_sse.testing import ScriptedUpstream, read
 from tests.conftest import QUESTION, CreateApp, Serve
 
@@ -371,3 +373,24 @@ def test_any_other_function_is_a_hook_and_is_returned_as_it_is(ai: QuartOpenAISS
     for function in (plain, coroutine, Answer(), functools.partial(plain), print):
         assert getattr(ai, name)(function) is function
         assert getattr(ai, name)(function=function) is function
+
+
+def test_a_class_in_place_of_a_hook_is_refused() -> None:
+    class Login:
+        async def __call__(self) -> str:
+            return "ann"
+
+    told = "auth=Login is a class: write auth=Login(...)."
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        QuartOpenAISSE(auth=Login, base_url=LOCAL)  # type: ignore[arg-type]
+    QuartOpenAISSE(auth=Login(), base_url=LOCAL)
+
+
+def test_limit_starts_is_no_hook_but_creates_one(ai: QuartOpenAISSE) -> None:
+    with pytest.raises(TypeError, match=re.escape("ai.prepare: limit_starts is a function that creates a hook")):
+        ai.prepare(limit_starts)  # type: ignore[type-var]
+
+
+def test_names_with_commas_are_suggested_one_by_one(ai: QuartOpenAISSE) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape("write models={'a', 'b'}.")):
+        ai.blueprint("api", url_prefix="/api", models="a, b")

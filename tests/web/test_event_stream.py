@@ -20,6 +20,20 @@ from tests.conftest import ANN, QUESTION, TOKENS, CreateApp, Serve
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 
 
+async def test_a_plain_call_is_answered_while_kept_streams_fill_the_log(create_app: CreateApp, serve: Serve) -> None:
+    full = asyncio.Event()
+    upstream = ScriptedUpstream([chunk("x" * 3000), full.wait, finish()], [chunk("hi"), finish()])
+    client = await serve(create_app(upstream, max_log_bytes=3600)[0])
+    started = await client.post("/v1/streams", json=BODY)
+    async with client.stream("GET", started.json()["url"]) as response:
+        async for data in response.aiter_bytes():
+            if b"xxx" in data:
+                break
+        plain = await client.post("/v1/chat/completions", json=BODY)
+        assert (plain.status_code, (await read(plain.content)).text) == (200, "hi")
+        full.set()
+
+
 async def test_two_readers_one_from_the_middle_get_the_same_tail(create_app: CreateApp, serve: Serve) -> None:
     gate = asyncio.Event()
     script = [chunk("one"), chunk(" two"), gate.wait, chunk(" three"), chunk(" four"), finish()]
@@ -103,7 +117,7 @@ async def flood(megabytes: int, *, slow: bool) -> tuple[int, int]:
                 count += len(data)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if slow:
-            relay = ai._state(app).engines.running()
+            relay = ai._state(app).engines.current()
             assert len(relay._streams) == 1  # it waits, and is not failed
             writer.transport.abort()
             while relay._streams:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from typing import Any
 
 import pytest
 from hypercorn.utils import is_asgi
-from quart import Response
+from quart import Quart, Response
 
-from quart_openai_sse import current_trace_id
+from quart_openai_sse import QuartOpenAISSE, allow_anonymous, current_trace_id
 from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
@@ -207,3 +208,23 @@ async def test_whether_a_client_left_is_a_matter_of_the_body(
 def test_servers_see_that_the_app_is_asgi(create_app: CreateApp, log_responses: bool) -> None:
     app, _ = create_app(ScriptedUpstream(), log_responses=log_responses)
     assert is_asgi(app.asgi_app)
+
+
+async def test_openais_request_id_is_on_the_responses_of_our_routes_and_on_no_others(serve: Serve) -> None:
+    app = Quart(__name__)
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), base_url="http://127.0.0.1:9/v1")
+    app.register_blueprint(ai.blueprint("tenants", url_prefix="/t/<tenant>/ai", routes={"health"}))
+
+    @app.url_value_preprocessor
+    def take_tenant(_: Any, values: Any) -> None:
+        if values:
+            values.pop("tenant", None)
+
+    @app.get("/v1/mine")
+    async def mine() -> str:
+        return "mine"
+
+    client = await serve(app, headers={})
+    for path, ours in (("/v1/health", True), ("/t/acme/ai/health", True), ("/v1/no", True), ("/v1/mine", False)):
+        response = await client.get(path)
+        assert ("x-request-id" in response.headers, "x-trace-id" in response.headers) == (ours, True), path
