@@ -23,7 +23,7 @@ BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 async def test_a_plain_call_is_answered_while_kept_streams_fill_the_log(create_app: CreateApp, serve: Serve) -> None:
     full = asyncio.Event()
     upstream = ScriptedUpstream([chunk("x" * 3000), full.wait, finish()], [chunk("hi"), finish()])
-    client = await serve(create_app(upstream, max_log_bytes=3600)[0])
+    client = await serve(create_app(upstream, max_log_bytes=3400)[0])
     started = await client.post("/v1/streams", json=BODY)
     async with client.stream("GET", started.json()["url"]) as response:
         async for data in response.aiter_bytes():
