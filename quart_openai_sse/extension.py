@@ -141,7 +141,8 @@ class QuartOpenAISSE:
         """The JSON object in the current request's body, read and checked as by the extension's own routes.
 
         Raises `RequestTooLarge` beyond `max_body`, `RequestTooSlow` after Quart's `BODY_TIMEOUT`,
-        `UnsupportedMediaType` unless it is `application/json`, and `InvalidRequest` unless it is a JSON object.
+        `UnsupportedMediaType` unless it is `application/json`, and `InvalidRequest` unless it is a JSON object. A body
+        whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it is read, as in any route of the app.
         """
         return await read_json(self.config().max_body)
 
@@ -163,7 +164,7 @@ class QuartOpenAISSE:
         handle = await relay.start(
             asked, principal=principal, thread=thread, metadata=metadata, idempotency_key=idempotency_key
         )
-        return Stream(relay, handle)
+        return Stream.started(relay, handle)
 
     async def active(self, *, thread: str, principal: Principal) -> Stream | None:
         """The newest running stream of a thread, for a page that is loaded again; or `None`."""

@@ -429,3 +429,27 @@ async def test_an_override_before_the_first_request_does_not_create_the_apps_own
         assert created == []
     assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "own"
     assert len(created) == 1
+
+
+@pytest.mark.parametrize("seen", ["3", "end"])
+async def test_a_stream_that_a_request_starts_does_not_begin_behind_another_streams_event(
+    create_app: CreateApp, serve: Serve, seen: str
+) -> None:
+    app, ai = create_app(ScriptedUpstream("one two three four", "one two three four"))
+
+    @app.get("/ask")
+    async def ask() -> Any:
+        stream = await ai.start(BODY, principal=await ai.principal(), idempotency_key=request.args.get("key", ""))
+        async with stream.events() as events:
+            async for _ in events:
+                """So that every event is there, and its id could be asked for."""
+        return await stream.response()
+
+    client = await serve(app)
+    response = await client.get("/ask", headers={"Last-Event-ID": seen})
+    assert (response.status_code, (await read(response.content)).text) == (200, "one two three four")
+    # The request that attaches to it by its key has seen this very stream.
+    await client.get("/ask", params={"key": "k"})
+    response = await client.get("/ask", params={"key": "k"}, headers={"Last-Event-ID": seen})
+    assert response.status_code == (204 if seen == "end" else 200)
+    assert (await read(response.content)).text == ("" if seen == "end" else " three four")

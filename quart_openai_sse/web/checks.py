@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial, wraps
 from inspect import (
+    CO_ITERABLE_COROUTINE,
     Parameter,
     isasyncgenfunction,
     iscoroutinefunction,
@@ -50,7 +51,7 @@ def check_auth(hook: Any) -> None:
         raise ConfigurationError(f"auth={hook.__name__} is a function that creates an auth hook: write auth={call}.")
     if isinstance(hook, type):
         raise ConfigurationError(f"auth={hook.__name__} is a class: write auth={hook.__name__}(...).")
-    if not callable(hook) or isgeneratorfunction(hook) or isasyncgenfunction(hook):
+    if not callable(hook) or _yields(hook):
         raise ConfigurationError(f"auth must be a coroutine function without arguments, not {_kind(hook)}.")
     if _needs_arguments(hook):
         raise ConfigurationError(f"The auth hook {_name(hook)} must not need arguments: it is called without any.")
@@ -90,7 +91,7 @@ def check_hook(name: str, hook: object) -> None:
         raise TypeError(f"ai.{name} needs a function, not {_kind(hook)}.")
     if _creates_hooks(hook):
         raise TypeError(f"ai.{name}: {_name(hook)} is a function that creates a hook: write {_name(hook)}(...).")
-    if isgeneratorfunction(_called(hook)) or isasyncgenfunction(_called(hook)):
+    if _yields(_called(hook)):
         raise TypeError(f"ai.{name} needs a function without yield: {_name(hook)} is {_kind(hook)}.")
 
 
@@ -123,15 +124,22 @@ def _creates_hooks(hook: object) -> bool:
     """Whether it is one of our functions that create a hook, such as `session_user` and `limit_starts`."""
     return (
         isfunction(hook)
-        and hook.__module__.startswith(_CREATE_HOOKS)
+        and (hook.__module__ or "").startswith(_CREATE_HOOKS)
         and hook.__qualname__ == hook.__name__
         and not iscoroutinefunction(hook)
     )
 
 
+def _yields(function: Any) -> bool:
+    """Whether calling it only creates a generator; what `types.coroutine` decorates can be awaited."""
+    code = getattr(function, "__code__", None)
+    awaitable = code is not None and code.co_flags & CO_ITERABLE_COROUTINE
+    return isasyncgenfunction(function) or (isgeneratorfunction(function) and not awaitable)
+
+
 def _needs_arguments(hook: Callable[..., Any]) -> bool:
     try:
-        signature(hook).bind()
+        signature(hook, follow_wrapped=False).bind()  # a decorator may pass arguments to the function it wraps
     except TypeError:
         return True
     except ValueError:  # a function in C, of which Python knows no signature

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import ref
 
-from quart import Response
+from quart import Response, has_request_context, request
 
 from quart_openai_sse.formats import end_data
 from quart_openai_sse.formats.registry import create_format
@@ -46,6 +47,15 @@ class Stream:
     def __init__(self, relay: Relay, handle: StreamHandle) -> None:
         self._relay = relay
         self._handle = handle
+        self._started_in: ref[Any] | None = None
+
+    @classmethod
+    def started(cls, relay: Relay, handle: StreamHandle) -> Stream:
+        """A stream that the current request, if there is one, has started or attached to."""
+        stream = cls(relay, handle)
+        if has_request_context() and not handle.attached:
+            stream._started_in = ref(request._get_current_object())
+        return stream
 
     @property
     def id(self) -> str:
@@ -55,14 +65,16 @@ class Stream:
     async def response(self, *, format: str = "text", after: str | None = None) -> Response:  # noqa: A002 (its name)
         """A Quart response that streams the events behind the event ID *after*; `after=""` streams all of them.
 
-        By default *after* is the current request's `Last-Event-ID` header or its `last_event_id` parameter. As from
+        By default *after* is the current request's `Last-Event-ID` header or its `last_event_id` parameter; in the
+        request that has started the stream it is "", because the client has seen another one then. As from
         `GET /streams/<id>`, the response is an empty 204 if the client already has the end.
 
         Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are
         `StreamNotFound`, `StreamExpired`, `InvalidLastEventID`, and `InvalidRequest` for an unknown format.
         """
         format_ = create_format(format, translate=translator())
-        after = last_event_id() if after is None else after
+        if after is None:
+            after = "" if self._is_new() else last_event_id()
         return await resumed_response(self._relay, self._handle, format_, after=after, late=True)
 
     @asynccontextmanager
@@ -80,6 +92,10 @@ class Stream:
         def __aiter__(self) -> NoReturn:
             # An iterator would not learn of a `break`, and the stream would count a reader that is gone.
             raise TypeError("A Stream can't be iterated over: write `async with stream.events() as events:` first.")
+
+    def _is_new(self) -> bool:
+        """Whether the current request has started it."""
+        return self._started_in is not None and self._started_in() is request._get_current_object()
 
     async def stop(self, reason: str = "stopped") -> None:
         """Stops the stream; does nothing if it has ended."""

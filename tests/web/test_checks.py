@@ -7,6 +7,7 @@ import re
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from flask import Flask
@@ -394,3 +395,41 @@ def test_limit_starts_is_no_hook_but_creates_one(ai: QuartOpenAISSE) -> None:
 def test_names_with_commas_are_suggested_one_by_one(ai: QuartOpenAISSE) -> None:
     with pytest.raises(ConfigurationError, match=re.escape("write models={'a', 'b'}.")):
         ai.blueprint("api", url_prefix="/api", models="a, b")
+
+
+def with_database(function: Callable[[dict[str, str]], Any]) -> Callable[[], Any]:
+    """A decorator of an app that passes an argument."""
+
+    @functools.wraps(function)
+    async def hook() -> Any:
+        return await function({"user": "ann"})
+
+    return hook
+
+
+@with_database
+async def decorated(database: dict[str, str]) -> str:
+    return database["user"]
+
+
+async def simple() -> str:
+    return "ann"
+
+
+@types.coroutine
+def old_style() -> Any:
+    yield from ()
+    return "ann"
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [decorated, old_style, create_autospec(simple, return_value="ann")],
+    ids=["a decorator that passes an argument", "types.coroutine", "a mock"],
+)
+async def test_a_hook_that_can_be_called_and_awaited_is_one(create_app: CreateApp, serve: Serve, hook: Any) -> None:
+    app, ai = create_app(ScriptedUpstream("hello"), auth=hook)
+    ai.prepare(lambda body, principal: None)
+    client = await serve(app, headers={})
+    body = {"model": "m", "messages": QUESTION, "stream": True}
+    assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "hello"
