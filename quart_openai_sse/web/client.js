@@ -1,4 +1,7 @@
-/** The browser's client of the stream routes: starts a stream, follows it over any number of connections, stops it. */
+/**
+ * The browser's client of the stream routes: starts a stream, follows it over any number of connections, stops it.
+ * It is one file, longer than others, because pages import it as one module, without a build step.
+ */
 
 /**
  * One event of a stream: `delta` ({text, t}) or an event of the app, and as the last event `completed`
