@@ -34,6 +34,14 @@ def test_a_request_runs_what_is_there_and_the_command_counts_the_same() -> None:
     assert printed == summary(stream.counts(), event) + "\n" + listing(stream.calls, more)
 
 
+def test_a_request_passes_no_more_functions_and_rooms_than_were_agreed() -> None:
+    one, longer = walks(1, 1 + FURTHER)
+    _, event = further(one, longer, FURTHER)
+    assert one.counts().functions <= 200
+    assert one.changes <= 110
+    assert event.changes <= 10
+
+
 def test_the_stream_can_have_another_length() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.walk", "--events", "1"], cwd=ROOT, capture_output=True, text=True
