@@ -20,6 +20,7 @@ ROLES = frozenset({"developer", "system", "user", "assistant", "tool", "function
 MODEL_LENGTH = 256
 THREAD_LENGTH = KEY_LENGTH = 255
 THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f]{{1,{THREAD_LENGTH}}}$"
+STREAM_ID_PATTERN = "^[0-9a-f]{32}$"
 KEY_PATTERN = f"^[!-~]{{0,{KEY_LENGTH}}}$"  # an empty header counts as no header
 
 # https://github.com/Kludex/uvicorn/issues/2722. Java's HttpClient offers h2c with each request over plain HTTP.

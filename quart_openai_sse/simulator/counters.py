@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
-Outcome = Literal["running", "finished", "closed_by_peer", "closed_by_server"]
+Ending = Literal["running", "finished", "closed_by_peer", "closed_by_server"]
 
 KEPT_REQUESTS = 1000
 
@@ -32,7 +32,7 @@ class RecordedRequest:
     """The response's status; `None` until it is sent."""
     tokens: int = 0
     """The number of tokens sent."""
-    outcome: Outcome = "running"
+    outcome: Ending = "running"
     closed: float | None = None
     """When the response was complete, or the connection was closed."""
 
@@ -93,7 +93,7 @@ class Counters:
     def close(self, recorded: RecordedRequest, *, finished: bool) -> None:
         """Ends *recorded*, unless it has ended before. *finished*: the response is complete."""
         if recorded.outcome == "running":
-            cut: Outcome = "closed_by_server" if self.shutting_down else "closed_by_peer"
+            cut: Ending = "closed_by_server" if self.shutting_down else "closed_by_peer"
             recorded.outcome = "finished" if finished else cut
             recorded.closed = self.now()
             self._count(running=-1, **{recorded.outcome: 1})

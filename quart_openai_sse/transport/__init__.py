@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from quart_openai_sse.transport.connection import Origin
-from quart_openai_sse.transport.exchange import Exchange
+from quart_openai_sse.transport.exchange import Exchange, Feed
 from quart_openai_sse.transport.pool import Pool
 
 _TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -19,7 +19,7 @@ _BAD_IN_TARGET = re.compile(rb"[\0-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
 
 
-__all__ = ["Exchange", "Origin", "PushTransport", "create_transport", "find_origin"]
+__all__ = ["Exchange", "Feed", "Origin", "PushTransport", "create_transport", "find_origin"]
 
 
 class PushedStream:

@@ -11,12 +11,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import httpx
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.transport import Exchange, Origin, create_transport, find_origin
+from quart_openai_sse.transport import Exchange, Feed, Origin, create_transport, find_origin
 
 T = TypeVar("T")
-Feed = Callable[[bytes], bool]
-"""Takes a piece of a body; returns `False` to stop for now."""
-
 WRITE_TIMEOUT = 30.0  # seconds
 REST = 0.1
 """Seconds for which the end of a body is awaited once the rest is not wanted."""

@@ -11,7 +11,8 @@ import anyio
 import httpx
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Feed, Outgoing
+from quart_openai_sse.transport import Feed
+from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Outgoing
 
 T = TypeVar("T")
 

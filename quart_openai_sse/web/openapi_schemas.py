@@ -7,7 +7,15 @@ from typing import Any
 
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.logs.entries import RESERVED_EVENTS
-from quart_openai_sse.protocol.requests import KEY_PATTERN, MEMBERS, MODEL_LENGTH, ROLES, THREAD_PATTERN, Schema
+from quart_openai_sse.protocol.requests import (
+    KEY_PATTERN,
+    MEMBERS,
+    MODEL_LENGTH,
+    ROLES,
+    STREAM_ID_PATTERN,
+    THREAD_PATTERN,
+    Schema,
+)
 from quart_openai_sse.protocol.trace_context import TRACE_ID
 
 
@@ -50,7 +58,6 @@ def _json_of(schema: str) -> Schema:
 
 _TEXT: Schema = {"type": "string"}
 _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
-_STREAM_ID = "^[0-9a-f]{32}$"
 
 SECURITY: Schema = {
     "bearer": {
@@ -73,7 +80,7 @@ PARAMETERS: Schema = {
         "Requests with the same key and body get the same stream. Empty: no key. Not for anonymous callers.",
         pattern=KEY_PATTERN,
     ),
-    "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern=_STREAM_ID),
+    "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern=STREAM_ID_PATTERN),
     "Last-Event-ID": _parameter("Last-Event-ID", "header", "The id of the last event received."),
     "last_event_id": _parameter("last_event_id", "query", "The same, for a client that cannot set headers."),
     "format": _parameter("format", "query", "The format of the events.", enum=sorted(FORMATS), default="text"),
@@ -85,7 +92,7 @@ PARAMETERS: Schema = {
 
 HEADERS: Schema = {
     "x-request-id": _header("The trace id, as in the log.", pattern=f"^{TRACE_ID}$"),
-    "X-Stream-Id": _header("The stream's id.", pattern=_STREAM_ID),
+    "X-Stream-Id": _header("The stream's id.", pattern=STREAM_ID_PATTERN),
     "Location": _header("The stream's address."),
     "Retry-After": _header("Seconds to wait before a retry.", pattern="^[0-9]+$"),
     "x-should-retry": _header("Whether OpenAI's SDKs retry; without it the status decides.", enum=["true", "false"]),
@@ -162,11 +169,11 @@ SCHEMAS: Schema = {
     "Stopped": _object(("reason",), reason=_TEXT),
     "Models": _list_of("Model"),
     "Model": _object(("id",), id=_TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=_TEXT),
-    "StreamAddress": _object(("id", "url"), id={**_TEXT, "pattern": _STREAM_ID}, url=_TEXT),
+    "StreamAddress": _object(("id", "url"), id={**_TEXT, "pattern": STREAM_ID_PATTERN}, url=_TEXT),
     "Streams": _list_of("Stream"),
     "Stream": _object(
         ("id", "object", "url", "thread", "model", "created"),
-        id={**_TEXT, "pattern": _STREAM_ID},
+        id={**_TEXT, "pattern": STREAM_ID_PATTERN},
         object={"const": "stream"},
         url=_TEXT,
         thread={**_TEXT, "description": 'The thread\'s name, or "".'},

@@ -17,15 +17,13 @@ from quart_openai_sse.errors import StreamNotFound
 from quart_openai_sse.formats.registry import create_format
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.requests import check_thread, validate
+from quart_openai_sse.protocol.requests import STREAM_ID_PATTERN, check_thread, validate
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
 from quart_openai_sse.web.responses import read_answer
-
-_STREAM_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Views:
@@ -127,7 +125,7 @@ class Views:
         return relay, principal, await read_json(relay.config.max_body)
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
-        if not _STREAM_ID.fullmatch(stream_id):
+        if not re.fullmatch(STREAM_ID_PATTERN, stream_id):
             raise StreamNotFound("There is no such stream.")
         return relay.find(stream_id, principal)
 
