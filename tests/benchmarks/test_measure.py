@@ -249,7 +249,9 @@ def _processes() -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            found.append(f"{(folder / 'cwd').readlink()} {(folder / 'cmdline').read_text('utf-8', 'replace')}")
+            command = (folder / "cmdline").read_text("utf-8", "replace")
+            if command:  # otherwise it has given back its memory, and is just ending
+                found.append(f"{(folder / 'cwd').readlink()} {command}")
         except OSError:  # it has ended meanwhile, or is somebody else's
             continue
     return found
