@@ -64,6 +64,10 @@ class Listener(socket.socket):
         self.accepted.add(connection)
         return connection, address
 
+    def has_connections(self) -> bool:
+        """Whether any accepted connection is open."""
+        return any(connection.fileno() >= 0 for connection in self.accepted)
+
     def hang_up(self) -> None:
         """Closes all accepted connections, even if sent data has not been read."""
         for connection in list(self.accepted):
@@ -106,16 +110,17 @@ class _DisconnectingApp:
 
 
 async def _end(serving: asyncio.Future[None], listener: Listener) -> None:
-    """Ends hypercorn. It waits for open connections, on Python 3.12 and later without a limit, so they are closed here.
+    """Ends hypercorn, which waits for open connections, on Python 3.12 and later without a limit: they are closed here.
 
-    With uvloop, which accepts connections itself, the listener has none to close; after two seconds hypercorn is
-    cancelled.
+    A client may connect again until the listener is closed. Such a connection can be accepted when hypercorn has ended
+    already, so the last ones are waited for. With uvloop, which accepts connections itself, the listener has none to
+    close; after two seconds hypercorn is cancelled.
     """
     for _ in range(100):
         listener.hang_up()
-        done, _pending = await asyncio.wait({serving}, timeout=0.02)
-        if done:
+        if serving.done() and not listener.has_connections():
             return serving.result()
+        await (asyncio.sleep(0.02) if serving.done() else asyncio.wait({serving}, timeout=0.02))
     serving.cancel()
     await asyncio.wait({serving})
     return None
