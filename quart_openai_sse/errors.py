@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 Side = Literal["caller", "server", "app", "upstream"]
 
 Translate = Callable[[str], str]
-"""Returns the translation of an English sentence, or the sentence itself if there is none."""
+"""Returns the translation of an English sentence, or the sentence itself if it has no translation."""
 
 
 def english(sentence: str) -> str:

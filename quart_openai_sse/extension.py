@@ -94,9 +94,8 @@ class QuartOpenAISSE:
         states = app_states(app)
         if self.name in states:
             raise ConfigurationError(f"This app already has an instance named {self.name!r}: pass another name=.")
-        create_upstreams = self._factories.create_upstreams
-        engines = Engines(partial(self._create_relay, app, config), partial(create_upstreams, config))
-        states[self.name] = state = AppState(config, self._config_prefix, create_upstreams, engines)
+        engines = Engines(partial(self._create_relay, app, config))
+        states[self.name] = state = AppState(config, self._config_prefix, self._factories.create_upstreams, engines)
         self._apps.add(app)
         if self._routes:
             blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
@@ -175,7 +174,7 @@ class QuartOpenAISSE:
     async def complete(
         self, body: Mapping[str, Any], *, principal: Principal, metadata: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The assistant's whole message (`role`, `content`, …). Raises an `OpenAISSEError` if there is none."""
+        """The assistant's whole message (`role`, `content`, …). Raises an `OpenAISSEError` if the stream fails."""
         relay = self._relay()
         handle = await relay.start({**body, "stream": False}, principal=principal, retain=False, metadata=metadata)
         return await read_message(relay, handle)
@@ -265,11 +264,11 @@ class QuartOpenAISSE:
             )
         return self._auth
 
-    def _create_relay(self, app: Quart, config: Config, upstream: Upstream) -> Relay:
+    def _create_relay(self, app: Quart, config: Config) -> Relay:
         return Relay(
             config=config,
             log=self._factories.create_log(config),
-            upstream=upstream,
+            create_upstream=partial(self._factories.create_upstreams, config),
             hooks=self.hooks,
             instance=self.name,
             scope=app.app_context,

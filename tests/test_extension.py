@@ -426,7 +426,7 @@ async def test_an_override_before_the_first_request_does_not_create_the_apps_own
         with ai.override(app, upstream=ScriptedUpstream("inner")):
             assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "inner"
         assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "outer"
-        assert created == []
+    assert created == []  # nor when the override ends
     assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "own"
     assert len(created) == 1
 

@@ -20,7 +20,7 @@ class Intake:
     """The producer's side of the log.
 
     *charge* is called after each addition. *assemble* is the most bytes of chunks that are put together to a message
-    for `on_end`; with 0 there is none.
+    for `on_end`; with 0 no message is put together.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Intake:
 
 
 class Attempts:
-    """The requests upstream of one stream, as its record and its observers are told of them."""
+    """Puts the upstream requests of one stream on its record, and calls *on_retry* before each retry."""
 
     def __init__(self, record: StreamRecord, *, on_retry: Callable[[], object]) -> None:
         self._record = record

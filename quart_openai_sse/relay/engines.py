@@ -13,9 +13,8 @@ from quart_openai_sse.upstreams import Upstream
 class Engines:
     """A `Relay` for each event loop: streams, locks and connections belong to one."""
 
-    def __init__(self, create: Callable[[Upstream], Relay], create_upstream: Callable[[], Upstream]) -> None:
+    def __init__(self, create: Callable[[], Relay]) -> None:
         self._create = create
-        self._create_upstream = create_upstream
         self._relays: dict[asyncio.AbstractEventLoop, Relay] = {}
         self._override: Upstream | None = None
 
@@ -24,8 +23,9 @@ class Engines:
         loop = asyncio.get_running_loop()
         if (relay := self._relays.get(loop)) is None:
             for other in [other for other in self._relays if other.is_closed()]:
-                del self._relays[other]  # its own futures would keep it for ever
-            relay = self._relays[loop] = self._create(self._override or self._create_upstream())
+                del self._relays[other]  # its own futures would keep it alive
+            relay = self._relays[loop] = self._create()
+            relay.use(self._override)
         return relay
 
     def current(self) -> Relay | None:
@@ -40,14 +40,15 @@ class Engines:
 
     @contextmanager
     def override(self, upstream: Upstream) -> Iterator[None]:
-        """Within the block every engine asks *upstream*. An upstream of its own is created only if it is needed."""
-        before, self._override = self._override, upstream
-        originals = {relay: relay.upstream for relay in self._relays.values()}
-        for relay in originals:
-            relay.use(upstream)
+        """Within the block every engine asks *upstream*. An engine's own is created only when it is needed."""
+        before = self._override
+        self._use(upstream)
         try:
             yield
         finally:
-            self._override = before
-            for relay in self._relays.values():
-                relay.use(originals.get(relay) or before or self._create_upstream())
+            self._use(before)
+
+    def _use(self, upstream: Upstream | None) -> None:
+        self._override = upstream
+        for relay in self._relays.values():
+            relay.use(upstream)

@@ -35,24 +35,29 @@ logger = logging.getLogger("quart_openai_sse")
 
 
 class Relay:
-    """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`."""
+    """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`.
+
+    *create_upstream* is called when the upstream is first needed, and not at all while `use` names another one.
+    """
 
     def __init__(
         self,
         *,
         config: Config,
         log: StreamLog,
-        upstream: Upstream,
+        create_upstream: Callable[[], Upstream],
         hooks: Hooks,
         instance: str = "",
         scope: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
     ) -> None:
         self.config = config
         self.log = log
-        self.upstream = Upstreams.of(upstream)
         self.hooks = hooks
         self.admission = Admission(config)
         self.draining = False
+        self._create_upstream = create_upstream
+        self._own_upstream: Upstreams | None = None
+        self._override: Upstreams | None = None
         self._instance = instance
         self._scope = scope
         self._streams: dict[str, RunningStream] = {}
@@ -151,7 +156,7 @@ class Relay:
         self._observe("started", stream.record)
 
     async def _stream(self, stream: RunningStream) -> None:
-        """The life of one stream: it ends exactly once, and its place is free afterwards."""
+        """The life of one stream: it ends exactly once, and its slot is free afterwards."""
         end: End | None = None
         try:
             async with self._scope():
@@ -198,9 +203,18 @@ class Relay:
             stream.expire()
         self._timer = None
 
-    def use(self, upstream: Upstream) -> None:
-        """Sends the requests of new streams to *upstream* from now on."""
-        self.upstream = Upstreams.of(upstream)
+    @property
+    def upstream(self) -> Upstreams:
+        """The upstream of new streams."""
+        if self._override is not None:
+            return self._override
+        if self._own_upstream is None:
+            self._own_upstream = Upstreams.of(self._create_upstream())
+        return self._own_upstream
+
+    def use(self, upstream: Upstream | None) -> None:
+        """Sends the requests of new streams to *upstream* from now on; with `None`, to the engine's own."""
+        self._override = None if upstream is None else Upstreams.of(upstream)
 
     # Read, stop, find -------------------------------------------------------------------------------------------
 
@@ -274,7 +288,9 @@ class Relay:
             self._timer.cancel()
             self._timer = None
         await self._background.wait(CLEAN_UP)
-        await self.upstream.aclose()
+        for upstream in (self._own_upstream, self._override):
+            if upstream is not None:
+                await upstream.aclose()
 
 
 def _stream_id(idempotency_key: str, principal: Principal) -> str:

@@ -123,4 +123,4 @@ async def _end(serving: asyncio.Future[None], listener: Listener) -> None:
         await (asyncio.sleep(0.02) if serving.done() else asyncio.wait({serving}, timeout=0.02))
     serving.cancel()
     await asyncio.wait({serving})
-    return None
+    return None if serving.cancelled() else serving.result()

@@ -87,4 +87,4 @@ class Attempt:
     """The name of the upstream that was asked."""
     error: OpenAISSEError
     wait: float | None
-    """Seconds until the next attempt; `None` if there is none."""
+    """Seconds until the next attempt; `None` after the last one."""

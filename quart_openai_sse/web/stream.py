@@ -66,7 +66,7 @@ class Stream:
         """A Quart response that streams the events behind the event ID *after*; `after=""` streams all of them.
 
         By default *after* is the current request's `Last-Event-ID` header or its `last_event_id` parameter; in the
-        request that has started the stream it is "", because the client has seen another one then. As from
+        request that started the stream it is "", because the client's event ID is that of an earlier stream. As from
         `GET /streams/<id>`, the response is an empty 204 if the client already has the end.
 
         Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are

@@ -36,7 +36,7 @@ async def relays() -> AsyncIterator[Any]:
 
     def create(upstream: ScriptedUpstream, **options: Any) -> Relay:
         config = Config(base_url="http://127.0.0.1:9/v1", **options)
-        relay = Relay(config=config, log=MemoryLog(), upstream=upstream, hooks=Hooks())
+        relay = Relay(config=config, log=MemoryLog(), create_upstream=lambda: upstream, hooks=Hooks())
         made.append(relay)
         return relay
 
