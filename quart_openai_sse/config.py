@@ -163,6 +163,16 @@ class Config:
     counts on its own."""
     token_window: Seconds = 3600
     """Length of that window in seconds. It begins with a principal's first token."""
+    max_readers_per_stream: Count = 100
+    """Maximum number of readers that a stream has at a time."""
+    max_readers_per_principal: Count = 200
+    """Maximum number of readers that the streams of one principal have at a time. It does not concern the responses
+    that are plain answers of the OpenAI route, nor anonymous callers."""
+    max_memory: Count = 1 << 30
+    """Maximum size, in bytes, of all requests, streams in the log and unread output that the process holds. Beyond it
+    no stream is started: the response is 503 with `Retry-After`."""
+    write_timeout: Seconds = 60
+    """Seconds that a client may take to accept one write of a streamed response; then the response is cut off."""
     max_event: Count = 1 << 20
     """Maximum size of one event from the upstream, in bytes."""
     max_entries: Count = 200_000
@@ -290,6 +300,10 @@ class Options(TypedDict, total=False):
     max_streams_per_principal: int
     tokens_per_principal: int | None
     token_window: float
+    max_readers_per_stream: int
+    max_readers_per_principal: int
+    max_memory: int
+    write_timeout: float
     max_event: int
     max_entries: int
     max_bytes: int

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
+from weakref import WeakValueDictionary
 
 Side = Literal["caller", "server", "app", "upstream"]
 
@@ -41,6 +43,10 @@ class OpenAISSEError(Exception):
     user_message: str = "Something went wrong on our side. Please try again."
     """A sentence that can be shown to a user, in English; `web/languages/` has its translations."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _classes[_name(cls)] = cls
+
     def __init__(
         self,
         message: str = "",
@@ -72,6 +78,61 @@ class OpenAISSEError(Exception):
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
         return headers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without `__init__`, whose arguments differ from class to class.
+        return _create, (type(self), self.args, self.__dict__)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorValue:
+    """An error as a plain value, which can be stored, sent and compared.
+
+    It holds no exception: no traceback, and so nothing of the request that failed.
+    """
+
+    name: str
+    """The class, as `module.name`."""
+    message: str
+    status: int
+    type: str
+    code: str | None
+    param: str | None
+    retry_after: float | None
+    should_retry: bool | None
+    user_message: str
+
+    @classmethod
+    def of(cls, error: OpenAISSEError) -> ErrorValue:
+        """The value of *error*."""
+        return cls(_name(type(error)), *(getattr(error, name) for name in _VALUES))
+
+    def exception(self) -> OpenAISSEError:
+        """A new exception. Its class is `OpenAISSEError` if this process does not know the class; its members stay.
+
+        Attributes that a class of the app adds are lost.
+        """
+        cls = _classes.get(self.name, OpenAISSEError)
+        members = {name: getattr(self, name) for name in _VALUES}
+        message = members.pop("message")
+        own = {name: value for name, value in members.items() if value != getattr(cls, name)}
+        return _create(cls, (message,), own)
+
+
+_VALUES = tuple(field.name for field in fields(ErrorValue))[1:]
+_classes: WeakValueDictionary[str, type[OpenAISSEError]] = WeakValueDictionary()
+"""Every subclass of `OpenAISSEError`, by its name."""
+
+
+def _create(cls: type[OpenAISSEError], args: tuple[Any, ...], members: dict[str, Any]) -> OpenAISSEError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(members)
+    return error
+
+
+def _name(cls: type[OpenAISSEError]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class ConfigurationError(OpenAISSEError):
@@ -225,6 +286,16 @@ class TokensSpent(RequestError):
     user_message = "Your allowance for AI answers is used up for now. Please come back later."
 
 
+class TooManyReaders(RequestError):
+    """The stream, or its caller's streams together, have reached the limit of readers."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+    code = "too_many_readers"
+    retry_after = 5
+    user_message = "This answer is open in too many places. Please close some of them."
+
+
 class StreamStopped(OpenAISSEError):
     """The stream was stopped; its readers get this error. A transform raises it with a reason to stop its stream."""
 
@@ -256,6 +327,35 @@ class Draining(OpenAISSEError):
     code = "draining"
     retry_after = 2
     user_message = "The server is restarting. Please try again in a few seconds."
+
+
+class MemoryFull(OpenAISSEError):
+    """The process holds `max_memory` bytes of requests and streams, and accepts no new streams."""
+
+    status = 503
+    type = "server_is_overloaded"
+    code = "memory_full"
+    retry_after = 5
+    user_message = "The server is busy. Please try again in a few seconds."
+
+
+class LogUnavailable(OpenAISSEError):
+    """The stream log could not be reached."""
+
+    status = 503
+    type = "server_is_overloaded"
+    code = "log_unavailable"
+    retry_after = 2
+    user_message = "The server has a problem at the moment. Please try again in a few seconds."
+
+
+class ProducerLost(OpenAISSEError):
+    """The process that produced the stream has ended, or could not reach the stream log for too long."""
+
+    status = 503
+    code = "producer_lost"
+    retry_after = 1
+    user_message = "The answer was interrupted on our side. Please ask again."
 
 
 class ServerShutdown(OpenAISSEError):

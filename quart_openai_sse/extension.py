@@ -140,10 +140,11 @@ class QuartOpenAISSE:
         """The JSON object in the current request's body, read and checked as by the extension's own routes.
 
         Raises `RequestTooLarge` beyond `max_body`, `RequestTooSlow` after Quart's `BODY_TIMEOUT`,
-        `UnsupportedMediaType` unless it is `application/json`, and `InvalidRequest` unless it is a JSON object. A body
-        whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it is read, as in any route of the app.
+        `UnsupportedMediaType` unless it is `application/json`, `InvalidRequest` unless it is a JSON object, and
+        `MemoryFull` beyond `max_memory`. A body whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it
+        is read, as in any route of the app.
         """
-        return await read_json(self.config().max_body)
+        return await read_json(self._relay())
 
     async def start(
         self,
@@ -168,8 +169,8 @@ class QuartOpenAISSE:
     async def active(self, *, thread: str, principal: Principal) -> Stream | None:
         """The newest running stream of a thread, for a page that is loaded again; or `None`."""
         relay = self._relay()
-        running = relay.running(principal, thread=thread)
-        return Stream(relay, running[0].handle) if running else None
+        running = await relay.find(principal, thread=thread)
+        return Stream(relay, relay.handle(running[0].id, principal)) if running else None
 
     async def complete(
         self, body: Mapping[str, Any], *, principal: Principal, metadata: Mapping[str, Any] | None = None

@@ -40,10 +40,15 @@ class Principal:
         return f"{self.realm}:{self.id}"
 
 
-def stream_key(instance: str, principal: Principal, stream_id: str) -> str:
-    """The stream's key in the log: a digest of its arguments. No other principal's requests can produce it."""
-    parts = (instance, principal.realm, principal.id, stream_id)
+def owner_key(instance: str, principal: Principal) -> str:
+    """The principal's key in the log of an *instance*: a digest, which tells nothing of the principal."""
+    parts = (instance, principal.realm, principal.id)
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stream_key(owner: str, stream_id: str) -> str:
+    """The key in the log of a stream of *owner*, an `owner_key`. No other principal's requests can produce it."""
+    return hashlib.sha256(f"{owner}:{stream_id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_id(value: Any) -> bool:

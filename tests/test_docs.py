@@ -421,7 +421,8 @@ PUBLIC = {
     "logs": [],
     "simulator": [],
     "testing": [],
-    "errors": ["ConfigurationError"],  # docs/reference/errors.md is written from the others
+    "errors": ["ConfigurationError", "ErrorValue"],  # docs/reference/errors.md is written from the others
+    "flow": ["Flow"],
     "observers": ["Observer"],
     "producers.transforms": ["Transform"],
     "protocol.sse": ["SSEDecoder", "ServerSentEvent", "encode"],

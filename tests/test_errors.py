@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
@@ -14,6 +18,7 @@ from quart_openai_sse import errors
 from quart_openai_sse.errors import (
     ConfigurationError,
     Draining,
+    ErrorValue,
     InvalidRequest,
     OpenAISSEError,
     RequestError,
@@ -26,6 +31,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from quart_openai_sse.protocol import json
 
 
 def _tree(cls: type[OpenAISSEError] = OpenAISSEError) -> Iterator[type[OpenAISSEError]]:
@@ -179,3 +185,69 @@ def test_each_phase_of_a_timeout_has_its_own_code() -> None:
 def test_a_wrong_configuration_is_ours() -> None:
     assert issubclass(ConfigurationError, OpenAISSEError)
     assert ConfigurationError.side == "server"
+
+
+# As values ----------------------------------------------------------------------------------------------------------
+
+
+class Odd(InvalidRequest):
+    """An app's own, with arguments and an attribute of its own."""
+
+    code = "odd"
+
+    def __init__(self, ticket: int) -> None:
+        super().__init__(f"Ticket {ticket}.", param="ticket")
+        self.ticket = ticket
+
+
+def members(error: OpenAISSEError) -> tuple[object, ...]:
+    """All that can be told of an error."""
+    return type(error), error.status, error.body(), error.headers(), error.args
+
+
+CHANGED = UpstreamRefused("no", status=429, type="t", code="c", param="p", retry_after=1.5, should_retry=False)
+SAMPLES = [
+    *(create(cls, "What happened.") for cls in ALL),
+    CHANGED,
+    TooManyStreams("x", code="y", retry_after=9),
+    Odd(7),
+]
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_every_error_can_be_copied_pickled_and_rebuilt_from_its_value(error: OpenAISSEError) -> None:
+    assert members(copy.copy(error)) == members(error)
+    assert members(copy.deepcopy(error)) == members(error)
+    assert members(pickle.loads(pickle.dumps(error))) == members(error)
+    value = ErrorValue.of(error)
+    assert members(value.exception()) == members(error)
+    assert value.exception() is not value.exception()
+    assert pickle.loads(pickle.dumps(value)) == value == ErrorValue.of(value.exception())
+    json.encode(asdict(value))
+
+
+def test_a_copy_of_an_error_keeps_what_a_class_of_the_app_adds() -> None:
+    assert copy.copy(Odd(7)).ticket == pickle.loads(pickle.dumps(Odd(7))).ticket == 7
+
+
+def test_an_error_whose_class_is_unknown_here_keeps_its_members() -> None:
+    value = replace(ErrorValue.of(CHANGED), name="elsewhere.Unknown")
+    error = value.exception()
+    assert type(error) is OpenAISSEError
+    assert (error.status, error.body(), error.headers()) == (429, CHANGED.body(), CHANGED.headers())
+
+
+def test_the_value_of_an_error_holds_nothing_of_the_code_that_raised_it() -> None:
+    def fail() -> OpenAISSEError:
+        request = {1, 2, 3}
+        try:
+            raise Odd(len(request))
+        except Odd as error:
+            return error
+
+    error = fail()
+    watched = weakref.ref(error)
+    value = ErrorValue.of(error)
+    del error
+    assert watched() is None
+    assert value.exception().__traceback__ is None

@@ -129,8 +129,8 @@ async def test_a_response_may_be_made_in_a_task_of_its_own(create_app: CreateApp
     async with client.stream("POST", "/ask") as response:
         assert await anext(response.aiter_raw())
         relay = ai._state(app).engines.current()
-        assert len(relay._readers) == 1
-    while relay._readers:
+        assert len(relay.readers) == 1
+    while relay.readers:
         await asyncio.sleep(0)
 
 

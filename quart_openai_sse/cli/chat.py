@@ -14,6 +14,7 @@ import click
 from quart_openai_sse.cli.advice import RequestInfo, explain
 from quart_openai_sse.cli.target import CLI_PRINCIPAL, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
+from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.chunks import chunk_text
 
@@ -150,8 +151,8 @@ class _Answer:
         self._reasoning = False
         self._at_line_start = True
 
-    def take(self, entries: list[Entry]) -> bool:
-        """Prints the entries of one read. Returns `True`: the upstream can go on."""
+    def take(self, entries: list[Entry]) -> Flow:
+        """Prints the entries of one read. The upstream can go on."""
         for entry in entries:
             if self._terminal and (reasoning := chunk_text(entry.data, ("reasoning_content", "reasoning"))):
                 self._write(click.style(safe(reasoning), dim=True), reasoning=True)
@@ -159,7 +160,7 @@ class _Answer:
                 self.text += text
                 self._write(safe(text) if self._terminal else text, reasoning=False)
         sys.stdout.flush()
-        return True
+        return MORE
 
     def end(self) -> None:
         """Ends the last line of the output."""

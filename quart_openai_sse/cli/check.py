@@ -14,6 +14,7 @@ from quart_openai_sse.cli.observed import Observed, warnings
 from quart_openai_sse.cli.target import CLI_PRINCIPAL, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamRefused, UpstreamUnreachable
+from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.upstreams import Upstream
@@ -125,13 +126,13 @@ class _Check:
         times: list[float] = []
         chunks = 0
 
-        def take(entries: list[Entry]) -> bool:
+        def take(entries: list[Entry]) -> Flow:
             nonlocal chunks
             chunks += len(entries)
             if completion.has_output and not times:
                 times.append(time.monotonic() - began)
                 _print("First output", f"after {times[0]:.2f} s")
-            return True
+            return MORE
 
         sink, completion = self._target.sink(take)
         try:

@@ -18,6 +18,7 @@ from quart.cli import ScriptInfo
 
 from quart_openai_sse.config import KEY_PREFIX, Config
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.access import streaming_body
@@ -89,7 +90,7 @@ class WatchingSink(ChunkSink):
         self.status, self.headers = status, headers
         super().head(status, headers)
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         """See `Sink.feed`."""
         self.reads += 1
         return super().feed(data)
@@ -130,7 +131,7 @@ class Target:
         finally:
             await upstream.aclose()
 
-    def sink(self, take: Callable[[list[Entry]], bool]) -> tuple[WatchingSink, Completion]:
+    def sink(self, take: Callable[[list[Entry]], Flow]) -> tuple[WatchingSink, Completion]:
         """A sink for a streamed answer, and the answer's state; *take* gets the entries of each read."""
 
         async def room() -> None:

@@ -32,11 +32,13 @@ def end_error(end: End) -> OpenAISSEError | None:
         return None
     if end.outcome == "stopped":
         return StreamStopped(f"The stream was stopped: {end.reason}.")
-    return end.error or OpenAISSEError()
+    return OpenAISSEError() if end.error is None else end.error.exception()
 
 
 def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
     """The data of a last event that is named after the outcome: `{finish_reason, usage}`, `{error}` or `{reason}`."""
     if end.outcome == "completed":
         return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
-    return {"reason": end.reason} if end.outcome == "stopped" else (end.error or OpenAISSEError()).body(translate)
+    if end.outcome == "stopped":
+        return {"reason": end.reason}
+    return (OpenAISSEError() if end.error is None else end.error.exception()).body(translate)

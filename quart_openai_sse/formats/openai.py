@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from quart_openai_sse.errors import Translate, english
 from quart_openai_sse.formats import end_error
-from quart_openai_sse.logs.entries import END_ID, Batch, End
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
+
+_EVENT = Kind.EVENT
 
 
 class OpenAIFormat:
@@ -26,16 +28,17 @@ class OpenAIFormat:
         # Most batches hold one chunk. Without this shortcut encode takes 2.4 times as long (Python 3.13: 2.1 times).
         if len(batch.entries) == 1 and not ids:
             [entry] = batch.entries
-            if not (entry.event or entry.usage):
-                return encode_data(entry.data)
-        usage = self._include_usage
+            return encode_data(entry.data) if self._shows(entry) else b""
         if not ids:
-            return encode_all([each.data for each in batch.entries if not each.event and (usage or not each.usage)])
+            return encode_all([entry.data for entry in batch.entries if self._shows(entry)])
         return b"".join(
-            id_line(number, ids) + encode_data(each.data)
-            for number, each in enumerate(batch.entries, batch.first_id)
-            if not each.event and (usage or not each.usage)
+            id_line(batch.id(place), ids) + encode_data(entry.data)
+            for place, entry in enumerate(batch.entries, batch.first)
+            if self._shows(entry)
         )
+
+    def _shows(self, entry: Entry) -> bool:
+        return entry.kind is not _EVENT and (self._include_usage or not entry.usage)
 
     def end(self, end: End, *, ids: bool) -> bytes:
         """`[DONE]` for a completed stream, else an error: SDKs take a stream that ends without one for complete."""

@@ -5,34 +5,44 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.flow import Flow
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry, Kind
 
-__all__ = ["END_ID", "Batch", "End", "Entry", "Reader", "StreamLog", "Writer"]
+__all__ = ["END_ID", "About", "Batch", "End", "Entry", "Kind", "Reader", "StreamLog", "Writer"]
 
 
 class Writer(Protocol):
     """The producer's end of a stream."""
 
-    def append(self, entries: Sequence[Entry]) -> bool:
-        """Adds entries and wakes the readers; never waits. `False`: there is no `room` for more now.
+    def append(self, entries: Sequence[Entry]) -> Flow:
+        """Adds entries and wakes the readers; never waits.
 
-        Raises `StreamTooLong`, and then adds no entry.
+        `PAUSE`: await `room` before the next; `ENOUGH`: the stream has ended, and nothing was added. Raises
+        `StreamTooLong`, and then adds no entry.
         """
         ...
 
     async def room(self) -> None:
-        """Returns when the unread bytes are below the high-water mark; at once for a retained stream."""
+        """Returns when the unread bytes are below the high-water mark; at once for a kept stream."""
         ...
 
     async def close(self, end: End) -> None:
-        """Ends the stream; the first end wins."""
+        """Ends the stream; the first end wins. Raises `LogUnavailable` if the end cannot be stored."""
         ...
 
-    def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
+    def watch(
+        self,
+        *,
+        stopped: Callable[[str], object],
+        left: Callable[[], object],
+        lost: Callable[[], object],
+        linger: float,
+    ) -> None:
         """Sets the functions to be called until the stream ends.
 
         *stopped* is called with the reason when the stream is stopped, on any worker; *left* when no reader, on any
-        worker, has read it for *linger* seconds.
+        worker, has read it for *linger* seconds; *lost* when another process has ended the stream, because it took
+        this one for dead: nothing that is appended from then on reaches a reader.
         """
         ...
 
@@ -60,18 +70,41 @@ class Reader(Protocol):
     def __anext__(self) -> Awaitable[Batch]: ...
 
     async def aclose(self) -> None:
-        """Leaves the stream. May be called twice."""
+        """Leaves the stream. May be called twice, and while another task waits for the next batch.
+
+        That task's iteration then ends without the stream's end, and a wait in `opened` returns.
+        """
         ...
 
 
 class StreamLog(Protocol):
-    """Keeps streams by key. The ids of entries belong to the log; no other code parses them."""
+    """Keeps streams by key. The ids of entries belong to the log; no other code parses them.
 
-    async def create(self, key: str, *, digest: str, retain: bool) -> Writer | None:
+    `open` is awaited before the first use and `aclose` after the last; either may be called several times, and `open`
+    again after `aclose`. Every other method raises `LogUnavailable` while the store behind the log cannot be reached.
+    """
+
+    size: int
+    """The bytes of streams that it holds in the memory of this process, which are a part of `max_memory`."""
+
+    async def open(self) -> None:
+        """Makes the log usable: connects, creates tables. Raises `LogUnavailable`, and then may be called again."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether the log can be used now, for a readiness probe."""
+        ...
+
+    async def aclose(self) -> None:
+        """Frees what the log holds outside its process's memory. Streams of other processes go on."""
+        ...
+
+    async def create(self, key: str, *, about: About, digest: str, retain: bool) -> Writer | None:
         """Begins a stream. `None`: *key* exists, and the caller can attach to it.
 
         Raises `KeyReused` if it exists with another *digest*. A stream that failed before its first entry does not hold
-        its key: the next request starts anew. Unless *retain*, only unread entries are kept.
+        its key: the next request starts anew. With *retain* the stream is kept whole, for any number of readers, until
+        some time after its end; without, it is passing: it has one reader, and only unread entries are kept.
         """
         ...
 
@@ -84,4 +117,18 @@ class StreamLog(Protocol):
 
     async def stop(self, key: str, reason: str) -> None:
         """Asks the producer to stop; nothing happens if the stream has ended. Raises `StreamNotFound`."""
+        ...
+
+    async def tail(self, key: str) -> tuple[str, bool]:
+        """The id of the stream's last entry ("" before the first), and whether the stream has ended. Never waits.
+
+        Raises `StreamNotFound` and `StreamExpired`.
+        """
+        ...
+
+    async def find(self, owner: str, *, thread: str | None = None, ended_within: float = 0.0) -> list[About]:
+        """The kept streams of *owner* that run, on any worker, and those that ended in the last *ended_within* seconds.
+
+        The newest come first. With a *thread* only the streams of this thread; "" is the streams without one.
+        """
         ...

@@ -6,8 +6,11 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from quart_openai_sse.logs.entries import Entry
+from msgspec import structs
 
+from quart_openai_sse.logs.entries import Entry, Kind
+
+_CHUNK = Kind.CHUNK
 _WORTH = 32  # bytes that two entries must share
 _MOST = 4096  # bytes that are compared at either end
 _MOST_FRAMES = 256  # of one stream
@@ -25,8 +28,8 @@ class CompactEntries:
         self._times = array("d")
         self._ends = array("Q")
         """Where each entry would end if all were written in one row."""
-        self._marks: dict[int, tuple[str, bool]] = {}
-        """The event and usage of the few entries that have any."""
+        self._marks: dict[int, Entry] = {}
+        """The few entries that are not plain chunks, without their data."""
         self._marked: list[int] = []
         self._frames = [(b"", b"")]
         """What stands around the pieces, from each of these places on."""
@@ -46,9 +49,9 @@ class CompactEntries:
             around = len(before) + len(after)
             if not (around and size >= around and data.startswith(before) and data.endswith(after)):
                 before, after = self._change_frame(data)
-            if entry.event or entry.usage:
+            if entry.usage or entry.kind is not _CHUNK:
                 self._marked.append(len(self._pieces))
-                self._marks[len(self._pieces)] = (entry.event, entry.usage)
+                self._marks[len(self._pieces)] = structs.replace(entry, data=b"")
             self._pieces.append(data[len(before) : size - len(after)])
             self._times.append(entry.t)
             end += size
@@ -68,14 +71,15 @@ class CompactEntries:
             frame, until = self._frame(start, stop)
             before, after = frame
             kept = zip(self._pieces[start:until], self._times[start:until], strict=True)
-            entries += [Entry(before + piece + after, "", t) for piece, t in kept]
+            entries += [Entry(before + piece + after, t) for piece, t in kept]
             start = until
         return entries
 
     def _entry(self, place: int) -> Entry:
         (before, after), _ = self._frame(place, place)
-        event, usage = self._marks.get(place, ("", False))
-        return Entry(before + self._pieces[place] + after, event, self._times[place], usage)
+        data = before + self._pieces[place] + after
+        mark = self._marks.get(place)
+        return Entry(data, self._times[place]) if mark is None else structs.replace(mark, data=data)
 
     def _frame(self, start: int, stop: int) -> tuple[tuple[bytes, bytes], int]:
         """The frame of the entry at *start*, and the place up to which the next entries share it, at most *stop*."""

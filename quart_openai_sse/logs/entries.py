@@ -1,14 +1,15 @@
-"""The contents of a stream log: entries, the batches of a reader, and the end."""
+"""The contents of a stream log: what it knows of a stream, its entries, the batches of a reader, and the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal
 
 import msgspec
 
-from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.errors import ErrorValue, LogUnavailable
 
 Outcome = Literal["completed", "failed", "stopped"]
 
@@ -16,34 +17,73 @@ END_ID = "end"
 """The id of a stream's end. It is not a number: after a crash a log may hold fewer entries than a reader has had."""
 
 
+class Kind(Enum):
+    """What an entry is."""
+
+    CHUNK = "a chunk's bytes as the upstream sent them"
+    ANSWER = "an upstream's whole answer, which was not streamed"
+    EVENT = "an app event's data as JSON"
+
+
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A chunk's bytes as the upstream sent them, or an app event as JSON. *t* is seconds since the stream began."""
+    """One entry of a stream."""
 
     data: bytes
-    event: str = ""
-    """The app event's name; empty for a chunk."""
     t: float = 0.0
+    """Seconds since the stream began."""
     usage: bool = False
     """Whether it is a chunk with usage only, which a client that did not ask for usage does not get."""
+    kind: Kind = Kind.CHUNK
+    name: str = ""
+    """The app event's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a log knows of a stream besides its entries."""
+
+    id: str
+    owner: str = ""
+    """The key of the principal that started it, by which `StreamLog.find` finds it; "" for anonymous callers."""
+    thread: str = ""
+    model: str = ""
+    """The model that the request named."""
+    created: float = 0.0
+    """When it started, in Unix time."""
+    echo: bytes = b""
+    """A wire format's own bytes, at most 64 KiB: the part of the request that it must repeat to every reader."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a stream ended: the same value in the log, on the record and on the wire."""
+    """How a stream ended, as a plain value: the same in the log, on the record and on the wire."""
 
     outcome: Outcome
     reason: str = ""
-    error: OpenAISSEError | None = None
+    error: ErrorValue | None = None
     finish_reasons: Mapping[int, str] = field(default_factory=dict)
     usage: Mapping[str, Any] | None = None
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Entries with dense ids from *first_id*, and the end if it follows them. Without either: a heartbeat."""
+LOST = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream log lost the stream's end.")))
+"""The end for a reader whose iteration ended without one."""
 
-    first_id: int
+
+class Batch(msgspec.Struct, frozen=True):
+    """Entries with dense ids, and the end if it follows them. Without either: a heartbeat."""
+
+    first: int
+    """The place of the first entry in its stream, from 1."""
     entries: Sequence[Entry]
     end: End | None = None
+    epoch: int = 1
+    """How many producers the stream has had, this one included. A batch never holds entries of two."""
+    encoded: dict[Hashable, bytes] | None = None
+    """The bytes of the entries by `Format.sharing`, if the batch is given to several readers."""
+
+    def id(self, place: int) -> str:
+        """The event ID of the entry at *place* in the stream: the place; after the first epoch with the epoch."""
+        return str(place) if self.epoch == 1 else f"{self.epoch}.{place}"
 
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import KeyReused, StreamExpired, StreamNotFound, StreamTooLong
-from quart_openai_sse.logs.entries import END_ID
+from quart_openai_sse.errors import KeyReused, MemoryFull, OpenAISSEError, StreamExpired, StreamNotFound, StreamTooLong
+from quart_openai_sse.logs.entries import END_ID, About
 from quart_openai_sse.logs.kept import KeptStream
-from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream
+from quart_openai_sse.logs.memory_stream import STREAM_OVERHEAD, MemoryReader, MemoryStream
 from quart_openai_sse.logs.passing import PassingStream
 
 _MAX_TOMBSTONES = 100_000
@@ -38,8 +38,11 @@ class MemoryLog:
         self.max_log_bytes = max_log_bytes
         self.high_water = high_water
         self.clock = clock
-        self.size = 0  # of all streams, in bytes
+        self.size = 0
+        """The bytes that all streams take."""
         self._streams: dict[str, MemoryStream] = {}
+        self._owners: dict[str, dict[str, MemoryStream]] = {}
+        """The kept streams by owner and key, oldest first."""
         self._ended: OrderedDict[str, float] = OrderedDict()  # when each retained stream ended, oldest first
         self._tombstones: OrderedDict[str, tuple[float, str]] = OrderedDict()  # when it expired, and its digest
         self._timer: asyncio.TimerHandle | None = None
@@ -56,8 +59,21 @@ class MemoryLog:
             high_water=config.high_water,
         )
 
-    async def create(self, key: str, *, digest: str, retain: bool) -> MemoryStream | None:
-        """See `StreamLog.create`."""
+    async def open(self) -> None:
+        """See `StreamLog.open`."""
+
+    async def ready(self) -> bool:
+        """See `StreamLog.ready`."""
+        return True
+
+    async def aclose(self) -> None:
+        """See `StreamLog.aclose`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def create(self, key: str, *, about: About, digest: str, retain: bool) -> MemoryStream | None:
+        """See `StreamLog.create`. Raises `MemoryFull` for a kept stream if running streams take up the whole log."""
         self._sweep()
         known = self._digest(key)
         if known is not None:
@@ -66,7 +82,13 @@ class MemoryLog:
             return None
         if key in self._streams:
             self._forget(key)
-        self._streams[key] = stream = (KeptStream if retain else PassingStream)(self, key, digest)
+        if retain:
+            self._reserve(STREAM_OVERHEAD, MemoryFull)
+        else:  # which needs no room: its reader takes its entries
+            self.size += STREAM_OVERHEAD
+        self._streams[key] = stream = (KeptStream if retain else PassingStream)(self, key, about, digest)
+        if retain and about.owner:
+            self._owners.setdefault(about.owner, {})[key] = stream
         return stream
 
     async def read(self, key: str, *, after: str = "", heartbeat: float | None = None) -> MemoryReader:
@@ -79,6 +101,21 @@ class MemoryLog:
         """See `StreamLog.stop`."""
         if key not in self._tombstones:
             self._find(key).stop(reason)
+
+    async def tail(self, key: str) -> tuple[str, bool]:
+        """See `StreamLog.tail`."""
+        stream = self._find(key)
+        return str(stream.last or ""), stream.end is not None
+
+    async def find(self, owner: str, *, thread: str | None = None, ended_within: float = 0.0) -> list[About]:
+        """See `StreamLog.find`."""
+        self._sweep()
+        oldest = self.clock() - ended_within
+        return [
+            stream.about
+            for key, stream in reversed(self._owners.get(owner, {}).items())
+            if (thread is None or stream.about.thread == thread) and (stream.end is None or self._ended[key] > oldest)
+        ]
 
     def _find(self, key: str) -> MemoryStream:
         if key in self._tombstones:
@@ -98,19 +135,11 @@ class MemoryLog:
 
     def charge(self, size: int) -> None:
         """See `OwningLog.charge`."""
-        if self.size + size > self.max_log_bytes:
-            self._sweep(room=size)
-            if self.size + size > self.max_log_bytes:
-                raise StreamTooLong("The stream log is full.")
-        self.size += size
-
-    def refund(self, size: int) -> None:
-        """See `OwningLog.refund`."""
-        self.size -= size
+        self._reserve(size, StreamTooLong)
 
     def closed(self, stream: MemoryStream) -> None:
         """See `OwningLog.closed`."""
-        if stream.retain:
+        if stream.retain and not stream.abandoned:
             self._ended[stream.key] = self.clock()
             self._sweep()
         elif not stream.readers:
@@ -118,15 +147,27 @@ class MemoryLog:
 
     def left(self, stream: MemoryStream) -> None:
         """See `OwningLog.left`."""
-        if stream.end is not None and not stream.retain:
+        if stream.end is not None and (stream.abandoned or not stream.retain):
             self._forget(stream.key)
 
     def _forget(self, key: str) -> None:
         stream = self._streams.pop(key, None)
         self._ended.pop(key, None)
-        if stream is not None:
-            self.size -= stream.size
-            stream.size = 0
+        if stream is None:
+            return
+        self.size -= stream.size + STREAM_OVERHEAD
+        stream.size = 0
+        owned = self._owners.get(stream.about.owner, {})
+        if owned.pop(key, None) is not None and not owned:
+            del self._owners[stream.about.owner]
+
+    def _reserve(self, size: int, error: type[OpenAISSEError]) -> None:
+        """Counts *size* more bytes. Raises *error* if they exceed the limit even without any ended stream."""
+        if self.size + size > self.max_log_bytes:
+            self._sweep(room=size)
+            if self.size + size > self.max_log_bytes:
+                raise error("The stream log is full.")
+        self.size += size
 
     def _sweep(self, *, room: int = 0) -> None:
         """Removes ended streams whose time is over, and the oldest ones while the log is full."""

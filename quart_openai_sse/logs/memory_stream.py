@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, StreamStopped
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.flow import Flow
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
 _ENTRY_OVERHEAD = 120  # bytes that an entry takes in addition to its data
 _EVENT_OVERHEAD = 120  # bytes that the name of an app event adds
+STREAM_OVERHEAD = 2048
+"""Bytes that a stream takes in addition to its entries."""
 
 
 class MemoryStream(ABC):
@@ -24,14 +27,17 @@ class MemoryStream(ABC):
 
     retain: bool
 
-    def __init__(self, log: OwningLog, key: str, digest: str) -> None:
+    def __init__(self, log: OwningLog, key: str, about: About, digest: str) -> None:
         self.key = key
+        self.about = about
         self.digest = digest
         self.last = 0
         """The number of entries that were appended."""
         self.end: End | None = None
+        self.abandoned = False
+        """Whether its start was refused: it failed before its producer watched it."""
         self.size = 0
-        """The bytes that are counted for the entries it holds."""
+        """The bytes of the entries that it holds, as the log counts them."""
         self.readers: set[MemoryReader] = set()
         self._log = log
         self._stop_reason: str | None = None
@@ -74,7 +80,7 @@ class MemoryStream(ABC):
     # The writer
 
     @abstractmethod
-    def append(self, entries: Sequence[Entry]) -> bool:
+    def append(self, entries: Sequence[Entry]) -> Flow:
         """See `Writer.append`."""
 
     @abstractmethod
@@ -86,16 +92,25 @@ class MemoryStream(ABC):
         if self.end is not None:
             return
         self.end = end
+        self.abandoned = self._watch is None and self.failed_empty
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        batch = Batch(self.last + 1, (), end)
         for reader in self.readers:
-            if not reader.give((), end):
+            if not reader.give(batch):
                 reader.open()
         self._log.closed(self)
 
-    def watch(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
-        """See `Writer.watch`."""
+    def watch(
+        self,
+        *,
+        stopped: Callable[[str], object],
+        left: Callable[[], object],
+        lost: Callable[[], object],
+        linger: float,
+    ) -> None:
+        """See `Writer.watch`. No other process can end the stream, so *lost* is not called."""
         if self.end is not None:
             return
         self._watch = _Watch(stopped=stopped, left=left, linger=linger)
@@ -120,13 +135,11 @@ class OwningLog(Protocol):
     max_entries: int
     max_bytes: int
     high_water: int
+    size: int
+    """The bytes of all streams."""
 
     def charge(self, size: int) -> None:
         """Counts *size* more bytes. Raises `StreamTooLong` if the log is full."""
-        ...
-
-    def refund(self, size: int) -> None:
-        """Counts *size* fewer bytes."""
         ...
 
     def closed(self, stream: MemoryStream) -> None:
@@ -142,7 +155,7 @@ def size_of(entries: Sequence[Entry]) -> int:
     """The bytes that *entries* are counted for."""
     size = 0
     for entry in entries:
-        size += len(entry.data) + (_ENTRY_OVERHEAD + _EVENT_OVERHEAD if entry.event else _ENTRY_OVERHEAD)
+        size += len(entry.data) + (_ENTRY_OVERHEAD + _EVENT_OVERHEAD if entry.name else _ENTRY_OVERHEAD)
     return size
 
 
@@ -198,7 +211,7 @@ class MemoryReader:
                 self._opening = None
         if stream.last == 0 and stream.end is not None:
             if stream.end.error is not None:
-                raise stream.end.error
+                raise stream.end.error.exception()
             if stream.end.outcome == "stopped":
                 raise StreamStopped(f"The stream was stopped: {stream.end.reason}.")
 
@@ -213,14 +226,13 @@ class MemoryReader:
         self._next = self._loop.create_future()
         return self._next
 
-    def give(self, entries: Sequence[Entry], end: End | None = None) -> bool:
-        """Hands over *entries*, which were not appended yet, and *end*. `False`: the reader is not waiting for them."""
+    def give(self, batch: Batch) -> bool:
+        """Hands over *batch*, which is not in the stream yet. `False`: the reader is not waiting for it."""
         waiting = self._next
         if waiting is None or waiting.done():
             return False
-        batch = Batch(self.place + 1, entries, end)
-        self.place += len(entries)
-        self.at_end = end is not None
+        self.place += len(batch.entries)
+        self.at_end = batch.end is not None
         waiting.set_result(batch)
         return True
 
@@ -236,6 +248,9 @@ class MemoryReader:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.open()
+        if self._next is not None and not self._next.done():
+            self._next.set_exception(StopAsyncIteration)
         if self in self._stream.readers:
             self._stream.leave(self)
 
@@ -257,6 +272,6 @@ class MemoryReader:
         now = self._loop.time()
         due = self._silent_since + heartbeat if waiting else now + heartbeat
         if due <= now:
-            self.give(())
+            self.give(Batch(self.place + 1, ()))
             due = now + heartbeat
         self._timer = self._loop.call_at(due, self._check_silence, heartbeat)

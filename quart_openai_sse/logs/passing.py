@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from quart_openai_sse.errors import StreamExpired, StreamTooLong
-from quart_openai_sse.logs.entries import End, Entry
-from quart_openai_sse.logs.memory_stream import MemoryReader, MemoryStream, OwningLog, size_of
+from quart_openai_sse.flow import ENOUGH, MORE, PAUSE, Flow
+from quart_openai_sse.logs.entries import About, Batch, End, Entry
+from quart_openai_sse.logs.memory_stream import MemoryStream, OwningLog, size_of
 
 
 class PassingStream(MemoryStream):
@@ -15,11 +16,9 @@ class PassingStream(MemoryStream):
 
     retain = False
 
-    def __init__(self, log: OwningLog, key: str, digest: str) -> None:
-        super().__init__(log, key, digest)
+    def __init__(self, log: OwningLog, key: str, about: About, digest: str) -> None:
+        super().__init__(log, key, about, digest)
         self._unread: list[Entry] = []
-        self._reader: MemoryReader | None = None
-        """The latest one. There are never two at a time."""
         self._room: asyncio.Future[None] | None = None
         """What the producer waits for."""
 
@@ -33,28 +32,26 @@ class PassingStream(MemoryStream):
     def take(self, place: int) -> Sequence[Entry]:
         """See `MemoryStream.take`. The stream no longer holds them."""
         entries, self._unread = self._unread, []
-        self._log.refund(self.size)
+        self._log.size -= self.size
         self.size = 0
         self._make_room()
         return entries
 
-    def append(self, entries: Sequence[Entry]) -> bool:
+    def append(self, entries: Sequence[Entry]) -> Flow:
         """See `Writer.append`."""
         if self.end is not None:
-            return False
-        reader = self._reader
-        if reader is None or not reader.give(entries):
-            if reader is not None and reader.open():
+            return ENOUGH
+        batch = Batch(self.last + 1, entries)
+        for reader in self.readers:  # at most one
+            if reader.give(batch):
+                break
+            if reader.open():
                 self._unread += entries  # not counted: the reader takes them at once, whether the log is full or not
-            else:
-                self._keep(entries)
+                break
+        else:
+            self._keep(entries)
         self.last += len(entries)
-        return self.size < self._log.high_water
-
-    def enter(self, reader: MemoryReader) -> None:
-        """See `MemoryStream.enter`."""
-        super().enter(reader)
-        self._reader = reader
+        return MORE if self.size < self._log.high_water else PAUSE
 
     async def room(self) -> None:
         """See `Writer.room`."""

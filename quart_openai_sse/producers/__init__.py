@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 from quart_openai_sse.producers.intake import Intake
@@ -17,6 +18,6 @@ class Producer(Protocol):
     cancels_at_once: bool
     """Whether `run` ends at once when it is cancelled, so that it needs no task of its own."""
 
-    async def run(self, intake: Intake) -> None:
+    def run(self, intake: Intake) -> Awaitable[None]:
         """Appends the whole stream to *intake*."""
         ...

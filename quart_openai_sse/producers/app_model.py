@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
-from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry
+from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry, Kind
 from quart_openai_sse.observers import APP
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.access import UpstreamAccess
@@ -152,7 +152,7 @@ class AppModel:
 
     def _entries(self, item: Event | Mapping[str, Any], t: float) -> list[Entry]:
         if isinstance(item, Event):
-            return [Entry(_encoded(item.data), item.name, t)]
+            return [Entry(_encoded(item.data), t, kind=Kind.EVENT, name=item.name)]
         return self._chunk(item, t)
 
     def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
@@ -210,7 +210,7 @@ class AppModel:
     def _entry(self, choices: list[dict[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
         chunk = {**(others or {}), **self._head, "choices": choices}
         data = _encoded(chunk)
-        return Entry(data, "", t, self.completion.feed(data) is Signal.USAGE)
+        return Entry(data, t, self.completion.feed(data) is Signal.USAGE)
 
 
 async def _pass_on(chat: Chat) -> AsyncGenerator[Any, None]:

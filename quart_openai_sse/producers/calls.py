@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
 from quart_openai_sse.errors import StreamTooLong
+from quart_openai_sse.flow import PAUSE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
@@ -127,11 +128,11 @@ class Call:
         self._message.add_chunk(chunk, size=len(entry.data))
         return chunk if chunk.get("id") else {**chunk, "id": self._id}
 
-    def _take(self, entries: list[Entry]) -> bool:
+    def _take(self, entries: list[Entry]) -> Flow:
         self._entries.extend(entries)
         self._space.clear()
         self._news.set()
-        return False
+        return PAUSE
 
     async def _room(self) -> None:
         if self._entries:

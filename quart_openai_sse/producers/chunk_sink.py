@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from quart_openai_sse.errors import OpenAISSEError, UpstreamGarbled
+from quart_openai_sse.flow import ENOUGH, MORE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.protocol import json
@@ -24,9 +25,9 @@ _MOST_DOCUMENT = 64 << 10  # bytes of a document that was sent instead of a stre
 class ChunkSink:
     """Splits an upstream's bytes into entries, as `Sink`.
 
-    The entries of one read are given to *take* at once, which returns whether there is room for more; if there is not,
-    *room* is awaited. Only the preamble is held back until the first output, so that an attempt which fails before it
-    leaves nothing behind. Times are counted from *began*, and events are at most *max_event* bytes long.
+    The entries of one read are given to *take* at once; if it returns `PAUSE`, *room* is awaited. Only the preamble is
+    held back until the first output, so that an attempt which fails before it leaves nothing behind. Times are counted
+    from *began*, and events are at most *max_event* bytes long.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ChunkSink:
         completion: Completion,
         *,
         attempts: Attempts | None = None,
-        take: Callable[[list[Entry]], bool],
+        take: Callable[[list[Entry]], Flow],
         room: Callable[[], Awaitable[None]],
         began: float = 0.0,
         max_event: int,
@@ -72,11 +73,11 @@ class ChunkSink:
         elif headers.get("content-type", "").startswith(("application/json", "text/html")):
             self._over, self._document = True, bytearray()
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         """See `Sink.feed`."""
         self.fed = now = monotonic()
         if self._over:
-            return self._document is not None and self._collect(self._document, data)
+            return ENOUGH if self._document is None else self._collect(self._document, data)
         try:
             events = self._decoder.feed_data(data)
         except EventTooLarge as error:
@@ -90,29 +91,22 @@ class ChunkSink:
                 if signal is _DONE:  # whatever follows is not part of the stream
                     self._over, self._failure = True, None
                     break
-                entries.append(Entry(event, "", t, signal is _USAGE))
+                entries.append(Entry(event, t, signal is _USAGE))
         except OpenAISSEError as error:
             self._fail(error)
-        room = True
         if not self.started:
             entries = self._hold(entries)
+        flow = MORE
         if entries:
             try:
-                room = self._take(entries)
+                flow = self._take(entries)
             except OpenAISSEError as error:
                 self._fail(error)
-        return room and not self._over
+        return ENOUGH if self._over else flow
 
-    async def room(self) -> bool:
+    async def room(self) -> None:
         """See `Sink.room`."""
-        if self._failure is not None:
-            raise self._failure
-        if self._completion.done:
-            return False
-        if self._document is not None and len(self._document) >= _MOST_DOCUMENT:
-            raise UpstreamGarbled("The upstream answered with a document instead of a stream.")
         await self._room()
-        return True
 
     def finish(self) -> None:
         """See `Sink.finish`."""
@@ -133,9 +127,9 @@ class ChunkSink:
             self._fail(UpstreamGarbled("The upstream sent more than 1 MiB without any output."))
         return []
 
-    def _collect(self, document: bytearray, data: bytes) -> bool:
+    def _collect(self, document: bytearray, data: bytes) -> Flow:
         document += data
-        return len(document) < _MOST_DOCUMENT
+        return MORE if len(document) < _MOST_DOCUMENT else ENOUGH
 
     def _fail(self, error: OpenAISSEError) -> None:
         self._over, self._failure = True, error

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs import Writer
-from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.observers import APP, StreamRecord
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.upstreams import Attempt
+
+_EVENT = Kind.EVENT
 
 
 class Intake:
@@ -39,47 +41,42 @@ class Intake:
         self._charge = charge
         self.closed = False
         """Whether entries are refused: what a producer yields after its interruption is not part of the stream."""
-        self._last = -math.inf
+        self._last = 0.0
 
     def elapsed(self) -> float:
         """Seconds since the stream began."""
         return monotonic() - self.began
 
-    def append(self, entries: list[Entry]) -> bool:
-        """Adds entries to the log; the first addition has output. `False`: there is no room for more now.
+    def append(self, entries: list[Entry]) -> Flow:
+        """Adds entries to the log, as `Writer.append`; the first addition has output.
 
         Raises `StreamTooLong` and `TokensSpent`.
         """
         if self.closed:
             raise OpenAISSEError("The stream has ended.")
-        room = self._writer.append(entries)
+        flow = self._writer.append(entries)
         record, now = self.record, entries[-1].t
         for entry in entries:
-            if not entry.event:
+            if entry.kind is not _EVENT:
                 record.chunks += 1
                 record.bytes += len(entry.data)
-        if now - self._last > record.longest_gap:
-            self._note_gap(now)
+        if record.time_to_first_output is None:
+            record.time_to_first_output = now
+            if self.on_first is not None:
+                self.on_first()
+        elif now - self._last > record.longest_gap:
+            record.longest_gap = now - self._last
         self._last = now
         if self.message is not None:
             self._assemble(self.message, entries)
         if self._charge is not None:
             self._charge()
-        return room
-
-    def _note_gap(self, now: float) -> None:
-        """Notes the time to the first output, or the longest gap so far."""
-        if self.record.time_to_first_output is None:
-            self.record.time_to_first_output = now
-            if self.on_first is not None:
-                self.on_first()
-        else:
-            self.record.longest_gap = now - self._last
+        return flow
 
     def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
         for entry in entries:
-            if entry.event:
-                self.events.append((entry.event, json.decode(entry.data)))
+            if entry.kind is _EVENT:
+                self.events.append((entry.name, json.decode(entry.data)))
             else:
                 message.add(entry.data)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
-from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.flow import ENOUGH, MORE, Flow
+from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol import json
@@ -33,7 +34,7 @@ class UpstreamAnswer:
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
         await self._access.upstream.run(self._body, self, principal=self._access.principal)
-        intake.append([Entry(bytes(self._data), "", intake.elapsed())])
+        intake.append([Entry(bytes(self._data), intake.elapsed(), kind=Kind.ANSWER)])
 
     def begin(self, upstream: str) -> None:
         """See `Sink.begin`."""
@@ -44,17 +45,18 @@ class UpstreamAnswer:
     def head(self, status: int, headers: Headers) -> None:
         """See `Sink.head`."""
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         """See `Sink.feed`."""
         self._data += data
-        return len(self._data) <= self._access.config.max_bytes
+        return MORE if len(self._data) <= self._access.config.max_bytes else ENOUGH
 
-    async def room(self) -> bool:
+    async def room(self) -> None:
         """See `Sink.room`."""
-        raise StreamTooLong("The upstream's answer is too large.")
 
     def finish(self) -> None:
         """See `Sink.finish`."""
+        if len(self._data) > self._access.config.max_bytes:
+            raise StreamTooLong("The upstream's answer is too large.")
         try:
             answer = json.decode(self._data)
         except ValueError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
@@ -21,7 +21,7 @@ class UpstreamStream:
         self._body = streaming_body(body, access.config)
         self.completion = Completion(n=body.get("n") or 1)
 
-    async def run(self, intake: Intake) -> None:
+    def run(self, intake: Intake) -> Awaitable[None]:
         """See `Producer.run`."""
         access = self._access
         sink = ChunkSink(
@@ -32,4 +32,4 @@ class UpstreamStream:
             began=intake.began,
             max_event=access.config.max_event,
         )
-        await access.upstream.run(self._body, sink, principal=access.principal)
+        return access.upstream.run(self._body, sink, principal=access.principal)

@@ -126,10 +126,3 @@ def _choices(data: bytes) -> list[Any]:
         return []
     choices = chunk.get("choices") if isinstance(chunk, dict) else None
     return choices if isinstance(choices, list) else []
-
-
-def whole_answer(data: bytes) -> bool:
-    """Whether the JSON object *data* is an answer in one piece instead of a chunk."""
-    choices = json.decode(data).get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return isinstance(first, dict) and "delta" not in first

@@ -162,6 +162,25 @@ MEMBERS: Mapping[str, Schema] = {
 """The optional members of a chat request, in the keywords of JSON Schema that the checks above read."""
 
 
+def body_size(body: Mapping[str, Any]) -> int:
+    """About the bytes that *body* takes: those of its texts."""
+    size, values = 0, [body]
+    for _ in range(_MOST_VALUES):  # an app's own body may contain itself
+        if not values:
+            break
+        value: Any = values.pop()
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            values += value.values()
+        elif isinstance(value, list | tuple):
+            values += value
+    return size
+
+
+_MOST_VALUES = 1_000_000
+
+
 def digest(body: Mapping[str, Any]) -> str:
     """The SHA-256 of *body* in hexadecimal digits, the same for any order of its members.
 

@@ -6,27 +6,44 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from types import TracebackType
 from typing import Any, cast
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import Draining, InvalidRequest, OpenAISSEError, ServerShutdown, StartAbandoned
+from quart_openai_sse.errors import (
+    Draining,
+    ErrorValue,
+    InvalidRequest,
+    LogUnavailable,
+    MemoryFull,
+    OpenAISSEError,
+    ServerShutdown,
+    StartAbandoned,
+    StreamExpired,
+    StreamNotFound,
+    TokensSpent,
+    TooManyStreams,
+)
+from quart_openai_sse.limits.memory import MemoryAccount
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.logs.entries import End
+from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.observers import StreamRecord
-from quart_openai_sse.principal import Principal, stream_key
+from quart_openai_sse.principal import Principal, owner_key, stream_key
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.protocol.requests import check_idempotency_key, digest, validate
+from quart_openai_sse.protocol.requests import body_size, check_idempotency_key, digest, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
-from quart_openai_sse.relay.admission import Admission, owner_of
+from quart_openai_sse.relay.admission import Admission
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
 from quart_openai_sse.relay.departures import Departures
 from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import CLEAN_UP, RunningStream, StreamHandle
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
@@ -53,8 +70,12 @@ class Relay:
         self.config = config
         self.log = log
         self.hooks = hooks
-        self.admission = Admission(config)
+        self.memory = MemoryAccount(config.max_memory, log)
+        self.admission = Admission(config, self.memory)
+        self.readers = Readers(config)
         self.draining = False
+        self._heartbeat = config.keepalive or None
+        self._log_is_open = False
         self._create_upstream = create_upstream
         self._own_upstream: Upstreams | None = None
         self._override: Upstreams | None = None
@@ -63,9 +84,6 @@ class Relay:
         self._streams: dict[str, RunningStream] = {}
         """By their keys, oldest first."""
         self._departures = Departures()
-        self._readers: set[Reader] = set()
-        self._no_readers = asyncio.Event()
-        self._no_readers.set()
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
         self._observe = partial(hooks.observe, background=self._background)
@@ -86,13 +104,13 @@ class Relay:
         """Starts the stream that *body* asks for, or attaches to the one that *idempotency_key* names.
 
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
-        `KeyReused`, and whatever a `prepare` hook raises.
+        `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
         """
-        if self.draining:
-            raise Draining("The server is shutting down.")
+        self._check_draining()
         body = validate(body, default_model=self.config.model)
+        size = body_size(body)
         retain = retain or bool(idempotency_key)
-        handle = self.find(_stream_id(idempotency_key, principal), principal)
+        handle = self.handle(_stream_id(idempotency_key, principal), principal)
         record = StreamRecord(
             id=handle.id,
             thread=thread,
@@ -100,68 +118,112 @@ class Relay:
             metadata=dict(metadata or {}),
             trace_id=current_trace_id(),
         )
+        about = About(id=handle.id, owner=handle.owner, thread=thread, model=body["model"], created=time.time())
         fingerprint = digest(body) if idempotency_key else ""
-        create = partial(self.log.create, handle.key, digest=fingerprint, retain=retain)
-        writer = await create() if idempotency_key else None
-        if idempotency_key and writer is None:
-            return StreamHandle(handle.id, handle.key, attached=True)
-        stream = RunningStream(handle, principal, record, retain=retain)
-        reserved = False
+        create = partial(self.log.create, handle.key, about=about, digest=fingerprint, retain=retain)
+        attached = replace(handle, attached=True)
+        await self.open()
         try:
-            self.admission.reserve(principal)
-            reserved = True
-            stream.body = await self.hooks.run_prepare(body, principal)
-            record.model = stream.body["model"]
-            stream.producer = choose_producer(
-                stream,
+            place = self.admission.reserve(principal, size=size)
+        except (TooManyStreams, TokensSpent, MemoryFull):
+            if idempotency_key and await self._exists(handle.key, create):  # attaching needs no place
+                return attached
+            raise
+        async with AsyncExitStack() as undo:
+            undo.callback(place.release)
+            writer = None
+            if idempotency_key:
+                writer = await create()
+                if writer is None:
+                    return attached
+                undo.push_async_exit(partial(_refuse, writer))
+            body = await self.hooks.run_prepare(body, principal)
+            record.model = body["model"]
+            producer = choose_producer(
+                body,
+                principal,
+                record,
                 hooks=self.hooks,
                 upstream=self.upstream,
                 config=self.config,
                 allowed=allowed_models,
                 on_retry=partial(self._observe, "retried", record),
             )
-            # `create` returns None only for a key in use, which a random key of 128 bits is not.
-            stream.writer = writer or cast(Writer, await create())
+            if writer is None:
+                # `create` returns None only for a key in use, which a random key of 128 bits is not.
+                writer = cast(Writer, await create())
+                undo.push_async_exit(partial(_refuse, writer))
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if not retain:
-                reader = await self.read(handle.key, heartbeat=bool(body.get("stream")))
-                stream.handle = StreamHandle(handle.id, handle.key, reader=reader)
+                reader = await self.log.read(handle.key, heartbeat=self._heartbeat if body.get("stream") else None)
+                handle = replace(handle, reader=reader)
+                self.readers.add(reader, handle)
+                undo.push_async_callback(self.readers.leave, reader)
                 record.readers = 1
-            if self.draining:  # since the first check
-                raise Draining("The server is shutting down.")
-        except BaseException as error:
-            if stream.handle.reader is not None:
-                await self.leave(stream.handle.reader)
-            if reserved:
-                self.admission.release(principal)
-            if writer is not None:
-                refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
-                await writer.close(End("failed", refusal.code or "", refusal))
-            raise
-        self._run(stream)
-        return stream.handle
+            self._check_draining()  # since the first check
+            stream = RunningStream(
+                handle,
+                principal=principal,
+                body=body,
+                record=record,
+                place=place,
+                writer=writer,
+                producer=producer,
+                intake=Intake(
+                    writer,
+                    record,
+                    assemble=self.config.max_bytes if self.hooks.on_end else 0,
+                    charge=self.admission.meter(principal, producer.completion, record),
+                ),
+            )
+            undo.pop_all()
+        self._run(stream, linger=self.config.linger if retain else 0)
+        return handle
+
+    def _check_draining(self) -> None:
+        if self.draining:
+            raise Draining("The server is shutting down.")
+
+    async def _exists(self, key: str, create: Callable[[], Awaitable[Writer | None]]) -> bool:
+        """Whether there is a stream to attach to. *create* compares the digests, and raises `KeyReused`."""
+        try:
+            await self.log.tail(key)
+        except StreamNotFound:
+            return False
+        except StreamExpired:
+            pass
+        writer = await create()
+        if writer is not None:  # the stream failed before its first entry, and does not hold its key
+            await _refuse(writer)
+        return writer is None
 
     # Run --------------------------------------------------------------------------------------------------------
 
-    def _run(self, stream: RunningStream) -> None:
-        stream.record.upstream = stream.producer.upstream
-        stream.intake = Intake(
-            stream.writer,
-            stream.record,
-            assemble=self.config.max_bytes if self.hooks.on_end else 0,
-            charge=self.admission.meter(stream),
-        )
+    def _run(self, stream: RunningStream, *, linger: float) -> None:
+        loop = asyncio.get_running_loop()
         self._streams[stream.handle.key] = stream
-        stream.task = asyncio.get_running_loop().create_task(self._stream(stream))
+        stream.writer.watch(
+            stopped=partial(stream.interrupt, "stopped"),
+            left=partial(self._departures.add, stream),
+            lost=stream.lose,
+            linger=linger,
+        )
+        stream.task = loop.create_task(self._stream(stream))
+        if self._timer is None:
+            self._timer = loop.call_later(self.config.max_duration, self._expire)
         self._observe("started", stream.record)
 
     async def _stream(self, stream: RunningStream) -> None:
-        """The life of one stream: it ends exactly once, and its slot is free afterwards."""
+        """The life of one stream: it ends exactly once, and its place is free afterwards."""
         end: End | None = None
         try:
             async with self._scope():
-                end = await self._produce(stream)
-                if self.hooks.on_end:
+                if self.hooks.observers:
+                    # In a copy of the task's context: upstream data arrives in the context of the connection.
+                    first = partial(copy_context().run, self._observe, "first_chunk", stream.record)
+                    stream.intake.on_first = first
+                end = await stream.produce(self._background)
+                if self.hooks.on_end and not stream.lost:
                     stream.complete_record(end)
                     timeout = self.config.on_end_timeout
                     # Before the readers see the end: a client that reads "completed" can rely on what was stored.
@@ -172,25 +234,21 @@ class Relay:
             end = end or stream.failed(OpenAISSEError("The stream failed."))
             stream.complete_record(end)
             try:
-                await stream.writer.close(end)
+                await self._close(stream, end)
             finally:
                 del self._streams[stream.handle.key]
-                self.admission.release(stream.principal)
+                stream.place.release()
                 self._observe("ended", stream.record)
 
-    async def _produce(self, stream: RunningStream) -> End:
-        """Runs the producer until it is done or interrupted."""
-        if self.hooks.observers:
-            # In a copy of the task's context: upstream data arrives in the context of the connection.
-            stream.intake.on_first = partial(copy_context().run, self._observe, "first_chunk", stream.record)
-        stream.writer.watch(
-            stopped=partial(stream.interrupt, "stopped"),
-            left=partial(self._departures.add, stream),
-            linger=self.config.linger if stream.retain else 0,
-        )
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.config.max_duration, self._expire)
-        return await stream.produce(self._background)
+    async def _close(self, stream: RunningStream, end: End) -> None:
+        """Writes the end to the log. If the log fails, the stream's readers end without it, which is a failure."""
+        if stream.lost:
+            return
+        try:
+            await stream.writer.close(end)
+        except Exception:
+            logger.exception("stream %s: the log did not take its end", stream.handle.id)
+            await self.readers.cut(stream.handle)
 
     def _expire(self) -> None:
         """Ends the streams that ran for too long. One timer serves all: it is set for the oldest."""
@@ -218,50 +276,57 @@ class Relay:
 
     # Read, stop, find -------------------------------------------------------------------------------------------
 
-    async def read(self, key: str, *, after: str = "", heartbeat: bool = True) -> Reader:
-        """Opens a reader of the stream; the caller must pass it to `leave`. Raises what `StreamLog.read` raises."""
-        reader = await self.log.read(key, after=after, heartbeat=self.config.keepalive or None if heartbeat else None)
-        self._readers.add(reader)
-        self._no_readers.clear()
-        if (stream := self._streams.get(key)) is not None:
+    async def read(self, handle: StreamHandle, *, after: str = "", heartbeat: bool = True) -> Reader:
+        """Opens a reader of the stream; the caller must close it by `readers.leave`.
+
+        Raises what `StreamLog.read` raises, and `TooManyReaders`.
+        """
+        self.readers.check(handle)
+        await self.open()
+        reader = await self.log.read(handle.key, after=after, heartbeat=self._heartbeat if heartbeat else None)
+        self.readers.add(reader, handle)
+        if (stream := self._streams.get(handle.key)) is not None:
             stream.record.readers += 1
             stream.record.resumes += bool(after)
         return reader
 
-    async def leave(self, reader: Reader) -> None:
-        """Ends the reading. May be called twice."""
-        self._readers.discard(reader)
-        if not self._readers:
-            self._no_readers.set()
-        await reader.aclose()
-
     def leave_soon(self, reader: Reader) -> None:
-        """`leave`, for callers that cannot await."""
-        if reader in self._readers:
-            self._background.hold(self.leave(reader))
+        """Closes a reader, for callers that cannot await."""
+        if reader in self.readers:
+            self._background.hold(self.readers.leave(reader))
 
-    def find(self, stream_id: str, principal: Principal) -> StreamHandle:
+    def handle(self, stream_id: str, principal: Principal) -> StreamHandle:
         """The handle of a principal's stream, whether it exists or not: only the log knows that."""
-        return StreamHandle(stream_id, stream_key(self._instance, principal, stream_id))
+        owner = owner_key(self._instance, principal)
+        return StreamHandle(stream_id, stream_key(owner, stream_id), "" if principal.anonymous else owner)
 
     async def stop(self, handle: StreamHandle, reason: str) -> None:
         """Asks the stream to stop; nothing happens if it has ended. Raises `StreamNotFound`."""
+        await self.open()
         await self.log.stop(handle.key, reason)
 
-    def running(self, principal: Principal, *, thread: str | None = None) -> list[RunningStream]:
+    async def find(self, principal: Principal, *, thread: str | None = None) -> list[About]:
         """The principal's running streams that can be resumed, newest first; none for anonymous callers."""
         if principal.anonymous:
             return []
-        owner = owner_of(principal)
-        return [
-            stream
-            for stream in reversed(self._streams.values())
-            if stream.retain
-            and owner_of(stream.principal) == owner
-            and (thread is None or stream.record.thread == thread)
-        ]
+        await self.open()
+        return await self.log.find(owner_key(self._instance, principal), thread=thread)
 
-    # Shut down --------------------------------------------------------------------------------------------------
+    # Open and shut down -----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens the log, unless that is done. Raises `LogUnavailable`."""
+        if not self._log_is_open:
+            await self.log.open()
+            self._log_is_open = True
+
+    async def ready(self) -> bool:
+        """Whether new streams can be started."""
+        try:
+            await self.open()
+            return not self.draining and await self.log.ready()
+        except LogUnavailable:
+            return False
 
     async def drain(self, timeout: float) -> None:
         """Starts no new streams, waits *timeout* seconds for the running ones, and ends the rest as failed.
@@ -275,14 +340,11 @@ class Relay:
             stream.interrupt("failed", "server_shutdown", ServerShutdown("The server is shutting down."))
         if tasks := [stream.task for stream in self._streams.values()]:
             await asyncio.wait(tasks, timeout=CLEAN_UP + self.config.on_end_timeout)
-        try:
-            async with asyncio.timeout(CLEAN_UP):
-                await self._no_readers.wait()
-        except TimeoutError:
-            logger.warning("%d readers have not had their last event", len(self._readers))
+        if not await self.readers.wait_for_none(CLEAN_UP):
+            logger.warning("%d readers have not had their last event", len(self.readers))
 
     async def aclose(self) -> None:
-        """Ends the running streams, and closes the upstream's connections."""
+        """Ends the running streams, and closes the log and the upstream's connections."""
         await self.drain(0)
         if self._timer is not None:
             self._timer.cancel()
@@ -291,6 +353,19 @@ class Relay:
         for upstream in (self._own_upstream, self._override):
             if upstream is not None:
                 await upstream.aclose()
+        await self.log.aclose()
+        self._log_is_open = False
+
+
+async def _refuse(
+    writer: Writer,
+    cls: type[BaseException] | None = None,
+    error: BaseException | None = None,
+    traceback: TracebackType | None = None,
+) -> None:
+    """Ends a stream whose start failed with *error*. It does not hold its key."""
+    refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
+    await writer.close(End("failed", refusal.code or "", ErrorValue.of(refusal)))
 
 
 def _stream_id(idempotency_key: str, principal: Principal) -> str:

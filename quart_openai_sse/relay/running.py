@@ -10,13 +10,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError, ServerShutdown, StreamStopped, StreamTooLong
+from quart_openai_sse.errors import (
+    ErrorValue,
+    ModelFailed,
+    OpenAISSEError,
+    ProducerLost,
+    ServerShutdown,
+    StreamStopped,
+    StreamTooLong,
+)
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End, Outcome
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers import Producer
 from quart_openai_sse.producers.intake import Intake
+from quart_openai_sse.relay.admission import Place
 from quart_openai_sse.relay.background import Background, run_abandonable
 from quart_openai_sse.relay.hooks import StreamEnd
 
@@ -34,27 +43,43 @@ class StreamHandle:
 
     id: str
     key: str
+    owner: str = ""
+    """The key of its principal in the log; "" for anonymous callers."""
     attached: bool = False
     reader: Reader | None = None
 
 
 class RunningStream:
-    """A stream that is being produced."""
+    """A stream that is being produced. It is made when all of its parts are known.
 
-    writer: Writer
-    producer: Producer
-    intake: Intake
+    *body* is the request, after `prepare`.
+    """
+
     task: asyncio.Task[None]
 
-    def __init__(self, handle: StreamHandle, principal: Principal, record: StreamRecord, *, retain: bool) -> None:
+    def __init__(
+        self,
+        handle: StreamHandle,
+        *,
+        principal: Principal,
+        body: Mapping[str, Any],
+        record: StreamRecord,
+        place: Place,
+        writer: Writer,
+        producer: Producer,
+        intake: Intake,
+    ) -> None:
         self.handle = handle
         self.principal = principal
+        self.body = body
         self.record = record
-        self.retain = retain
-        self.created = int(time.time())
-        """Unix time."""
-        self.body: Mapping[str, Any] = {}
-        """The request, after `prepare`."""
+        record.upstream = producer.upstream
+        self.place = place
+        self.writer = writer
+        self.producer = producer
+        self.intake = intake
+        self.lost = False
+        """Whether another process has ended it, because it took this one for dead."""
         self._producing: asyncio.Task[None] | None = None
         self._interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
 
@@ -103,10 +128,16 @@ class RunningStream:
         """Ends the stream because it ran longer than `max_duration`."""
         self.interrupt("failed", "stream_too_long", StreamTooLong("The stream ran for too long."))
 
+    def lose(self) -> None:
+        """Ends the production of a stream that another process has ended."""
+        self.lost = True
+        self.interrupt("failed", "producer_lost", ProducerLost("Another process has ended this stream."))
+
     def end(self, outcome: Outcome, reason: str = "", error: OpenAISSEError | None = None) -> End:
-        """An end with the finish reasons and the usage that have arrived."""
+        """An end with the finish reasons and the usage that have arrived. It keeps nothing of *error* but its value."""
         completion = self.producer.completion
-        return End(outcome, reason, error, dict(completion.finish_reasons), completion.usage)
+        value = None if error is None else ErrorValue.of(error)
+        return End(outcome, reason, value, dict(completion.finish_reasons), completion.usage)
 
     def failed(self, error: OpenAISSEError) -> End:
         """The end of a stream that failed with *error*."""
@@ -129,7 +160,7 @@ class RunningStream:
             id=self.handle.id,
             outcome=end.outcome,
             reason=end.reason,
-            error=end.error,
+            error=None if end.error is None else end.error.exception(),
             principal=self.principal,
             thread=self.record.thread,
             model=self.record.model,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quart_openai_sse.errors import (
+    ErrorValue,
     InvalidLastEventID,
     KeyReused,
     OpenAISSEError,
@@ -15,8 +16,9 @@ from quart_openai_sse.errors import (
     StreamStopped,
     UpstreamTruncated,
 )
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
 
 
 class StreamLogContract:
@@ -90,15 +92,15 @@ class StreamLogContract:
     async def test_a_key_that_exists_is_attached_to(self, log: StreamLog) -> None:
         """With the same digest `create` returns `None`; with another digest it raises `KeyReused`."""
         await _create(log, "a", digest="x")
-        assert await log.create("a", digest="x", retain=True) is None
+        assert await log.create("a", about=_ABOUT, digest="x", retain=True) is None
         with _raises(KeyReused):
-            await log.create("a", digest="y", retain=True)
+            await log.create("a", about=_ABOUT, digest="y", retain=True)
 
     async def test_a_stream_that_failed_without_an_entry_does_not_hold_its_key(self, log: StreamLog) -> None:
         """A second request with its key starts a new stream."""
         writer = await _create(log, "a")
-        await writer.close(End("failed", error=UpstreamTruncated()))
-        assert await log.create("a", digest="other", retain=True) is not None
+        await writer.close(_failed(UpstreamTruncated()))
+        assert await log.create("a", about=_ABOUT, digest="other", retain=True) is not None
 
     async def test_an_unknown_stream_is_not_found(self, log: StreamLog) -> None:
         """`read` and `stop` raise `StreamNotFound` for an unknown key."""
@@ -119,13 +121,13 @@ class StreamLogContract:
         """The producer gets the reason of the first stop, even if it watches later; a second stop has no effect."""
         writer = await _create(log, "a")
         told: asyncio.Queue[str] = asyncio.Queue()
-        writer.watch(stopped=told.put_nowait, left=lambda: told.put_nowait("left"), linger=60)
+        writer.watch(stopped=told.put_nowait, left=lambda: told.put_nowait("left"), lost=_nothing, linger=60)
         await log.stop("a", "first")
         await log.stop("a", "second")
         async with asyncio.timeout(5):
             assert await told.get() == "first"
         late: asyncio.Queue[str] = asyncio.Queue()
-        writer.watch(stopped=late.put_nowait, left=lambda: late.put_nowait("left"), linger=60)
+        writer.watch(stopped=late.put_nowait, left=lambda: late.put_nowait("left"), lost=_nothing, linger=60)
         async with asyncio.timeout(5):
             assert await late.get() == "first"
         assert told.empty()
@@ -135,7 +137,7 @@ class StreamLogContract:
         writer = await _create(log, "a")
         first, second = await log.read("a"), await log.read("a")
         left = asyncio.Event()
-        writer.watch(stopped=lambda _: None, left=left.set, linger=0)
+        writer.watch(stopped=lambda _: None, left=left.set, lost=_nothing, linger=0)
         await first.aclose()
         await first.aclose()
         await _run_callbacks()
@@ -157,7 +159,7 @@ class StreamLogContract:
         """The linger begins with the stream."""
         writer = await _create(log, "a")
         left = asyncio.Event()
-        writer.watch(stopped=lambda _: None, left=left.set, linger=0)
+        writer.watch(stopped=lambda _: None, left=left.set, lost=_nothing, linger=0)
         async with asyncio.timeout(5):
             await left.wait()
 
@@ -175,12 +177,12 @@ class StreamLogContract:
         await beating.aclose()
         writer.append([_entry("one")])
         await (await log.read("a")).opened(60)
-        await writer.close(End("failed", error=UpstreamTruncated()))
+        await writer.close(_failed(UpstreamTruncated()))
         await (await log.read("a")).opened(60)  # the stream had output, so its failure is sent as an event
 
         failed = await _create(log, "b")
         reader = await log.read("b")
-        await failed.close(End("failed", error=UpstreamTruncated()))
+        await failed.close(_failed(UpstreamTruncated()))
         with _raises(UpstreamTruncated):
             await reader.opened(60)
 
@@ -204,8 +206,8 @@ class StreamLogContract:
         """It pauses its producer until they are read, and its beginning cannot be read again."""
         writer = await _create(log, "a", retain=False)
         reader = await log.read("a")
-        assert writer.append([_entry("one")])
-        assert not writer.append([Entry(b"x" * (1 << 20))])
+        assert writer.append([_entry("one")]) is Flow.MORE
+        assert writer.append([Entry(b"x" * (1 << 20))]) is Flow.PAUSE
         room = asyncio.ensure_future(writer.room())
         await _run_callbacks()
         assert not room.done()
@@ -228,16 +230,25 @@ class StreamLogContract:
 
 
 _COMPLETED = End("completed", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
+_ABOUT = About(id="0123456789abcdef0123456789abcdef", owner="ann", model="model", created=1.5)
+
+
+def _failed(error: OpenAISSEError) -> End:
+    return End("failed", error.code or "", ErrorValue.of(error))
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _create(log: StreamLog, key: str, *, digest: str = "", retain: bool = True) -> Writer:
-    writer = await log.create(key, digest=digest, retain=retain)
+    writer = await log.create(key, about=_ABOUT, digest=digest, retain=retain)
     assert writer is not None
     return writer
 
 
 def _entry(text: str) -> Entry:
-    return Entry(text.encode(), "", 0.5)
+    return Entry(text.encode(), 0.5)
 
 
 async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:
@@ -246,7 +257,7 @@ async def _drain(reader: Reader) -> tuple[list[tuple[int, str]], End | None]:
     end = None
     batch: Batch
     async for batch in reader:
-        entries += [(batch.first_id + place, entry.data.decode()) for place, entry in enumerate(batch.entries)]
+        entries += [(place, entry.data.decode()) for place, entry in enumerate(batch.entries, batch.first)]
         end = batch.end
     await reader.aclose()
     return entries, end

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.flow import ENOUGH, MORE, PAUSE, Flow
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
@@ -79,8 +80,10 @@ class ScriptedUpstream:
                 raise step
             if not isinstance(step, bytes):
                 await (step() if callable(step) else step)
-            elif not sink.feed(step) and not await sink.room():
-                return
+            elif (flow := sink.feed(step)) is ENOUGH:
+                break
+            elif flow is PAUSE:
+                await sink.room()
         sink.finish()
 
 
@@ -104,14 +107,14 @@ class _WholeAnswer:
         self._completion = Completion()
         self._message: Assembly | None = None
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         if not data.startswith(b"data:"):
             return self._feed(data)
         self._message = self._message or Assembly()
         for event in self._decoder.feed_raw(data):
             if self._completion.feed(event.data) is not Signal.DONE:
                 self._message.add(event.data)
-        return True
+        return MORE
 
     def finish(self) -> None:
         if self._message is not None:

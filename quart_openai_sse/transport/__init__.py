@@ -41,8 +41,9 @@ class PushTransport:
     """Sends requests over a pool of connections. One instance serves one event loop.
 
     A response's `extensions["push"]` is a coroutine function: `push(feed)` calls *feed* with the bytes of the body,
-    once for each read from the socket. It returns `True` at the body's end, and `False` as soon as *feed* does; bytes
-    that arrived and were not fed are kept for the next `push` or iteration. Cancelling it closes the connection.
+    once for each read from the socket. It returns `Flow.MORE` at the body's end, and any other `Flow` as soon as *feed*
+    does; bytes that arrived and were not fed are kept for the next `push` or iteration. Cancelling it closes the
+    connection.
 
     With `extensions={"resend": True}` a request is sent a second time if its kept connection turns out to be closed.
     """

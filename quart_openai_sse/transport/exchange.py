@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-Feed = Callable[[bytes], bool]
-"""Takes bytes of the body; returns `False` to get no more."""
+from quart_openai_sse.flow import MORE, Flow
+
+Feed = Callable[[bytes], Flow]
+"""Takes bytes of the body, and returns whether it wants more now."""
 
 _MAX_OVERHEAD = 100 << 10  # bytes in a row without any of the body: heads, trailers, chunk extensions
 
@@ -70,7 +72,7 @@ class Exchange:
         self._overhead = 0
         self._error: Exception | None = None
         self._feed: Feed | None = None
-        self._waiter: asyncio.Future[bool | Exception] | None = None
+        self._waiter: asyncio.Future[Flow | Exception] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet_since = 0.0
 
@@ -113,14 +115,17 @@ class Exchange:
             await self._wait()
         return self._take()
 
-    async def push(self, feed: Feed) -> bool:
-        """Gives *feed* the body as it arrives. Returns `True` at the body's end, `False` when *feed* returned it."""
-        if self._pieces and not feed(self._take()):
-            return False
+    async def push(self, feed: Feed) -> Flow:
+        """Gives *feed* the body as it arrives, until it returns another `Flow` than `MORE`, and returns that.
+
+        Returns `MORE` at the body's end.
+        """
+        if self._pieces and (flow := feed(self._take())) is not MORE:
+            return flow
         if self._error is not None:
             raise self._error
         if self._ended:
-            return True
+            return MORE
         self._feed = feed
         try:
             outcome = await self._wait()
@@ -137,8 +142,8 @@ class Exchange:
             self._give_back()
             self.notify()
 
-    async def _wait(self, *, watched: bool = True) -> bool | Exception:
-        waiter: asyncio.Future[bool | Exception] = self._loop.create_future()
+    async def _wait(self, *, watched: bool = True) -> Flow | Exception:
+        waiter: asyncio.Future[Flow | Exception] = self._loop.create_future()
         self._waiter = waiter
         if self._connection is not None:
             self._connection.resume()
@@ -206,15 +211,13 @@ class Exchange:
             if self._pieces and self._connection is not None:
                 self._connection.pause()
             return
-        outcome: bool | Exception = True
+        outcome: Flow | Exception = MORE
         if self._feed is not None:
             try:
-                if self._pieces and not self._feed(self._take()):
-                    outcome = False
-                elif self._over:
-                    outcome = self._error or True
-                else:
+                flow = self._feed(self._take()) if self._pieces else MORE
+                if flow is MORE and not self._over:
                     return
+                outcome = self._error or MORE if flow is MORE else flow
             except Exception as error:
                 outcome = error
         if not waiter.done():  # the feed may have cancelled it

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.principal import Principal
 
 Headers = Mapping[str, str]
@@ -35,16 +36,19 @@ class Sink(Protocol):
         """The status line and the headers have arrived. Only the body of a 200 is fed."""
         ...
 
-    def feed(self, data: bytes) -> bool:
-        """A piece of the body has arrived. `False`: stop feeding, and await `room`."""
+    def feed(self, data: bytes) -> Flow:
+        """A piece of the body has arrived. `PAUSE`: await `room` before the next; `ENOUGH`: call `finish`."""
         ...
 
-    async def room(self) -> bool:
-        """Waits until there is room for more. `False`: the rest is not wanted. Raises the error that `feed` found."""
+    async def room(self) -> None:
+        """Waits until there is room for more."""
         ...
 
     def finish(self) -> None:
-        """The body has ended. Raises `UpstreamTruncated` and its like if the answer is not complete."""
+        """The body has ended, or `feed` had enough of it.
+
+        Raises the error that `feed` found, and `UpstreamTruncated` and its like if the answer is not complete.
+        """
         ...
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import httpx
 
 from quart_openai_sse.config import Config
+from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.transport import Exchange, Feed, Origin, create_transport, find_origin
 
 T = TypeVar("T")
@@ -40,8 +41,11 @@ class Answer(Protocol):
         """By names in lower case."""
         ...
 
-    async def push(self, feed: Feed) -> bool:
-        """Calls *feed* with the body as it arrives. `True`: the body has ended; `False`: *feed* returned `False`."""
+    async def push(self, feed: Feed) -> Flow:
+        """Calls *feed* with the body as it arrives, until it returns another `Flow` than `MORE`, and returns that.
+
+        `MORE`: the body has ended.
+        """
         ...
 
     async def finish(self) -> None:
@@ -145,5 +149,5 @@ def _by_name(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     return found
 
 
-def _discard(data: bytes) -> bool:
-    return True
+def _discard(data: bytes) -> Flow:
+    return MORE

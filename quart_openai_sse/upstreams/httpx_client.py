@@ -11,6 +11,7 @@ import anyio
 import httpx
 
 from quart_openai_sse.config import Config
+from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.transport import Feed
 from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Outgoing
 
@@ -116,18 +117,18 @@ class _HttpxAnswer:
         self._response = response
         self._pieces = response.aiter_raw()
 
-    async def push(self, feed: Feed) -> bool:
+    async def push(self, feed: Feed) -> Flow:
         if (push := self._response.extensions.get("push")) is not None:
-            done: bool = await push(feed)
-            return done
+            flow: Flow = await push(feed)
+            return flow
         async for data in self._pieces:
-            if not feed(data):
-                return False
-        return True
+            if (flow := feed(data)) is not MORE:
+                return flow
+        return MORE
 
     async def finish(self) -> None:
         with suppress(Exception), anyio.move_on_after(REST):  # the answer is complete in any case
-            await self.push(lambda _: True)
+            await self.push(lambda _: MORE)
 
     async def aclose(self) -> None:
         try:

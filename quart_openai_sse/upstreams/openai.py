@@ -22,6 +22,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.flow import ENOUGH, MORE, PAUSE, Flow
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.trace_context import current_trace_id
@@ -163,13 +164,14 @@ async def _feed(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
     sink.head(answer.status, answer.headers)
     if answer.status != 200:
         raise refusal(answer.status, answer.headers, await _bounded(answer))
-    while not await answer.push(sink.feed):
+    while (flow := await answer.push(sink.feed)) is PAUSE:
         deadlines.pause()
-        if not await sink.room():
-            await answer.finish()
-            return
+        await sink.room()
         deadlines.resume()
     sink.finish()
+    if flow is ENOUGH:
+        deadlines.pause()
+        await answer.finish()
 
 
 async def _list(answer: Answer) -> list[dict[str, Any]]:
@@ -188,9 +190,9 @@ async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
     """The whole body of an answer, or its first *limit* bytes."""
     body = bytearray()
 
-    def feed(data: bytes) -> bool:
+    def feed(data: bytes) -> Flow:
         body.extend(data)
-        return len(body) <= limit
+        return MORE if len(body) <= limit else ENOUGH
 
     await answer.push(feed)
     return bytes(body[:limit])

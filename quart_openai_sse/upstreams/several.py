@@ -190,6 +190,8 @@ class Upstreams:
         able = [each for each in self.candidates if each.has(model)]
         if not able:
             raise ModelNotFound(f"No upstream has the model {model!r}.")
+        if len(able) == 1:
+            return able
         now = time.monotonic()
         able = [each for each in able if each.breaker.admits(now)] or able
         # A weighted choice without replacement: the greatest power of a random number wins (Efraimidis, Spirakis).

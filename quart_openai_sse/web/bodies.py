@@ -11,33 +11,38 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
 from quart_openai_sse.protocol.requests import parse_body
+from quart_openai_sse.relay.relay import Relay
 
+_SMALL = 64 << 10  # bytes; further ones are taken only while there is memory
 _PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
 
 
-async def read_json(limit: int) -> dict[str, Any]:
+async def read_json(relay: Relay) -> dict[str, Any]:
     """The JSON object in the body of the current request.
 
-    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond *limit* bytes, and `RequestTooSlow`.
+    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body`, `RequestTooSlow`, and
+    `MemoryFull`.
     """
-    data, headers = await read_body(limit), request.headers
-    return parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
-
-
-async def read_body(limit: int) -> bytes:
-    """The body of the current request. Raises `RequestTooLarge` beyond *limit* bytes, and `RequestTooSlow`."""
+    limit, memory = relay.config.max_body, relay.memory
     body = bytearray()
     try:
+        memory.check()
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
             async for data in request.body:
                 body += data
+                memory.bodies += len(data)
                 if len(body) > limit:
                     raise RequestTooLarge(f"The body is larger than {limit} bytes.")
+                if len(body) > _SMALL:
+                    memory.check()
     except TimeoutError:
         raise RequestTooSlow("The body did not arrive in time.") from None
     except RequestEntityTooLarge:
         raise RequestTooLarge(f"The body is larger than {limit} bytes.") from None
-    return bytes(body)
+    finally:
+        memory.bodies -= len(body)
+    headers = request.headers
+    return parse_body(bytes(body), content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
 
 
 async def swallow_body() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from quart import Response, request
 
-from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.errors import ErrorValue, OpenAISSEError
 from quart_openai_sse.formats import Format
 from quart_openai_sse.logs import Reader
-from quart_openai_sse.logs.entries import END_ID, End, Entry
+from quart_openai_sse.logs.entries import END_ID, LOST, End
 from quart_openai_sse.protocol.sse import HEARTBEAT
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
+from quart_openai_sse.web.writes import WriteWatch
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -50,21 +52,21 @@ async def stream_response(
     fails before it. Raises what `StreamLog.read` raises.
     """
     after = "" if format_.replays else after
-    reader = handle.reader or await relay.read(handle.key, after=after)
+    reader = handle.reader or await relay.read(handle, after=after)
     try:
         # If the client disconnects before the body begins, the body's `finally` never runs, but the request's task
         # ends. (It may be another than the current task: a view may create its response in a task of its own.)
-        task = _request_task.get() or asyncio.current_task()
-        if task is not None:
-            task.add_done_callback(lambda _: relay.leave_soon(reader))
+        task = _request_task.get() or cast("asyncio.Task[Any]", asyncio.current_task())
+        task.add_done_callback(lambda _: relay.leave_soon(reader))
         if late:
             await reader.opened(relay.config.commit_after)
     except BaseException:
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
         raise
     retry = b"retry: %d\n" % relay.config.retry if ids else b""
+    watch = WriteWatch(task, relay.config.write_timeout)
     response = Response(
-        _body(relay, reader, format_, ids=ids, retry=retry),
+        _body(relay, reader, format_, watch, ids=ids, retry=retry),
         content_type=_EVENT_STREAM,
         headers={**STREAM_HEADERS, "X-Stream-Id": handle.id},
     )
@@ -78,13 +80,13 @@ async def resumed_response(relay: Relay, handle: StreamHandle, format_: Format, 
     It is an empty 204 if the client has the end already, which keeps an EventSource from reconnecting, and the headers
     alone for HEAD. Otherwise see `stream_response`.
     """
-    reader = await relay.read(handle.key, after="" if format_.replays and after != END_ID else after)
+    reader = await relay.read(handle, after="" if format_.replays and after != END_ID else after)
     if reader.at_end or request.method == "HEAD":
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
         if reader.at_end:
             return Response(status=204, mimetype="text/event-stream")
         return Response(content_type=_EVENT_STREAM, headers={**STREAM_HEADERS, "X-Stream-Id": handle.id})
-    handle = StreamHandle(handle.id, handle.key, reader=reader)
+    handle = replace(handle, reader=reader)
     return await stream_response(relay, handle, format_, ids=True, late=late)
 
 
@@ -103,29 +105,46 @@ async def _body(
     relay: Relay,
     reader: Reader,
     format_: Format,
+    watch: WriteWatch,
     *,
     ids: bool,
     retry: bytes,
 ) -> AsyncGenerator[bytes, None]:
     keepalive = relay.config.keepalive or math.inf
-    shown: Sequence[Entry] = (Entry(b""),)  # the last entries that produced output for the client
+    memory = relay.memory
+    shown = 0.0  # when the last entry came that produced output for the client
+    size = 0
     try:
         if retry:
             yield retry
         async for batch in reader:
-            entries = batch.entries
+            entries, end = batch.entries, batch.end
             data = format_.encode(batch, ids=ids) if entries else b""
-            if batch.end is not None:
-                yield data + format_.end(batch.end, ids=ids)
+            if end is not None:
+                data += format_.end(end, ids=ids)
             elif data:
-                shown = entries
-                yield data
-            elif not entries or entries[-1].t - shown[-1].t >= keepalive:  # silence, or nothing to send in this format
-                shown = entries or shown
-                yield HEARTBEAT
+                shown = entries[-1].t
+            elif not entries or entries[-1].t - shown >= keepalive:  # silence, or nothing to send in this format
+                shown = entries[-1].t if entries else shown
+                data = HEARTBEAT
+            else:
+                continue
+            del batch, entries  # a slow client holds their bytes once, and not twice
+            size = len(data)
+            memory.unread += size
+            watch.writes += 1
+            yield data
+            watch.writes += 1
+            memory.unread -= size
+            size = 0
+            if end is not None:
+                return
+        yield format_.end(LOST, ids=ids)
     except Exception:
         # Quart does not pass on an exception of the body: the stream would look complete.
         logger.exception("a response failed")
-        yield format_.end(End("failed", "internal_error", OpenAISSEError()), ids=ids)
+        yield format_.end(End("failed", "internal_error", ErrorValue.of(OpenAISSEError())), ids=ids)
     finally:
-        await relay.leave(reader)
+        memory.unread -= size
+        watch.stop()
+        await relay.readers.leave(reader)

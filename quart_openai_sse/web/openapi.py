@@ -14,11 +14,14 @@ from quart_openai_sse.errors import (
     InvalidLastEventID,
     InvalidRequest,
     KeyReused,
+    LogUnavailable,
+    MemoryFull,
     ModelFailed,
     ModelNotFound,
     OpenAISSEError,
     OriginDenied,
     PermissionDenied,
+    ProducerLost,
     RequestTooLarge,
     RequestTooSlow,
     ServerShutdown,
@@ -28,6 +31,7 @@ from quart_openai_sse.errors import (
     StreamStopped,
     StreamTooLong,
     TokensSpent,
+    TooManyReaders,
     TooManyStarts,
     TooManyStreams,
     UnsupportedMediaType,
@@ -193,7 +197,8 @@ _ALWAYS: Errors = (AuthenticationRequired, PermissionDenied, InvalidRequest, Aut
 _STARTED: Errors = (
     *(*_ALWAYS, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
     *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
-    *(ModelFailed, StreamTooLong, StreamStopped, ServerShutdown),
+    *(MemoryFull, LogUnavailable, TooManyReaders),
+    *(ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
     *subclasses(UpstreamError),
 )
 """The errors of a route that starts a stream, until its first output."""
@@ -238,17 +243,17 @@ _OPERATIONS: Mapping[str, Schema] = {
     "list_streams": {
         "parameters": ("thread",),
         "answers": {"200": {"description": "The caller's running streams.", "content": _json("Streams")}},
-        "errors": _ALWAYS,
+        "errors": (*_ALWAYS, LogUnavailable),
     },
     "read_stream": {
         "parameters": ("stream_id", "Last-Event-ID", "last_event_id", "format"),
         "answers": {"200": _READING, "204": {"description": "The last event ID is the end of the stream."}},
-        "errors": (*_ALWAYS, InvalidLastEventID, StreamNotFound, StreamExpired),
+        "errors": (*_ALWAYS, InvalidLastEventID, StreamNotFound, StreamExpired, TooManyReaders, LogUnavailable),
     },
     "stop_stream": {
         "parameters": ("stream_id",),
         "answers": {"204": {"description": "The stream has been stopped, or had ended."}},
-        "errors": (*_ALWAYS, OriginDenied, StreamNotFound),
+        "errors": (*_ALWAYS, OriginDenied, StreamNotFound, LogUnavailable),
     },
     "client": {
         "security": [],
@@ -268,7 +273,10 @@ _OPERATIONS: Mapping[str, Schema] = {
         "security": [],
         "answers": {
             "200": {"description": "The server accepts requests.", "content": _json("Status")},
-            "503": {"description": "The server is draining.", "content": _json("Status")},
+            "503": {
+                "description": "The server is draining, or the stream log is unavailable.",
+                "content": _json("Status"),
+            },
         },
     },
 }

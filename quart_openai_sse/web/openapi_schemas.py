@@ -180,7 +180,7 @@ SCHEMAS: Schema = {
         model=_TEXT,
         created={"type": "integer", "description": "Unix time."},
     ),
-    "Status": _object(("status",), status={"enum": ["ok", "ready", "draining"]}),
+    "Status": _object(("status",), status={"enum": ["ok", "ready", "draining", "log unavailable"]}),
     "Error": _object(
         ("error",),
         error=_object(

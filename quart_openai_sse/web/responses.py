@@ -8,9 +8,9 @@ from quart import Response
 
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import end_error
+from quart_openai_sse.logs.entries import LOST, End, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import whole_answer
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.language import translator
@@ -21,20 +21,22 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
 
     Raises the error of a stream that failed, and `StreamStopped`.
     """
-    reader = handle.reader or await relay.read(handle.key, heartbeat=False)
+    reader = handle.reader or await relay.read(handle, heartbeat=False)
     assembly = Assembly(limit=relay.config.max_bytes)
     whole: bytes | None = None
+    end: End | None = None
     try:
         async for batch in reader:
             for entry in batch.entries:
-                if not entry.event and whole_answer(entry.data):
+                if entry.kind is Kind.ANSWER:
                     whole = entry.data
-                elif not entry.event:
+                elif entry.kind is Kind.CHUNK:
                     assembly.add(entry.data)
-            if batch.end is not None and (error := end_error(batch.end)) is not None:
-                raise error
+            end = batch.end
     finally:
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
+    if (error := end_error(end or LOST)) is not None:
+        raise error
     if whole is not None:
         return whole
     if (message := assembly.message()) is None:

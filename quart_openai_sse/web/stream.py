@@ -13,7 +13,7 @@ from quart import Response, has_request_context, request
 from quart_openai_sse.formats import end_data
 from quart_openai_sse.formats.registry import create_format
 from quart_openai_sse.logs import Reader
-from quart_openai_sse.logs.entries import END_ID
+from quart_openai_sse.logs.entries import END_ID, LOST, End, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
 from quart_openai_sse.relay.relay import Relay
@@ -80,12 +80,12 @@ class Stream:
     @asynccontextmanager
     async def events(self, *, after: str = "") -> AsyncIterator[AsyncIterator[StreamItem]]:
         """Its chunks and events behind the event ID *after*, one by one; leaving the context ends the reading."""
-        reader = await self._relay.read(self._handle.key, after=after, heartbeat=False)
+        reader = await self._relay.read(self._handle, after=after, heartbeat=False)
         try:
             async with aclosing(_items(reader)) as items:
                 yield items
         finally:
-            await self._relay.leave(reader)
+            await self._relay.readers.leave(reader)
 
     if not TYPE_CHECKING:  # type checkers report by themselves that there is no such method
 
@@ -103,9 +103,12 @@ class Stream:
 
 
 async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
+    end: End | None = None
     async for batch in reader:
-        for number, entry in enumerate(batch.entries, batch.first_id):
-            data = json.decode(entry.data) if entry.event else decode_chunk(entry.data)
-            yield StreamItem(entry.event or "chunk", data, str(number))
-        if (end := batch.end) is not None:
-            yield StreamItem(end.outcome, end_data(end), END_ID)
+        for place, entry in enumerate(batch.entries, batch.first):
+            is_event = entry.kind is Kind.EVENT
+            data = json.decode(entry.data) if is_event else decode_chunk(entry.data)
+            yield StreamItem(entry.name if is_event else "chunk", data, batch.id(place))
+        end = batch.end
+    end = end or LOST
+    yield StreamItem(end.outcome, end_data(end), END_ID)

@@ -15,11 +15,12 @@ from quart import Response, request, url_for
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
 from quart_openai_sse.errors import StreamNotFound
 from quart_openai_sse.formats.registry import create_format
+from quart_openai_sse.logs import About
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.requests import STREAM_ID_PATTERN, check_thread, validate
 from quart_openai_sse.relay.relay import Relay
-from quart_openai_sse.relay.running import RunningStream, StreamHandle
+from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
@@ -74,7 +75,7 @@ class Views:
         )
         if wants_stream:
             return await stream_response(relay, handle, format_, ids=True)
-        url = _stream_url(handle)
+        url = _stream_url(handle.id)
         status = 200 if handle.attached else 201
         return _json_response({"id": handle.id, "url": url}, status=status, headers={"Location": url})
 
@@ -82,8 +83,8 @@ class Views:
         """The caller's running streams, newest first."""
         relay = self._relay()
         principal = await self._principal(relay)
-        running = relay.running(principal, thread=request.args.get("thread"))
-        return _json_response({"object": "list", "data": [_listed(stream) for stream in running]})
+        running = await relay.find(principal, thread=request.args.get("thread"))
+        return _json_response({"object": "list", "data": [_listed(about) for about in running]})
 
     async def read_stream(self, stream_id: str) -> Response:
         """The stream from behind the client's last event ID; 204 for a client that has its end already."""
@@ -112,8 +113,10 @@ class Views:
 
     async def ready(self) -> Response:
         """Readiness: 503 while the server drains."""
-        draining = self._relay().draining
-        return _json_response({"status": "draining" if draining else "ready"}, status=503 if draining else 200)
+        relay = self._relay()
+        if await relay.ready():
+            return _json_response({"status": "ready"})
+        return _json_response({"status": "draining" if relay.draining else "log unavailable"}, status=503)
 
     async def _principal(self, relay: Relay) -> Principal:
         return await authenticate(self._auth, trusted_origins=relay.config.trusted_origins)
@@ -122,12 +125,12 @@ class Views:
         """The engine, the caller, and the JSON object of the request."""
         relay = self._relay()
         principal = await self._principal(relay)
-        return relay, principal, await read_json(relay.config.max_body)
+        return relay, principal, await read_json(relay)
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
         if not re.fullmatch(STREAM_ID_PATTERN, stream_id):
             raise StreamNotFound("There is no such stream.")
-        return relay.find(stream_id, principal)
+        return relay.handle(stream_id, principal)
 
 
 def view_summary(endpoint: str) -> str:
@@ -144,19 +147,18 @@ def _idempotency_key() -> str:
     return request.headers.get("Idempotency-Key", "")
 
 
-def _stream_url(handle: StreamHandle) -> str:
-    return url_for(".read_stream", stream_id=handle.id)
+def _stream_url(stream_id: str) -> str:
+    return url_for(".read_stream", stream_id=stream_id)
 
 
-def _listed(stream: RunningStream) -> dict[str, Any]:
-    record = stream.record
+def _listed(about: About) -> dict[str, Any]:
     return {
-        "id": record.id,
+        "id": about.id,
         "object": "stream",
-        "url": _stream_url(stream.handle),
-        "thread": record.thread,
-        "model": record.model,
-        "created": stream.created,
+        "url": _stream_url(about.id),
+        "thread": about.thread,
+        "model": about.model,
+        "created": int(about.created),
     }
 
 

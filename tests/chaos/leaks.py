@@ -72,7 +72,7 @@ def counts(app: ChaosApp) -> dict[str, int]:
         "threads": threading.active_count(),
         "running streams": len(relay._streams),
         "slots taken": relay.admission.slots.taken,
-        "readers": len(relay._readers),
+        "readers": len(relay.readers),
         "streams in the log": len(log._streams),
         "bytes in the log": log.size,
         "connections in pools": sum(pool.connections for pool in pools),

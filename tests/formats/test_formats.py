@@ -8,12 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, ServerShutdown, UpstreamFailed, UpstreamTruncated
+from quart_openai_sse.errors import (
+    ErrorValue,
+    InvalidRequest,
+    OpenAISSEError,
+    ServerShutdown,
+    UpstreamFailed,
+    UpstreamTruncated,
+)
 from quart_openai_sse.formats import Format, end_error
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.registry import FORMATS, create_format
 from quart_openai_sse.formats.text import TextFormat
-from quart_openai_sse.logs.entries import RESERVED_EVENTS, Batch, End, Entry
+from quart_openai_sse.logs.entries import RESERVED_EVENTS, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
@@ -27,14 +34,14 @@ USAGE = b'{"choices":[],"usage":{"total_tokens":3}}'
 ENTRIES = [
     Entry(ROLE, t=0.1),
     Entry(HI, t=0.25),
-    Entry(b'{"title":"Moon"}', "sources", t=0.3),
+    Entry(b'{"title":"Moon"}', t=0.3, kind=Kind.EVENT, name="sources"),
     Entry(THERE, t=1.23456),
     Entry(USAGE, t=1.3, usage=True),
 ]
 BATCH = Batch(1, ENTRIES)
 
 COMPLETED = End("completed", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
-FAILED = End("failed", "upstream_truncated", UpstreamTruncated("It broke."), finish_reasons={0: "stop"})
+FAILED = End("failed", "upstream_truncated", ErrorValue.of(UpstreamTruncated("It broke.")), finish_reasons={0: "stop"})
 FAILED_WITHOUT_ERROR = End("failed", "lost")
 STOPPED = End("stopped", "client_left", finish_reasons={0: "stop"}, usage={"total_tokens": 3})
 ENDS = {"completed": COMPLETED, "failed": FAILED, "failed without error": FAILED_WITHOUT_ERROR, "stopped": STOPPED}
@@ -219,16 +226,16 @@ _data = st.binary() | st.recursive(
         | st.dictionaries(st.sampled_from(["choices", "index", "delta", "content", "refusal", "message"]), inner)
     ),
 ).map(json.encode)
-_entries = st.builds(
-    Entry,
-    _data,
-    st.sampled_from(["", "", "sources", "späte Ereignisse"]),
-    st.floats(0, 1e6),
-    st.booleans(),
+_times = st.floats(0, 1e6)
+_entries = st.builds(Entry, _data, _times, st.booleans()) | st.builds(
+    Entry, _data, _times, kind=st.just(Kind.EVENT), name=st.sampled_from(["sources", "späte Ereignisse"])
 )
 _texts = st.text(st.characters(), max_size=5)
-_errors = st.sampled_from([None, OpenAISSEError("\ud83d"), ServerShutdown()]) | st.builds(
+_refusals = st.builds(
     UpstreamFailed, _texts, status=st.sampled_from([400, 429, 502]), type=_texts, code=_texts, param=_texts
+)
+_errors = st.none() | st.builds(
+    ErrorValue.of, st.sampled_from([OpenAISSEError("\ud83d"), ServerShutdown()]) | _refusals
 )
 _ends = st.builds(
     End,
@@ -282,7 +289,7 @@ def test_an_unknown_format_is_refused(name: str) -> None:
 
 def test_a_reader_is_told_the_ends_own_error() -> None:
     assert end_error(COMPLETED) is None
-    assert end_error(FAILED) is FAILED.error
+    assert str(end_error(FAILED)) == FAILED.error.message
     assert type(end_error(FAILED_WITHOUT_ERROR)) is OpenAISSEError
     stopped = end_error(STOPPED)
     assert stopped is not None

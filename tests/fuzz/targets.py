@@ -20,7 +20,7 @@ from quart_openai_sse.auth.jwt import _header, jwt_bearer
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.text import TextFormat
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
@@ -203,7 +203,7 @@ def _read_from(after: str) -> list[str] | None:
     async def read() -> list[str]:
         ids: list[str] = []
         async for batch in await (await _log()).read("a", after=after):
-            ids += [str(batch.first_id + place) for place in range(len(batch.entries))]
+            ids += [batch.id(place) for place, _ in enumerate(batch.entries, batch.first)]
             ids += [END_ID] if batch.end is not None else []
         return ids
 
@@ -220,7 +220,7 @@ async def _log() -> MemoryLog:
     """A log whose stream "a" has three entries and has ended."""
     if not _logs:
         log = MemoryLog(retention=1e9)
-        writer = await log.create("a", digest="", retain=True)
+        writer = await log.create("a", about=About(id="0" * 32), digest="", retain=True)
         assert writer is not None
         writer.append([Entry(b"{}")] * 3)
         await writer.close(End("completed"))

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quart_openai_sse.logs.compact import CompactEntries
-from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.logs.entries import Entry, Kind
 
 CHUNK = (
     b'{"id":"chatcmpl-A1b2C3d4E5f6G7h8I9j0K1l2M3n4O","object":"chat.completion.chunk","created":1700000000,'
@@ -21,7 +21,13 @@ THOUGHT = CHUNK.replace(b'"content"', b'"reasoning_content"')
 data = st.binary(max_size=80) | st.builds(
     lambda shape, text: shape % text, st.sampled_from([CHUNK, THOUGHT]), st.sampled_from([b"", b"a", b" and"])
 )
-entries = st.builds(Entry, data, st.sampled_from(["", "", "", "sources"]), st.floats(0, 1e6), st.booleans())
+entries = st.builds(Entry, data, st.floats(0, 1e6), st.booleans()) | st.builds(
+    Entry,
+    data,
+    st.floats(0, 1e6),
+    kind=st.sampled_from([Kind.EVENT, Kind.ANSWER]),
+    name=st.sampled_from(["", "sources"]),
+)
 groups = st.lists(st.lists(entries, max_size=5), max_size=8)
 
 
@@ -51,7 +57,7 @@ def test_the_chunks_of_a_stream_take_a_fraction_of_their_size(shapes: list[bytes
     tracemalloc.start()
     try:
         for number in range(2000):
-            kept.extend([Entry(shapes[number % len(shapes)] % (b"word%d" % number), "", number / 7)])
+            kept.extend([Entry(shapes[number % len(shapes)] % (b"word%d" % number), number / 7)])
         cost, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

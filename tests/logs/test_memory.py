@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_openai_sse.errors import StreamExpired, StreamNotFound, StreamTooLong
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.flow import Flow
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.testing import StreamLogContract
 from tests.conftest import Clock
 
+ABOUT = About(id="0" * 32, owner="ann")
 COMPLETED = End("completed", finish_reasons={0: "stop"})
 
 
@@ -33,7 +35,7 @@ class TestContract(StreamLogContract):
 
 
 async def test_an_ended_stream_is_kept_then_gone_then_forgotten(log: MemoryLog, clock: Clock) -> None:
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"one")])
     await writer.close(COMPLETED)
     clock.now += 299
@@ -42,7 +44,7 @@ async def test_an_ended_stream_is_kept_then_gone_then_forgotten(log: MemoryLog, 
     with pytest.raises(StreamExpired):
         await log.read("a")
     await log.stop("a", "too late, and nobody minds")
-    assert await log.create("a", digest="", retain=True) is None
+    assert await log.create("a", about=ABOUT, digest="", retain=True) is None
     clock.now += 3601
     with pytest.raises(StreamNotFound):
         await log.read("a")
@@ -50,7 +52,7 @@ async def test_an_ended_stream_is_kept_then_gone_then_forgotten(log: MemoryLog, 
 
 
 async def test_a_running_stream_does_not_expire(log: MemoryLog, clock: Clock) -> None:
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"one")])
     clock.now += 100_000
     assert (await anext(await log.read("a"))).entries == [Entry(b"one")]
@@ -58,7 +60,7 @@ async def test_a_running_stream_does_not_expire(log: MemoryLog, clock: Clock) ->
 
 async def test_memory_is_given_back_though_nobody_calls() -> None:
     log = MemoryLog(retention=0)
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"x" * 1000)])
     await writer.close(COMPLETED)
     while log.size:
@@ -66,7 +68,7 @@ async def test_memory_is_given_back_though_nobody_calls() -> None:
 
 
 async def test_a_reader_keeps_what_it_holds_when_the_stream_expires(log: MemoryLog, clock: Clock) -> None:
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"one"), Entry(b"two")])
     reader = await log.read("a")
     await writer.close(COMPLETED)
@@ -78,11 +80,11 @@ async def test_a_reader_keeps_what_it_holds_when_the_stream_expires(log: MemoryL
 
 async def test_a_retained_stream_fails_honestly_at_its_limits() -> None:
     log = MemoryLog(max_entries=3, max_bytes=10_000)
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"1"), Entry(b"2"), Entry(b"3")])
     with pytest.raises(StreamTooLong):
         writer.append([Entry(b"4")])
-    other = await log.create("b", digest="", retain=True)
+    other = await log.create("b", about=ABOUT, digest="", retain=True)
     with pytest.raises(StreamTooLong):
         other.append([Entry(b"x" * 10_001)])
     assert [batch.entries async for batch in _ended(await log.read("a"), writer)] == [
@@ -97,22 +99,22 @@ async def _ended(reader, writer):
 
 
 async def test_ended_streams_make_room_for_running_ones() -> None:
-    log = MemoryLog(max_log_bytes=3000)
+    log = MemoryLog(max_log_bytes=7000)
     for name in "ab":
-        writer = await log.create(name, digest="", retain=True)
+        writer = await log.create(name, about=ABOUT, digest="", retain=True)
         writer.append([Entry(b"x" * 1000)])
         await writer.close(COMPLETED)
-    running = await log.create("c", digest="", retain=True)
+    running = await log.create("c", about=ABOUT, digest="", retain=True)
     running.append([Entry(b"x" * 1000)])
     with pytest.raises(StreamExpired):
         await log.read("a")
     await (await log.read("b")).aclose()
     with pytest.raises(StreamTooLong):
-        running.append([Entry(b"x" * 3000)])
+        running.append([Entry(b"x" * 4000)])
 
 
 async def test_a_stream_that_is_not_retained_is_forgotten_when_read(log: MemoryLog) -> None:
-    writer = await log.create("a", digest="", retain=False)
+    writer = await log.create("a", about=ABOUT, digest="", retain=False)
     reader = await log.read("a")
     writer.append([Entry(b"one")])
     await writer.close(COMPLETED)
@@ -124,7 +126,7 @@ async def test_a_stream_that_is_not_retained_is_forgotten_when_read(log: MemoryL
 
 
 async def test_a_reader_far_behind_gets_bounded_batches(log: MemoryLog) -> None:
-    writer = await log.create("a", digest="", retain=True)
+    writer = await log.create("a", about=ABOUT, digest="", retain=True)
     writer.append([Entry(b"x" * 100_000)] * 20)
     await writer.close(COMPLETED)
     sizes = [len(batch.entries) async for batch in await log.read("a")]
@@ -142,7 +144,7 @@ def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list
 
     async def run() -> list[bytes]:
         log = MemoryLog()
-        writer = await log.create("a", digest="", retain=True)
+        writer = await log.create("a", about=ABOUT, digest="", retain=True)
         got: list[bytes] = []
         after = ""
         waiting = list(texts)
@@ -155,7 +157,7 @@ def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list
                     batch = await anext(reader)
                     if batch.entries:
                         got += [entry.data for entry in batch.entries]
-                        after = str(batch.first_id + len(batch.entries) - 1)
+                        after = batch.id(batch.first + len(batch.entries) - 1)
                 await reader.aclose()
         writer.append([Entry(text) for text in waiting])
         await writer.close(COMPLETED)
@@ -169,19 +171,19 @@ def test_any_reconnects_lose_and_repeat_nothing(texts: list[bytes], groups: list
 
 
 async def test_a_stream_that_is_not_kept_needs_no_room_in_a_full_log_for_a_reader_that_waits() -> None:
-    log = MemoryLog(max_log_bytes=3000)
-    kept = await log.create("kept", digest="", retain=True)
+    log = MemoryLog(max_log_bytes=5000)
+    kept = await log.create("kept", about=ABOUT, digest="", retain=True)
     kept.append([Entry(b"x" * 2800)])
-    passing = await log.create("passing", digest="", retain=False)
+    passing = await log.create("passing", about=ABOUT, digest="", retain=False)
     reader = await log.read("passing")
     opening = asyncio.ensure_future(reader.opened(60))
     await asyncio.sleep(0)
-    assert passing.append([Entry(b"y" * 500)])
+    assert passing.append([Entry(b"y" * 500)]) is Flow.MORE
     await opening
     assert (await anext(reader)).entries == [Entry(b"y" * 500)]
     waiting = asyncio.ensure_future(anext(reader))
     await asyncio.sleep(0)
-    assert passing.append([Entry(b"z" * 500)])
+    assert passing.append([Entry(b"z" * 500)]) is Flow.MORE
     assert (await waiting).entries == [Entry(b"z" * 500)]
     with pytest.raises(StreamTooLong):  # nobody waits for it
         passing.append([Entry(b"z" * 500)])
@@ -214,7 +216,7 @@ def test_a_heartbeat_comes_after_so_many_seconds_of_silence_and_not_before(retai
     async def times() -> list[tuple[float, int]]:
         loop = asyncio.get_running_loop()
         log = MemoryLog(clock=loop.time)
-        writer = await log.create("a", digest="", retain=retain)
+        writer = await log.create("a", about=ABOUT, digest="", retain=retain)
         reader = await log.read("a", heartbeat=15)
         begun = loop.time()
         for after in (10, 24, 38):

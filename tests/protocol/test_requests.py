@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quart_openai_sse.errors import InvalidRequest, OpenAISSEError, UnsupportedMediaType
-from quart_openai_sse.principal import Principal, stream_key
+from quart_openai_sse.principal import Principal, owner_key, stream_key
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.requests import ROLES, check_idempotency_key, check_thread, digest, parse_body, validate
 
@@ -412,7 +412,7 @@ def test_any_other_thread_is_refused(thread: Any) -> None:
 def test_nobody_can_have_the_key_of_anothers_stream() -> None:
     parts = ["", "a", "aa", "a:a", "1:a", "a1:", "\ud800", "ü"]
     keys = {
-        stream_key(instance, Principal(id, realm), stream)
+        stream_key(owner_key(instance, Principal(id, realm)), stream)
         for instance in parts
         for realm in parts
         for id in parts  # noqa: A001 (the principal's word)

@@ -15,13 +15,24 @@ from quart import abort, current_app
 
 from quart_openai_sse import Principal, StreamEnd, StreamEvent
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import Draining, ModelNotFound, OpenAISSEError, PermissionDenied, TooManyStreams
-from quart_openai_sse.logs.entries import END_ID
+from quart_openai_sse.errors import (
+    Draining,
+    ErrorValue,
+    KeyReused,
+    ModelNotFound,
+    PermissionDenied,
+    ProducerLost,
+    ServerShutdown,
+    StreamNotFound,
+    TooManyStreams,
+)
+from quart_openai_sse.logs.entries import END_ID, End
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.relay import running as live
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
 
@@ -45,12 +56,12 @@ async def relays() -> AsyncIterator[Any]:
         await relay.aclose()
 
 
-async def ended(relay: Relay, key: str) -> Any:
+async def ended(relay: Relay, handle: StreamHandle) -> Any:
     """The end of a stream, when it has come."""
-    reader = await relay.read(key)
+    reader = await relay.read(handle)
     async for batch in reader:
         if batch.end is not None:
-            await relay.leave(reader)
+            await relay.readers.leave(reader)
             return batch.end
     return None
 
@@ -66,7 +77,7 @@ async def test_a_stream_nobody_reads_is_stopped_after_its_linger(relays: Any) ->
     relay.hooks.observers.append(lambda event: over.set() if event.kind == "ended" else None)
     handle = await relay.start(BODY, principal=ME)
     await over.wait()
-    end = await ended(relay, handle.key)
+    end = await ended(relay, handle)
     assert (end.outcome, end.reason) == ("stopped", "client_left")
     assert upstream.running == 0
 
@@ -75,18 +86,18 @@ async def test_a_stream_that_lingers_goes_on_for_who_comes_back(relays: Any) -> 
     gate = asyncio.Event()
     relay = relays(ScriptedUpstream([chunk("one"), gate.wait, chunk(" two"), finish()]))
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     await anext(reader)
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     gate.set()
-    assert (await ended(relay, handle.key)).outcome == "completed"
+    assert (await ended(relay, handle)).outcome == "completed"
 
 
 async def test_a_stream_is_bounded_in_time_whatever_produces_it(relays: Any) -> None:
     forever = asyncio.Event()
     upstream = ScriptedUpstream([chunk("hi"), forever.wait])
     relay = relays(upstream, max_duration=0.01)
-    end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
+    end = await ended(relay, await relay.start(BODY, principal=ME))
     assert (end.outcome, end.error.code) == ("failed", "stream_too_long")
     assert upstream.cancelled == 1
 
@@ -105,12 +116,12 @@ async def test_a_producer_that_does_not_stop_is_left_behind(
     upstream = ScriptedUpstream([chunk("hi"), deaf])
     relay = relays(upstream)
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     await anext(reader)
     await relay.stop(handle, "enough")
     batch = await anext(reader)
     running, logged = upstream.running, caplog.text
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     released.set()  # before any assertion fails: the event loop would wait for the producer
     await upstream.closed.wait()
     assert (batch.end.outcome, batch.end.reason) == ("stopped", "enough")
@@ -134,7 +145,7 @@ async def test_a_producer_that_cancels_itself_has_failed(relays: Any, cancels_at
         raise asyncio.CancelledError
 
     relay = relays(scripted(chunk("hi"), cancelled, cancels_at_once=cancels_at_once))
-    end = await ended(relay, (await relay.start(BODY, principal=ME)).key)
+    end = await ended(relay, await relay.start(BODY, principal=ME))
     assert (end.outcome, end.error.status, end.error.message) == ("failed", 500, "The producer was cancelled.")
 
 
@@ -151,12 +162,12 @@ async def test_who_swallows_an_interruption_has_not_completed_anything(relays: A
     upstream.cancels_at_once = cancels_at_once  # type: ignore[attr-defined]
     relay = relays(upstream)
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     await anext(reader)
     await relay.stop(handle, "enough")
     end = (await anext(reader)).end
     assert (end.outcome, end.reason) == ("stopped", "enough")
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
 
 
 @either_way
@@ -169,13 +180,13 @@ async def test_what_a_producer_still_says_after_a_stop_is_not_part_of_the_stream
 
     relay = relays(scripted(chunk("hi"), deaf, chunk(" again"), finish(), cancels_at_once=cancels_at_once))
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     said = [await anext(reader)]
     await relay.stop(handle, "enough")
     said += [batch async for batch in reader]
     assert [chunk_text(entry.data) for batch in said for entry in batch.entries] == ["hi"]
     assert (said[-1].end.outcome, said[-1].end.reason) == ("stopped", "enough")
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
 
 
 @either_way
@@ -199,7 +210,7 @@ async def test_a_producer_that_stops_its_stream_and_fails_does_not_cancel_on_end
     relay.hooks.on_end.append(on_end)
     handle = await relay.start(BODY, principal=ME)
     gate.set()
-    end = await ended(relay, handle.key)
+    end = await ended(relay, handle)
     assert [end.outcome] == told == ["stopped"]
 
 
@@ -210,7 +221,7 @@ if sys.version_info >= (3, 12):  # the first with eager tasks
         loop.set_task_factory(asyncio.eager_task_factory)
         try:
             relay = relays(scripted(chunk("hi"), finish(), cancels_at_once=True))
-            assert (await ended(relay, (await relay.start(BODY, principal=ME)).key)).outcome == "completed"
+            assert (await ended(relay, await relay.start(BODY, principal=ME))).outcome == "completed"
         finally:
             loop.set_task_factory(None)
 
@@ -219,22 +230,21 @@ async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: A
     forever = asyncio.Event()
     upstream = scripted(chunk("hi"), forever.wait, cancels_at_once=True)
     relay = relays(upstream, linger=0, max_streams_per_principal=1000)
-    keys, readers = [], []
+    readers = []
     for _ in range(40):
-        keys.append((await relay.start(BODY, principal=ME)).key)
-        readers.append(await relay.read(keys[-1]))
+        readers.append(await relay.read(await relay.start(BODY, principal=ME)))
         await anext(readers[-1])
     for reader in readers:
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
     while not relay._departures._waiting:
         await asyncio.sleep(0)
-    waiting = [live.handle.key for live, _ in relay._departures._waiting]
-    back = [await relay.read(key) for key in waiting]
+    waiting = [live.handle for live, _ in relay._departures._waiting]
+    back = [await relay.read(handle) for handle in waiting]
     while relay._departures._running:
         await asyncio.sleep(0)
     assert upstream.running == len(waiting) > 0
     for reader in back:
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
 
 
 @either_way
@@ -252,7 +262,7 @@ async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: 
 
         relay.hooks.on_end.append(on_end)
         handle = await relay.start(BODY, principal=ME)
-        reader = await relay.read(handle.key)
+        reader = await relay.read(handle)
         await anext(reader)
         gate.set()
         for _ in range(turns):
@@ -261,7 +271,7 @@ async def test_an_interruption_in_the_last_moment_does_not_reach_on_end(relays: 
         end = next(batch.end for batch in [batch async for batch in reader] if batch.end)
         assert told == [end.outcome]
         assert end.outcome in ("stopped", "completed")
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
 
 
 async def test_when_many_leave_at_once_a_few_are_seen_off_in_a_turn(relays: Any) -> None:
@@ -272,7 +282,7 @@ async def test_when_many_leave_at_once_a_few_are_seen_off_in_a_turn(relays: Any)
     for handle in handles:
         await anext(handle.reader)
     for handle in handles:
-        await relay.leave(handle.reader)
+        await relay.readers.leave(handle.reader)
     went = []
     while upstream.running:
         before = upstream.cancelled
@@ -288,9 +298,9 @@ async def test_a_stream_that_outgrows_the_log_is_failed(relays: Any) -> None:
     relay = relays(upstream)
     relay.log.max_entries = 10
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     batches = [batch async for batch in reader]
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     assert sum(len(batch.entries) for batch in batches) == 10
     assert (batches[-1].end.outcome, batches[-1].end.error.code) == ("failed", "stream_too_long")
 
@@ -302,9 +312,55 @@ async def test_refusals_leave_nothing_behind(relays: Any) -> None:
             await relay.start(BODY, principal=ME, retain=False)
         with pytest.raises(ModelNotFound):
             await relay.start(BODY, principal=ME, idempotency_key="k")
-    assert not relay._readers
+    assert not relay.readers
     assert not relay.admission.slots.taken
     assert relay.log.size == 0
+
+
+async def test_attaching_needs_no_place(relays: Any) -> None:
+    gate = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("hi"), gate.wait, finish()]), max_streams=1)
+    first = await relay.start(BODY, principal=ME, idempotency_key="k")
+    again = await relay.start(BODY, principal=ME, idempotency_key="k")
+    assert (again.id, again.attached) == (first.id, True)
+    with pytest.raises(KeyReused):
+        await relay.start({**BODY, "user": "other"}, principal=ME, idempotency_key="k")
+    with pytest.raises(TooManyStreams):
+        await relay.start(BODY, principal=ME, idempotency_key="another")
+    with pytest.raises(StreamNotFound):
+        await relay.log.tail(relay.handle(first.id, Principal("bob")).key)
+    gate.set()
+    assert (await ended(relay, first)).outcome == "completed"
+    assert (await relay.start(BODY, principal=ME, idempotency_key="k")).attached
+
+
+async def test_a_twin_gives_its_place_back(relays: Any) -> None:
+    gate = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("hi"), gate.wait, finish()]), max_streams=5)
+    for _ in range(3):
+        await relay.start(BODY, principal=ME, idempotency_key="k")
+    assert relay.admission.slots.taken == 1
+    assert relay.memory.bodies > 0
+    gate.set()
+
+
+async def test_a_stream_that_another_process_has_ended_is_given_up(relays: Any) -> None:
+    ends, events = [], []
+    upstream = ScriptedUpstream([chunk("hi"), asyncio.Event().wait])
+    relay = relays(upstream)
+    relay.hooks.on_end.append(ends.append)
+    relay.hooks.observers.append(lambda event: events.append((event.kind, event.record.reason)))
+    handle = await relay.start(BODY, principal=ME)
+    reader = await relay.read(handle)
+    await anext(reader)
+    writer = relay._streams[handle.key].writer
+    lost = End("failed", "producer_lost", ErrorValue.of(ProducerLost()))
+    await writer.close(lost)  # as a log does that is told so by its store
+    relay._streams[handle.key].lose()
+    while relay._streams:
+        await asyncio.sleep(0)
+    assert (await ended(relay, handle)) == lost
+    assert (ends, events[-1], upstream.running) == ([], ("ended", "producer_lost"), 0)
 
 
 async def test_a_line_that_can_not_be_logged_keeps_nobody_from_being_told(
@@ -414,7 +470,7 @@ async def test_who_waits_for_a_start_that_broke_off_may_start_anew(create_app: C
     await asked.wait()
     second = asyncio.ensure_future(client.post(**ask))
     relay = ai._state(app).engines.current()
-    while not relay._readers:
+    while not relay.readers:
         await asyncio.sleep(0)
     first.cancel()
     refused = await second
@@ -515,13 +571,13 @@ async def test_on_end_is_told_what_the_readers_saw_and_nothing_more(
     relay.log.max_entries = most
     relay.hooks.on_end.append(told.append)
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     seen = ""
     async for batch in reader:
         seen += "".join(chunk_text(entry.data) for entry in batch.entries)
         if seen.endswith("all"):
             await relay.stop(handle, "enough")
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     assert (seen, outcome) == (told[0].text, told[0].outcome)
     assert seen
 
@@ -669,7 +725,7 @@ async def test_draining_waits_until_every_reader_has_had_its_last_event(relays: 
     relay = relays(ScriptedUpstream([chunk("one"), forever.wait]))
     relay.hooks.observers.append(lambda event: ended.set() if event.kind == "ended" else None)
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     draining = asyncio.ensure_future(relay.drain(0))
     await ended.wait()
     for _ in range(20):  # turns for what is due at once
@@ -677,7 +733,7 @@ async def test_draining_waits_until_every_reader_has_had_its_last_event(relays: 
     assert not draining.done()  # after which a server cuts its connections
     *_, last = [batch async for batch in reader]
     assert (last.end.outcome, last.end.reason) == ("failed", "server_shutdown")
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     async with asyncio.timeout(5):
         await draining
 
@@ -694,7 +750,7 @@ async def test_a_stream_that_is_being_stopped_stays_stopped_when_the_server_drai
 
     relay = relays(ScriptedUpstream([chunk("one"), slow_to_stop]))
     handle = await relay.start(BODY, principal=ME)
-    reader = await relay.read(handle.key)
+    reader = await relay.read(handle)
     await anext(reader)
     await relay.stop(handle, "first")
     await stopping.wait()
@@ -702,9 +758,9 @@ async def test_a_stream_that_is_being_stopped_stays_stopped_when_the_server_drai
     for _ in range(20):
         await asyncio.sleep(0)
     cleaned.set()
-    end = await ended(relay, handle.key)
+    end = await ended(relay, handle)
     assert (end.outcome, end.reason) == ("stopped", "first")
-    await relay.leave(reader)
+    await relay.readers.leave(reader)
     await draining
 
 
@@ -735,7 +791,7 @@ async def test_what_does_not_end_in_time_is_failed_and_says_so(create_app: Creat
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in ("text", "openai")]
     plain = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
-    while upstream.running < 2 or len(ai._state(app).engines.current()._readers) < 3:
+    while upstream.running < 2 or len(ai._state(app).engines.current().readers) < 3:
         await asyncio.sleep(0)
     await ai.drain(0, app=app)
     for response in [*await asyncio.gather(*reading), await plain]:
@@ -762,7 +818,7 @@ async def test_a_limit_is_freed_in_every_ending(relays: Any) -> None:
             await relay.start(BODY, principal=ME)
         if script is scripts[-1]:
             await relay.stop(handle, "enough")
-        assert await ended(relay, handle.key)
+        assert await ended(relay, handle)
         while relay._streams:
             await asyncio.sleep(0)
     assert not relay.admission.slots.taken
@@ -772,10 +828,10 @@ async def test_an_engine_that_is_closed_ends_its_streams(relays: Any) -> None:
     forever = asyncio.Event()
     relay = relays(ScriptedUpstream([chunk("hi"), forever.wait]))
     handle = await relay.start(BODY, principal=ME)
-    waiting = asyncio.ensure_future(ended(relay, handle.key))
+    waiting = asyncio.ensure_future(ended(relay, handle))
     await asyncio.sleep(0)
     await relay.aclose()
     end = await waiting
     assert (end.outcome, end.error.code) == ("failed", "server_shutdown")
     assert (await relay.log.read(handle.key, after=END_ID)).at_end
-    assert isinstance(end.error, OpenAISSEError)
+    assert isinstance(end.error.exception(), ServerShutdown)

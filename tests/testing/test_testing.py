@@ -18,7 +18,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
 )
 from quart_openai_sse.formats.text import TextFormat
-from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry
+from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.simulator import answer
 from quart_openai_sse.testing import (
@@ -55,7 +55,9 @@ async def test_read_puts_text_reasoning_tool_calls_and_usage_together() -> None:
 
 async def test_read_understands_the_text_format() -> None:
     spoken = TextFormat()
-    wire = spoken.encode(Batch(1, [Entry(chunk("Hi")[6:-2], "", 0.5), Entry(b"[1]", "sources", 0.5)]), ids=True)
+    wire = spoken.encode(
+        Batch(1, [Entry(chunk("Hi")[6:-2], 0.5), Entry(b"[1]", 0.5, kind=Kind.EVENT, name="sources")]), ids=True
+    )
     wire += spoken.end(End("completed", finish_reasons={0: "stop"}, usage=USAGE), ids=True)
     stream = await read(wire)
     assert (stream.text, stream.outcome, stream.ids) == ("Hi", "completed", ["1", "2", END_ID])

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.transport import PushTransport, create_transport
 from tests.certificates import Certificates, create_certificates
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
@@ -177,11 +178,11 @@ async def outcome(kind: Kind, transport: Any, request: Any, *, push: bool = Fals
     """Sends *request* and reads the response. Errors are a part of the outcome."""
     body = bytearray()
 
-    def feed(data: bytes) -> bool:
+    def feed(data: bytes) -> Flow:
         body.extend(data)
         if on_data is not None:
             on_data()
-        return True
+        return Flow.MORE
 
     try:
         response = await transport.handle_async_request(request)
@@ -189,7 +190,7 @@ async def outcome(kind: Kind, transport: Any, request: Any, *, push: bool = Fals
         return Outcome(type(error).__name__)
     try:
         if push:
-            assert await response.extensions["push"](feed)
+            assert await response.extensions["push"](feed) is Flow.MORE
         else:
             async for data in response.aiter_raw():
                 feed(data)
@@ -596,13 +597,13 @@ async def test_all_that_one_read_brings_is_one_piece(kind: Kind) -> None:
         await head_is_read.wait()
         await peer.send(chunked(b"a") + chunked(b"b") + chunked(b"c") + END)
 
-    def feed(data: bytes) -> bool:
+    def feed(data: bytes) -> Flow:
         fed.append(data)
-        return True
+        return Flow.MORE
 
     async with streaming(kind, answer) as response:
         head_is_read.set()
-        assert await response.extensions["push"](feed)
+        assert await response.extensions["push"](feed) is Flow.MORE
     assert fed == [b"abc"]
 
 
@@ -618,18 +619,18 @@ async def test_bytes_that_were_not_fed_are_kept_for_the_next_read(kind: Kind) ->
 
     fed, pieces = asyncio.Event(), []
 
-    def feed(data: bytes) -> bool:
+    def feed(data: bytes) -> Flow:
         pieces.append(data)
         fed.set()
-        return False
+        return Flow.PAUSE
 
     async with streaming(kind, answer) as response:
         push = response.extensions["push"]
-        assert not await push(feed)
-        assert not await push(feed)
+        assert await push(feed) is Flow.PAUSE
+        assert await push(feed) is Flow.PAUSE
         rest = b"".join([data async for data in response.aiter_raw()])
         assert b"".join(pieces) + rest == b"onetwothree"
-        assert await push(feed)  # nothing was left
+        assert await push(feed) is Flow.MORE  # nothing was left
     assert pieces == [b"one", b"two"]
 
 
@@ -637,15 +638,15 @@ async def test_bytes_that_were_not_fed_are_kept_for_the_next_read(kind: Kind) ->
 async def test_the_end_that_comes_with_the_last_bytes_is_known_at_once(kind: Kind) -> None:
     async with streaming(kind, keeps(HEAD + chunked(b"all") + END)) as response:
         push = response.extensions["push"]
-        assert not await push(lambda data: False)
+        assert await push(lambda _: Flow.PAUSE) is Flow.PAUSE
         with pytest.raises(StopIteration) as ended:  # without a turn of the event loop
-            push(lambda data: True).send(None)
-        assert ended.value.value is True
+            push(lambda _: Flow.MORE).send(None)
+        assert ended.value.value is Flow.MORE
 
 
 @both_of_ours
 async def test_push_raises_the_error_of_the_feed(kind: Kind) -> None:
-    def feed(data: bytes) -> bool:
+    def feed(data: bytes) -> Flow:
         raise KeyError(data)
 
     for pieces in ([HEAD, chunked(b"x")], [HEAD + chunked(b"x")]):  # while it is waited for, and before
@@ -683,7 +684,9 @@ async def test_cancelling_closes_the_connection_without_a_further_word(kind: Kin
         response = await transport.handle_async_request(kind.request(server.base_url))
         pieces = response.stream.__aiter__()
         assert await anext(pieces) == b"half"
-        reading = asyncio.ensure_future(response.extensions["push"](bool) if way == "pushed" else anext(pieces))
+        reading = asyncio.ensure_future(
+            response.extensions["push"](lambda _: Flow.MORE) if way == "pushed" else anext(pieces)
+        )
         await asyncio.sleep(0)
         reading.cancel()
         await server.closed.get()
@@ -711,13 +714,13 @@ async def test_a_server_that_sends_more_than_is_wanted_has_to_wait(kind: Kind, p
     async with streaming(kind, flood) as response:
         held = 0
 
-        def feed(data: bytes) -> bool:
+        def feed(data: bytes) -> Flow:
             nonlocal held
             held += len(data)
-            return False
+            return Flow.PAUSE
 
         if pushed:
-            assert not await response.extensions["push"](feed)
+            assert await response.extensions["push"](feed) is Flow.PAUSE
         await stuck.wait()
         assert sent < 16  # most of it is in the kernel's buffers
         exchange = response.stream._exchange

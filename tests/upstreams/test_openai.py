@@ -17,6 +17,7 @@ from quart_openai_sse import Principal
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
     ConnectTimeout,
+    ErrorValue,
     FirstOutputTimeout,
     GapTimeout,
     OpenAISSEError,
@@ -24,11 +25,11 @@ from quart_openai_sse.errors import (
     UpstreamCredentials,
     UpstreamError,
     UpstreamFailed,
-    UpstreamGarbled,
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import End
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.testing import chunk, finish
@@ -48,26 +49,27 @@ CLIENTS: dict[str, Callable[[], Any] | None] = {
 
 
 class Collector:
-    """A sink that keeps what it is fed; *wanted* bytes are enough."""
+    """A sink that keeps what it is fed; with *wanted* bytes it is *full*."""
 
-    def __init__(self, *, wanted: int | None = None) -> None:
+    def __init__(self, *, wanted: int | None = None, full: Flow = Flow.ENOUGH) -> None:
         self.started = False
         self.fed = 0.0
         self.data = b""
         self.status = 0
         self.wanted = wanted
+        self.full = full
 
     def head(self, status: int, headers: Any) -> None:
         self.status = status
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         self.data += data
         self.started = self.started or b"content" in self.data
         self.fed = time.monotonic()
-        return self.wanted is None or len(self.data) < self.wanted
+        return Flow.MORE if self.wanted is None or len(self.data) < self.wanted else self.full
 
-    async def room(self) -> bool:
-        return False
+    async def room(self) -> None:
+        pass
 
     def finish(self) -> None:
         pass
@@ -154,7 +156,7 @@ async def test_a_connection_is_used_again_also_when_the_end_is_not_asked_for(cli
     fed = asyncio.Event()
 
     class Telling(Collector):
-        def feed(self, data: bytes) -> bool:
+        def feed(self, data: bytes) -> Flow:
             fed.set()
             return super().feed(data)
 
@@ -262,16 +264,15 @@ async def test_a_gap_begins_anew_when_a_slow_reader_is_back(client: Any) -> None
     class Slow(Collector):
         """Has no room for its first bytes, for longer than a gap may be."""
 
-        async def room(self) -> bool:
+        async def room(self) -> None:
             await asyncio.sleep(0.9)
             self.wanted, self.back = None, asyncio.get_running_loop().time()
-            return True
 
     async def half(peer: Peer) -> None:
         await peer.send(HEAD + chunked(chunk("hi")))
         await stall(peer)
 
-    sink = Slow(wanted=1)
+    sink = Slow(wanted=1, full=Flow.PAUSE)
     async with raw_upstream(half) as server:
         upstream = upstream_at(server.base_url, client, gap_timeout=0.6)
         with pytest.raises(GapTimeout):
@@ -282,9 +283,8 @@ async def test_a_gap_begins_anew_when_a_slow_reader_is_back(client: Any) -> None
 
 async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
     class Slow(Collector):
-        async def room(self) -> bool:
+        async def room(self) -> None:
             await asyncio.sleep(1)  # ten times the gap that is allowed
-            return True
 
     async def answer(peer: Peer) -> None:
         await peer.send(HEAD + chunked(chunk("hi")))
@@ -292,7 +292,7 @@ async def test_a_slow_reader_is_not_the_upstreams_gap(client: Any) -> None:
 
     async with raw_upstream(answer) as server:
         upstream = upstream_at(server.base_url, client, gap_timeout=0.1)
-        sink = Slow(wanted=1)
+        sink = Slow(wanted=1, full=Flow.PAUSE)
         await upstream.run(BODY, sink, principal=ME)
         assert sink.data == chunk("hi") + finish()
         await upstream.aclose()
@@ -548,5 +548,5 @@ async def test_cancelling_while_connecting_leaks_no_place_and_sends_nothing(clie
 
 def test_errors_are_whole_in_a_log_end() -> None:
     error = UpstreamFailed("x", status=503)
-    assert End("failed", error=error).error is error
-    assert isinstance(UpstreamGarbled().status, int)
+    rebuilt = End("failed", error=ErrorValue.of(error)).error.exception()
+    assert (type(rebuilt), rebuilt.status, rebuilt.message) == (UpstreamFailed, 503, "x")

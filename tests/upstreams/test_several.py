@@ -19,6 +19,7 @@ from quart_openai_sse.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from quart_openai_sse.flow import Flow
 from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
 from quart_openai_sse.upstreams import Attempt
 from quart_openai_sse.upstreams.breaker import Breaker, BreakerState
@@ -50,12 +51,12 @@ class Notes:
     def head(self, status: int, headers: Any) -> None:
         pass
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes) -> Flow:
         self.started = self.started or (b'"content":"' in data and b'"content":""' not in data)
-        return True
+        return Flow.MORE
 
-    async def room(self) -> bool:
-        return True
+    async def room(self) -> None:
+        pass
 
     def finish(self) -> None:
         self.said.append("complete")

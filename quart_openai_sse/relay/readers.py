@@ -1,0 +1,69 @@
+"""The open readers of an engine: how many there may be, and how they end with their streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.errors import TooManyReaders
+from quart_openai_sse.logs import Reader
+from quart_openai_sse.relay.running import StreamHandle
+
+
+class Readers:
+    """The readers that are open, and the limits of each stream and of each principal."""
+
+    def __init__(self, config: Config) -> None:
+        self._per_stream = config.max_readers_per_stream
+        self._per_principal = config.max_readers_per_principal
+        self._open: dict[Reader, StreamHandle] = {}
+        self._of_streams: Counter[str] = Counter()
+        self._of_owners: Counter[str] = Counter()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, reader: Reader) -> bool:
+        return reader in self._open
+
+    def check(self, handle: StreamHandle) -> None:
+        """Raises `TooManyReaders` if the stream, or its principal, has as many readers as it may."""
+        if self._of_streams[handle.key] >= self._per_stream:
+            raise TooManyReaders(f"The stream has {self._per_stream} readers already.")
+        if handle.owner and self._of_owners[handle.owner] >= self._per_principal:
+            raise TooManyReaders(f"You read {self._per_principal} streams already.")
+
+    def add(self, reader: Reader, handle: StreamHandle) -> None:
+        """Counts a reader."""
+        self._open[reader] = handle
+        self._of_streams[handle.key] += 1
+        self._of_owners[handle.owner] += 1
+        self._none.clear()
+
+    async def leave(self, reader: Reader) -> None:
+        """Closes a reader. May be called twice."""
+        if (handle := self._open.pop(reader, None)) is not None:
+            for counter, key in ((self._of_streams, handle.key), (self._of_owners, handle.owner)):
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
+            if not self._open:
+                self._none.set()
+        await reader.aclose()
+
+    async def cut(self, handle: StreamHandle) -> None:
+        """Closes the readers of a stream whose end is not in the log: each of them ends without the end."""
+        for reader in [reader for reader, read in self._open.items() if read.key == handle.key]:
+            await self.leave(reader)
+
+    async def wait_for_none(self, timeout: float) -> bool:
+        """Returns `True` when no reader is open, or `False` after *timeout* seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._none.wait()
+        except TimeoutError:
+            return False
+        return True

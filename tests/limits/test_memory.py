@@ -1,0 +1,214 @@
+"""What a process holds, and what becomes of requests when that is too much."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from quart_openai_sse import Principal
+from quart_openai_sse.errors import MemoryFull
+from quart_openai_sse.limits.memory import MemoryAccount
+from quart_openai_sse.protocol.requests import body_size
+from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish, read
+from tests.conftest import ANN, QUESTION, CreateApp, Serve
+
+BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
+PRINCIPAL = Principal("ann")
+LONG = {**BODY, "messages": [{"role": "user", "content": "x" * 100_000}]}
+
+
+class Log:
+    size = 0
+
+
+def test_the_accounts_of_a_process_are_limited_together() -> None:
+    one, two = MemoryAccount(100, Log()), MemoryAccount(1000, Log())
+    one.bodies, two.unread = 60, 40
+    one.check()
+    two._log.size = 1
+    with pytest.raises(MemoryFull):
+        one.check()
+    two.check()  # its own limit is higher
+    del two
+    gc.collect()
+    one.check()
+
+
+@pytest.mark.parametrize(
+    ("body", "size"),
+    [
+        ({}, 0),
+        ({"model": "m", "messages": [{"role": "user", "content": "four"}]}, 1 + 4 + 4),
+        ({"messages": [{"content": [{"type": "text", "text": "five5"}, {"n": 1, "x": None}]}]}, 4 + 5),
+    ],
+)
+def test_a_body_is_counted_by_its_texts(body: dict[str, Any], size: int) -> None:
+    assert body_size(body) == size
+
+
+def test_a_body_that_contains_itself_has_a_size() -> None:
+    body: dict[str, Any] = {"content": "x"}
+    body["self"] = body
+    assert body_size(body) >= 0
+
+
+async def test_a_running_stream_holds_its_request_and_an_ended_one_nothing(create_app: CreateApp, serve: Serve) -> None:
+    gate = Gate()
+    app, ai = create_app(ScriptedUpstream([chunk("hi"), gate, finish()]))
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=LONG))
+    async with asyncio.timeout(10):
+        await gate.reached()
+    memory = ai._state(app).engines.current().memory
+    assert 100_000 < memory.bodies < 101_000
+    gate.open()
+    assert (await read((await asking).content)).outcome == "completed"
+    async with asyncio.timeout(10):
+        while memory.held:
+            await asyncio.sleep(0)
+
+
+async def test_beyond_the_limit_a_start_is_a_503_and_running_streams_go_on(create_app: CreateApp, serve: Serve) -> None:
+    gate = Gate()
+    app, _ = create_app(ScriptedUpstream([chunk("hi"), gate, finish()]), max_memory=150_000)
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=LONG))
+    async with asyncio.timeout(10):
+        await gate.reached()
+    for path in ("/v1/chat/completions", "/v1/streams"):
+        for headers in ({}, {"Idempotency-Key": "k"}):
+            refused = await client.post(path, json=LONG, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
+            assert refused.headers["Retry-After"] == "5"
+    gate.open()
+    assert (await read((await asking).content)).outcome == "completed"
+    assert (await client.post("/v1/streams", json=LONG)).status_code == 201
+
+
+async def test_what_an_app_starts_is_limited_too(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream("hi"), max_memory=90_000)
+    async with app.test_request_context("/", method="POST"):
+        with pytest.raises(MemoryFull):
+            await ai.start(LONG, principal=PRINCIPAL)
+        await ai.complete(BODY, principal=PRINCIPAL)
+
+
+async def test_a_large_body_is_refused_while_it_arrives(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("hi"), max_memory=200_000, max_body=10_000_000)
+    client = await serve(app)
+    taken = 0
+
+    async def content() -> Any:
+        nonlocal taken
+        for _ in range(20):
+            yield b"x" * 50_000
+            taken += 1
+
+    refused = await client.post("/v1/streams", content=content(), headers={**ANN, "Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
+    assert ai._state(app).engines.current().memory.held == 0
+
+
+# Nothing of a request that failed ------------------------------------------------------------------------------------
+
+
+class Prompt(str):
+    """A text that can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.fixture
+def failing(create_app: CreateApp) -> Any:
+    """An app whose requests fail in many ways; for each way the status and the code."""
+    upstream = ScriptedUpstream(b'{"error":{"message":"no","code":"bad"}}'.split(b"\n"), status=400)
+    app, ai = create_app(upstream, models=("scripted", "later", "never"), max_streams_per_principal=5)
+
+    @ai.model("raises")
+    async def raises(chat):
+        raise KeyError(chat.body)
+        yield
+
+    @ai.model("raises later")
+    async def raises_later(chat):
+        yield "hi"
+        raise KeyError(chat.body)
+
+    @ai.prepare
+    async def refuse(body, principal):
+        if body["model"] == "never":
+            raise MemoryFull(retry_after=1)
+
+    return app, ai
+
+
+WAYS = ["scripted", "unknown", "raises", "raises later", "never"]
+
+
+@pytest.mark.parametrize("key", ["", "k"], ids=["", "with a key"])
+@pytest.mark.parametrize("model", WAYS)
+async def test_a_request_that_failed_is_not_kept(failing: Any, model: str, key: str) -> None:
+    app, ai = failing
+    prompt = Prompt("x" * 1000)
+    watched = weakref.ref(prompt)
+    async with app.test_request_context("/", method="POST"):
+        body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+        del prompt
+        try:
+            stream = await ai.start(body, principal=PRINCIPAL, idempotency_key=key)
+        except Exception as error:
+            assert error.status in (404, 503)  # noqa: PT017
+            del error
+        else:
+            async with stream.events() as events:
+                *_, last = [item.name async for item in events]
+            assert last == "failed"
+            assert (await ai.active(thread="", principal=PRINCIPAL)) is None
+        del body
+    relay = ai._state(app).engines.current()
+    async with asyncio.timeout(10):
+        while relay._streams:
+            await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert watched() is None
+    assert relay.memory.bodies == relay.memory.unread == 0
+    assert not relay.admission.slots.taken
+
+
+async def test_a_request_over_the_limit_is_not_kept(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream([Gate()]), max_streams_per_principal=1)
+    async with app.test_request_context("/", method="POST"):
+        await ai.start(BODY, principal=PRINCIPAL)
+        prompt = Prompt("x" * 1000)
+        watched = weakref.ref(prompt)
+        body = {"model": "scripted", "messages": [{"role": "user", "content": prompt}]}
+        del prompt
+        for key in ("", "k"):
+            with pytest.raises(Exception, match="too many streams"):
+                await ai.start(body, principal=PRINCIPAL, idempotency_key=key)
+        del body
+    gc.collect()
+    assert watched() is None
+    await ai._state(app).engines.aclose()
+
+
+async def test_unread_output_is_counted(create_app: CreateApp, serve: Serve) -> None:
+    piece = chunk("x" * 100_000)
+    app, ai = create_app(ScriptedUpstream([piece] * 200 + [finish()]), max_bytes=1 << 26)
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    memory = ai._state(app).engines.current().memory
+    async with client.stream("GET", url) as response:  # and not read
+        assert response.status_code == 200
+        async with asyncio.timeout(20):
+            while memory.unread < 100_000:
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while memory.unread:
+            await asyncio.sleep(0.01)
