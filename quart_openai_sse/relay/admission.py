@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import TokensSpent
@@ -52,19 +53,19 @@ class Admission:
         return _Meter(self._budget, (principal.realm, principal.id), completion, record).charge
 
 
+@dataclass(frozen=True, slots=True)
 class Place:
     """The place of one stream: a slot, and the memory of its request."""
 
-    def __init__(self, slots: Slots, owner: PrincipalKey, memory: MemoryAccount, size: int) -> None:
-        self._slots = slots
-        self._owner = owner
-        self._memory = memory
-        self._size = size
+    slots: Slots
+    owner: PrincipalKey
+    memory: MemoryAccount
+    size: int
 
     def release(self) -> None:
         """Gives the place back. To be called once."""
-        self._slots.give_back(self._owner)
-        self._memory.bodies -= self._size
+        self.slots.give_back(self.owner)
+        self.memory.bodies -= self.size
 
 
 class _Meter:

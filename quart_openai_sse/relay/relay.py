@@ -162,7 +162,7 @@ class Relay:
                 record.readers = 1
             self._check_draining()  # since the first check
             stream = RunningStream(
-                handle,
+                handle=handle,
                 principal=principal,
                 body=body,
                 record=record,
@@ -355,6 +355,7 @@ class Relay:
                 await upstream.aclose()
         await self.log.aclose()
         self._log_is_open = False
+        self.memory.close()
 
 
 async def _refuse(

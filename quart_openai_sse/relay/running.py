@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from quart_openai_sse.errors import (
@@ -49,39 +49,27 @@ class StreamHandle:
     reader: Reader | None = None
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class RunningStream:
-    """A stream that is being produced. It is made when all of its parts are known.
+    """A stream that is being produced. It is made when all of its parts are known."""
 
-    *body* is the request, after `prepare`.
-    """
+    handle: StreamHandle
+    principal: Principal
+    body: Mapping[str, Any]
+    """The request, after `prepare`."""
+    record: StreamRecord
+    place: Place
+    writer: Writer
+    producer: Producer
+    intake: Intake
+    task: asyncio.Task[None] = field(init=False)
+    lost: bool = False
+    """Whether another process has ended it, because it took this one for dead."""
+    _producing: asyncio.Task[None] | None = None
+    _interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
 
-    task: asyncio.Task[None]
-
-    def __init__(
-        self,
-        handle: StreamHandle,
-        *,
-        principal: Principal,
-        body: Mapping[str, Any],
-        record: StreamRecord,
-        place: Place,
-        writer: Writer,
-        producer: Producer,
-        intake: Intake,
-    ) -> None:
-        self.handle = handle
-        self.principal = principal
-        self.body = body
-        self.record = record
-        record.upstream = producer.upstream
-        self.place = place
-        self.writer = writer
-        self.producer = producer
-        self.intake = intake
-        self.lost = False
-        """Whether another process has ended it, because it took this one for dead."""
-        self._producing: asyncio.Task[None] | None = None
-        self._interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
+    def __post_init__(self) -> None:
+        self.record.upstream = self.producer.upstream
 
     async def produce(self, background: Background) -> End:
         """Runs the producer until it is done or interrupted. To be called in the stream's own task."""
