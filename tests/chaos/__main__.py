@@ -6,8 +6,15 @@ import argparse
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
-from tests.chaos import clients, failover, leaks, matrix, refusals, soak
+from tests.chaos import clients, failover, held, leaks, matrix, refusals, soak
+
+BUILDS = {
+    "held": "memory that failed requests with large prompts leave behind",
+}
+"""The commands that measure several builds."""
+PACKAGE = "a checkout whose package is measured, instead of this one; several are printed side by side"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     long = commands.add_parser("soak", help="a steady load, and the memory of the app meanwhile")
     long.add_argument("--minutes", type=float, default=20)
     long.add_argument("--streams", type=int, default=200)
+    for name, text in BUILDS.items():
+        builds = commands.add_parser(name, help=text)
+        builds.add_argument("--package", type=Path, action="append", default=[], metavar="PATH", help=PACKAGE)
     commands.add_parser("serve", help="the soak's app").add_argument("upstreams")
     return parser
 
@@ -41,6 +51,8 @@ async def main(options: argparse.Namespace) -> bool:
             return await leaks.run(write, streams=options.streams)
         case "soak":
             return await soak.run(write, minutes=options.minutes, streams=options.streams)
+        case "held":
+            return await held.run(write, options.package)
         case "serve":
             await soak.serve(options.upstreams)
             return True
