@@ -8,10 +8,11 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.chaos import clients, failover, held, leaks, matrix, refusals, soak
+from tests.chaos import clients, failover, held, hooks, leaks, matrix, refusals, soak
 
 BUILDS = {
     "held": "memory that failed requests with large prompts leave behind",
+    "hooks": "hooks that hang, and the streams beside them",
 }
 """The commands that measure several builds."""
 PACKAGE = "a checkout whose package is measured, instead of this one; several are printed side by side"
@@ -53,6 +54,8 @@ async def main(options: argparse.Namespace) -> bool:
             return await soak.run(write, minutes=options.minutes, streams=options.streams)
         case "held":
             return await held.run(write, options.package)
+        case "hooks":
+            return await hooks.run(write, options.package)
         case "serve":
             await soak.serve(options.upstreams)
             return True
