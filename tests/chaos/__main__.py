@@ -8,10 +8,11 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.chaos import clients, failover, held, hooks, leaks, matrix, refusals, soak
+from tests.chaos import clients, failover, held, hooks, leaks, matrix, readers, refusals, soak
 
 BUILDS = {
     "held": "memory that failed requests with large prompts leave behind",
+    "readers": "readers that never read, and the memory that they take",
     "hooks": "hooks that hang, and the streams beside them",
 }
 """The commands that measure several builds."""
@@ -54,6 +55,8 @@ async def main(options: argparse.Namespace) -> bool:
             return await soak.run(write, minutes=options.minutes, streams=options.streams)
         case "held":
             return await held.run(write, options.package)
+        case "readers":
+            return await readers.run(write, options.package)
         case "hooks":
             return await hooks.run(write, options.package)
         case "serve":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos import held
-from tests.chaos.builds import measure, staged, table
+from tests.chaos.builds import Figures, measure, staged, table
 from tests.chaos.memory import MIB, large_objects
 
 
@@ -18,8 +18,8 @@ def test_a_large_text_is_counted_wherever_it_is_held_until_it_is_freed() -> None
 
 
 def test_a_table_has_a_group_of_columns_for_each_build() -> None:
-    old = {"one": {"KiB": 3104.25, "answers": "40 x 400"}, "another": {"error": "not over in 60 s"}}
-    new = {"one": {"KiB": 0.2, "answers": "40 x 400"}, "another": {"KiB": 12, "answers": None}}
+    old: dict[str, Figures] = {"one": {"KiB": 3104.25, "answers": "40 x 400"}, "another": {"error": "not over in 60 s"}}
+    new: dict[str, Figures] = {"one": {"KiB": 0.2, "answers": "40 x 400"}, "another": {"KiB": 12, "answers": None}}
     assert list(table("case", ("answers", "KiB"), [("old", old), ("new", new)])) == [
         "         old" + " " * 26 + "new",
         "case                answers      KiB   answers  KiB",
