@@ -8,12 +8,13 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.chaos import clients, failover, held, hooks, leaks, matrix, readers, refusals, soak
+from tests.chaos import clients, failover, held, hooks, leaks, libraries, matrix, readers, refusals, soak
 
 BUILDS = {
     "held": "memory that failed requests with large prompts leave behind",
     "readers": "readers that never read, and the memory that they take",
     "hooks": "hooks that hang, and the streams beside them",
+    "libraries": "app models over libraries whose stream a transform stops; it installs the libraries",
 }
 """The commands that measure several builds."""
 PACKAGE = "a checkout whose package is measured, instead of this one; several are printed side by side"
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     for name, text in BUILDS.items():
         builds = commands.add_parser(name, help=text)
         builds.add_argument("--package", type=Path, action="append", default=[], metavar="PATH", help=PACKAGE)
+        if name == "libraries":
+            builds.add_argument("--cache", type=Path, help="a folder in which the libraries stay installed")
     commands.add_parser("serve", help="the soak's app").add_argument("upstreams")
     return parser
 
@@ -42,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
 async def main(options: argparse.Namespace) -> bool:
     """Prints what was asked for; whether all of it is as it should be."""
     write = sys.stdout.write
+    if options.command in BUILDS:
+        return await _measure(options)
     match options.command:
         case "clients":
             return await clients.run(write)
@@ -53,17 +58,25 @@ async def main(options: argparse.Namespace) -> bool:
             return await leaks.run(write, streams=options.streams)
         case "soak":
             return await soak.run(write, minutes=options.minutes, streams=options.streams)
+        case "serve":
+            await soak.serve(options.upstreams)
+            return True
+        case _:
+            return await matrix.run(write)
+
+
+async def _measure(options: argparse.Namespace) -> bool:
+    """Prints the table of several builds that was asked for."""
+    write = sys.stdout.write
+    match options.command:
         case "held":
             return await held.run(write, options.package)
         case "readers":
             return await readers.run(write, options.package)
         case "hooks":
             return await hooks.run(write, options.package)
-        case "serve":
-            await soak.serve(options.upstreams)
-            return True
         case _:
-            return await matrix.run(write)
+            return await libraries.run(write, options.package, cache=options.cache)
 
 
 if __name__ == "__main__":

@@ -55,23 +55,32 @@ def staged(checkouts: Sequence[Path]) -> Iterator[list[Build]]:
 
 
 async def measure(
-    module: str, cases: Sequence[str], build: Build, *, at_once: int = 1, patience: float = 60, python: str = ""
+    module: str,
+    cases: Sequence[str],
+    build: Build,
+    *,
+    at_once: int = 1,
+    patience: float = 60,
+    python: Path | str = sys.executable,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Figures]:
     """The figures of the *cases* of a module of this folder, each in a process that has *patience* seconds."""
     turns = asyncio.Semaphore(at_once)
 
     async def one(case: str) -> Figures:
         async with turns:
-            return await _run(module, case, build, patience=patience, python=python or sys.executable)
+            return await _run(
+                [str(python), "-m", "tests.chaos.builds", module, case], build, patience, environment or {}
+            )
 
     return dict(zip(cases, await asyncio.gather(*map(one, cases)), strict=True))
 
 
-async def _run(module: str, case: str, build: Build, *, patience: float, python: str) -> Figures:
+async def _run(command: Sequence[str], build: Build, patience: float, environment: Mapping[str, str]) -> Figures:
     process = await asyncio.create_subprocess_exec(
-        *(python, "-m", "tests.chaos.builds", module, case),
+        *command,
         cwd=build.folder,  # which `-m` puts in front of the path
-        env={**_environment(), "PYTHONPYCACHEPREFIX": str(build.folder / "cache")},
+        env={**_environment(), "PYTHONPYCACHEPREFIX": str(build.folder / "cache"), **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
