@@ -159,15 +159,16 @@ async def unread(kind: str) -> Figures:
         with ExitStack() as sockets:
             await asyncio.to_thread(_connect, sockets, address, request)
             counted = await _wait(site, watched)
-            end = tracemalloc.get_traced_memory()[0]
+            peak = tracemalloc.get_traced_memory()[1]
+            connections = await _connections(files + READERS)
             figures: Figures = {
                 "answers": ", ".join(f"{count} x {status}" for status, count in watched.statuses.most_common()),
-                "traced peak": (tracemalloc.get_traced_memory()[1] - before) / MIB,
-                "end": (end - before) / MIB,
+                "traced peak": (peak - before) / MIB,
+                "end": (traced() - before) / MIB,
                 "RSS peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - rss) / MIB,
                 "counted": None if counted is None else counted / MIB,
                 **_ends(sorted(watched.ended)),
-                "connections": _files() - files - READERS,
+                "connections": connections,
                 "streams": site.running,
             }
     return figures
@@ -193,6 +194,14 @@ def _ends(seconds: Sequence[float]) -> Figures:
         return f"{seconds[place]:.1f} s" if place < len(seconds) else f"not in {PATIENCE:g} s"
 
     return {"first": at(0), "median": at(READERS // 2), "last": at(READERS - 1)}
+
+
+async def _connections(others: int) -> int:
+    """The number of connections that the server has: it may take a few seconds until it closes them."""
+    deadline = time.monotonic() + 3
+    while _files() > others and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    return _files() - others
 
 
 def _files() -> int:
@@ -255,7 +264,7 @@ async def run(write: Callable[[str], object], packages: Sequence[Path]) -> bool:
     with staged(packages) as builds:
         figures = [(build.name, await measure("readers", list(CASES), build, at_once=2)) for build in builds]
     write(f"{READERS} readers that never read {OUTPUT // MIB} MiB of output each; memory in MiB. Connections and\n")
-    write(f"streams: those that are open or run after {PATIENCE:g} s, or after the last response\n\n")
+    write(f"streams: those that are open or run 3 s after the last response, or after {PATIENCE:g} s\n\n")
     for line in table(f"{READERS} readers", COLUMNS, figures):
         write(f"{line}\n")
     return True
