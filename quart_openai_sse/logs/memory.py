@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import Context
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import KeyReused, MemoryFull, OpenAISSEError, StreamExpired, StreamNotFound, StreamTooLong
@@ -185,7 +186,7 @@ class MemoryLog:
             del self._tombstones[key]
         if self._timer is None and self._ended:  # memory is freed even if no request comes
             wait = max(0.0, next(iter(self._ended.values())) + self.retention - now)
-            self._timer = asyncio.get_running_loop().call_later(wait + 0.1, self._on_timer)
+            self._timer = asyncio.get_running_loop().call_later(wait + 0.1, self._on_timer, context=Context())
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -6,6 +6,7 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, StreamStopped
@@ -160,7 +161,11 @@ def size_of(entries: Sequence[Entry]) -> int:
 
 
 class _Watch:
-    """Calls *stopped* when the stream is to stop, and *left* when no reader has read it for *linger* seconds."""
+    """Calls *stopped* when the stream is to stop, and *left* when no reader has read it for *linger* seconds.
+
+    Its timer has a context of its own, like all timers of this package: asyncio keeps a timer that was cancelled until
+    it is due, and with its context everything that the request's contextvars refer to.
+    """
 
     def __init__(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
         self.stopped = stopped
@@ -171,7 +176,7 @@ class _Watch:
     def begin(self) -> None:
         """The last reader has left."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._linger, self._left)
+            self._timer = asyncio.get_running_loop().call_later(self._linger, self._left, context=Context())
 
     def cancel(self) -> None:
         """There is a reader again, or the stream has ended."""
@@ -195,7 +200,7 @@ class MemoryReader:
         self._silent_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         if heartbeat is not None:
-            self._timer = self._loop.call_later(heartbeat, self._check_silence, heartbeat)
+            self._timer = self._loop.call_later(heartbeat, self._check_silence, heartbeat, context=Context())
         stream.enter(self)
 
     async def opened(self, timeout: float) -> None:
@@ -203,7 +208,7 @@ class MemoryReader:
         stream = self._stream
         if stream.last == 0 and stream.end is None:
             self._opening = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self.open)
+            timer = self._loop.call_later(timeout, self.open, context=Context())
             try:
                 await self._opening
             finally:
@@ -274,4 +279,4 @@ class MemoryReader:
         if due <= now:
             self.give(Batch(self.place + 1, ()))
             due = now + heartbeat
-        self._timer = self._loop.call_at(due, self._check_silence, heartbeat)
+        self._timer = self._loop.call_at(due, self._check_silence, heartbeat, context=Context())

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -210,7 +210,7 @@ class Relay:
         )
         stream.task = loop.create_task(self._stream(stream))
         if self._timer is None:
-            self._timer = loop.call_later(self.config.max_duration, self._expire)
+            self._timer = loop.call_later(self.config.max_duration, self._expire, context=Context())
         self._observe("started", stream.record)
 
     async def _stream(self, stream: RunningStream) -> None:
@@ -256,7 +256,7 @@ class Relay:
         for stream in self._streams.values():
             due = stream.intake.began + self.config.max_duration
             if due > now:
-                self._timer = asyncio.get_running_loop().call_later(due - now, self._expire)
+                self._timer = asyncio.get_running_loop().call_later(due - now, self._expire, context=Context())
                 return
             stream.expire()
         self._timer = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 from typing import Any
 
 from quart_openai_sse.transport.connection import Connection, Origin
@@ -115,7 +116,7 @@ class Pool:
         self._idle.setdefault(connection.origin, {})[connection] = now
         self._idle_count += 1
         if self._timer is None and self._expiry < math.inf:
-            self._timer = loop.call_at(now + self._expiry, self._expire)
+            self._timer = loop.call_at(now + self._expiry, self._expire, context=Context())
 
     def _forget(self, origin: Origin) -> None:
         self._idle_count -= 1
@@ -130,4 +131,4 @@ class Pool:
             for connection in [each for each, since in kept.items() if since <= limit]:
                 connection.abort()
         oldest = min((since for kept in self._idle.values() for since in kept.values()), default=None)
-        self._timer = None if oldest is None else loop.call_at(oldest + self._expiry, self._expire)
+        self._timer = None if oldest is None else loop.call_at(oldest + self._expiry, self._expire, context=Context())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Protocol
@@ -80,7 +81,7 @@ class Deadlines:
         if when <= now:
             self._timeout.reschedule(loop.time())
         else:  # and no later than the end of a gap that begins now
-            self._timer = loop.call_later(min(when - now, self._gap), self._check)
+            self._timer = loop.call_later(min(when - now, self._gap), self._check, context=Context())
 
     def _next(self, now: float) -> _Deadline:
         """The deadline that is met first if no data arrives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -26,7 +27,7 @@ class WriteWatch:
         self._seen = 0
         self._in_a_row = 0
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._interval, self._check)
+        self._timer = self._loop.call_later(self._interval, self._check, context=Context())
 
     def stop(self) -> None:
         """Stops the timer. May be called twice."""
@@ -39,7 +40,7 @@ class WriteWatch:
         if self._task.done():  # the body never began
             return
         if self._in_a_row < _CHECKS:
-            self._timer = self._loop.call_later(self._interval, self._check)
+            self._timer = self._loop.call_later(self._interval, self._check, context=Context())
         else:
             logger.warning("a client has not accepted a write in time, and its response is cut off")
             self._task.cancel()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -361,6 +364,39 @@ async def test_a_stream_that_another_process_has_ended_is_given_up(relays: Any) 
         await asyncio.sleep(0)
     assert (await ended(relay, handle)) == lost
     assert (ends, events[-1], upstream.running) == ([], ("ended", "producer_lost"), 0)
+
+
+@pytest.mark.parametrize("retain", [True, False])
+async def test_no_timer_keeps_the_context_of_a_request(relays: Any, retain: bool) -> None:
+    class Request:
+        pass
+
+    async def start(request: Request) -> Any:
+        current.set(request)
+        handle = await relay.start(BODY, principal=ME, retain=retain)
+        reader = handle.reader or await relay.read(handle)
+        await reader.opened(60)
+        async for _ in reader:
+            pass
+        await relay.readers.leave(reader)
+
+    current: ContextVar[Request] = ContextVar("current")
+    relay = relays(ScriptedUpstream())
+    # asyncio forgets cancelled timers at once if no other is due before them.
+    earlier = asyncio.get_running_loop().call_later(5, print, context=Context())
+    await asyncio.create_task(start(Request()))
+    request = Request()
+    watched = weakref.ref(request)
+    task = asyncio.create_task(start(request))
+    del request
+    await task
+    del task
+    while relay._streams:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert watched() is None
+    earlier.cancel()
 
 
 async def test_a_line_that_can_not_be_logged_keeps_nobody_from_being_told(
