@@ -187,7 +187,16 @@ class Config:
     max_duration: Seconds = 3600
     """Maximum seconds that a stream may run, whatever produces it."""
     on_end_timeout: Seconds = 5
-    """Seconds that readers wait for `on_end` before they see the end."""
+    """Seconds that readers wait for `on_end` before they see the end. A hook that takes longer goes on afterwards."""
+    prepare_timeout: Seconds = 10
+    """Seconds that one `prepare` hook may take. After that the request is refused with 503."""
+    auth_timeout: Seconds = 10
+    """Seconds that the auth hook may take. After that the request is refused with 503."""
+    observe_timeout: Seconds = 5
+    """Seconds that an observer may take for one event."""
+    hook_threads: Count = 64
+    """Maximum number of threads for the `def` hooks of each kind: `prepare`, `on_end`, observers, and the `load` of an
+    auth hook. Further calls wait for a free thread, until their time limit at most."""
 
     @classmethod
     def load(
@@ -311,6 +320,10 @@ class Options(TypedDict, total=False):
     high_water: int
     max_duration: float
     on_end_timeout: float
+    prepare_timeout: float
+    auth_timeout: float
+    observe_timeout: float
+    hook_threads: int
 
 
 def option_names() -> list[str]:

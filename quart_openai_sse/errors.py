@@ -390,6 +390,16 @@ class ModelFailed(OpenAISSEError):
     side = "app"
 
 
+class HookTimeout(OpenAISSEError):
+    """A `prepare` hook of the app took longer than `prepare_timeout`. Nothing was started."""
+
+    status = 503
+    code = "hook_timeout"
+    side = "app"
+    retry_after = 5
+    user_message = "Our server took too long. Please try again in a few seconds."
+
+
 # Errors of the upstream ---------------------------------------------------------------------------------------------
 
 

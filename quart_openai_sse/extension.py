@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart, Response, current_app
+from quart import Blueprint, Quart, Response, current_app, has_request_context
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
@@ -133,8 +133,15 @@ class QuartOpenAISSE:
     # Within a request -------------------------------------------------------------------------------------------
 
     async def principal(self) -> Principal:
-        """The principal that makes the current request. Raises `AuthenticationRequired` and `OriginDenied`."""
-        return await authenticate(self._hook(), trusted_origins=self.config().trusted_origins)
+        """The principal that makes the current request, or opens the current websocket.
+
+        Raises what the auth hook raises, `AuthenticationRequired`, `PermissionDenied`, `AuthUnavailable`, and
+        `OriginDenied` if a page of another origin uses a cookie. In a websocket's view, call it before the websocket is
+        accepted: the error is then the response to the handshake, on a server that can send one.
+        """
+        relay = self._relay()
+        origins = relay.config.trusted_origins
+        return await authenticate(self._hook(), trusted_origins=origins, calls=relay.hook_calls.auth)
 
     async def body(self) -> dict[str, Any]:
         """The JSON object in the current request's body, read and checked as by the extension's own routes.
@@ -291,6 +298,7 @@ def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:
 
 async def _on_error(error: OpenAISSEError) -> Response:
     """The response to an error that a view of the app's own raised."""
-    # Unread data makes a server reset the connection, and a client that is still sending would not get the response.
-    await swallow_body()
+    if has_request_context():  # a websocket has no body
+        # Unread data makes a server reset the connection, and a client that is still sending would get no response.
+        await swallow_body()
     return error_response(error)

@@ -12,8 +12,8 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 import httpx
-from quart import request
 
+from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.auth.hooks import Authenticate
 from quart_openai_sse.auth.lookups import (
     BadAnswer,
@@ -72,11 +72,12 @@ def forward_auth(
     )
 
     async def hook() -> Principal | None:
-        cookies = "; ".join(request.headers.getlist("Cookie"))
+        received = current_connection().headers
+        cookies = "; ".join(received.getlist("Cookie"))
         if not cookies:
             return None
         headers = {"Cookie": cookies, "User-Agent": ""}  # an empty User-Agent, or httpx would send its own
-        headers |= {name: ", ".join(request.headers.getlist(name)) for name in names if name in request.headers}
+        headers |= {name: ", ".join(received.getlist(name)) for name in names if name in received}
         user = await lookups.get().user({name: value.encode("latin-1") for name, value in headers.items()})
         return None if user is None else Principal(user, realm=realm, cookie=True)
 

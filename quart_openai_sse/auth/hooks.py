@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol
 
-from quart import request, session
+from quart import has_websocket_context, request, session
 from werkzeug.exceptions import Forbidden, Unauthorized
 
+from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.auth.origin import SAFE_METHODS, check_origin
-from quart_openai_sse.errors import AuthenticationRequired, ConfigurationError, InvalidRequest, PermissionDenied
+from quart_openai_sse.errors import (
+    AuthenticationRequired,
+    AuthUnavailable,
+    ConfigurationError,
+    InvalidRequest,
+    PermissionDenied,
+)
 from quart_openai_sse.principal import Principal, is_id
 
 __all__ = [
@@ -34,15 +42,36 @@ Authenticate = Callable[[], Awaitable[Principal | str | int | None]]
 or `None` if it does not recognise the caller. It may raise an `OpenAISSEError`, or abort with 401 or 403."""
 
 
-async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] = ()) -> Principal:
-    """The principal that makes the current request, as *hook* recognises it.
+class AuthCalls(Protocol):
+    """The limits of an auth hook."""
+
+    timeout: float
+    """Seconds after which a hook is cancelled."""
+
+    async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Returns or raises what *function* does in a thread."""
+        ...
+
+    def report_late(self, name: str) -> None:
+        """The hook called *name* was cancelled."""
+        ...
+
+
+_calls: ContextVar[AuthCalls | None] = ContextVar("quart_openai_sse_auth_calls", default=None)
+
+
+async def authenticate(
+    hook: Authenticate, *, trusted_origins: Collection[str] = (), calls: AuthCalls | None = None
+) -> Principal:
+    """The principal that makes the current request or opens the current websocket, as *hook* recognises it.
 
     Raises `AuthenticationRequired` if *hook* returns no caller, `PermissionDenied` if it aborts with 403,
-    `OriginDenied` if a page of another origin uses a cookie with a method that changes something, and `TypeError` if
-    *hook* is not a coroutine function or returns something else.
+    `AuthUnavailable` if it takes longer than *calls* allows, `OriginDenied` if a page of another origin uses a cookie
+    for a websocket or with a method that changes something, and `TypeError` if *hook* is not a coroutine function or
+    returns something else.
     """
     try:
-        caller = await _ask(hook)
+        caller = await (_ask(hook) if calls is None else _ask_within(hook, calls))
     except Unauthorized:
         caller = None
     except Forbidden as error:
@@ -52,9 +81,25 @@ async def authenticate(hook: Authenticate, *, trusted_origins: Collection[str] =
     if isinstance(caller, bool) or not isinstance(caller, Principal | str | int):
         raise TypeError(f"An auth hook must return a Principal, an id or None, not {type(caller).__name__}.")
     principal = _principal(caller)
-    if principal.cookie and request.method not in SAFE_METHODS:
+    # A browser lets a page of any origin open a websocket, with the cookies (RFC 6455, section 10.2).
+    if principal.cookie and (has_websocket_context() or request.method not in SAFE_METHODS):
         check_origin(trusted_origins)
     return principal
+
+
+async def _ask_within(hook: Authenticate, calls: AuthCalls) -> Principal | str | int | None:
+    """The caller that *hook* returns. Raises `AuthUnavailable` after the time limit."""
+    token = _calls.set(calls)
+    try:
+        async with asyncio.timeout(calls.timeout) as limit:
+            return await _ask(hook)
+    except TimeoutError:
+        if not limit.expired():  # an error of the hook's own
+            raise
+        calls.report_late(getattr(hook, "__qualname__", type(hook).__name__))
+        raise AuthUnavailable(f"The auth hook took longer than {calls.timeout:g} s.") from None
+    finally:
+        _calls.reset(token)
 
 
 async def _ask(hook: Authenticate) -> Principal | str | int | None:
@@ -73,7 +118,9 @@ async def _ask(hook: Authenticate) -> Principal | str | int | None:
 def _principal(caller: Principal | str | int) -> Principal:
     """The principal for what a hook returned. If the hook left `cookie` open, any cookie counts as the proof."""
     principal = caller if isinstance(caller, Principal) else Principal(str(caller))
-    return principal if principal.cookie is not None else replace(principal, cookie="Cookie" in request.headers)
+    if principal.cookie is not None:
+        return principal
+    return replace(principal, cookie="Cookie" in current_connection().headers)
 
 
 # The hooks ------------------------------------------------------------------------------------------------------------
@@ -101,8 +148,8 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
 
 
 def bearer_token() -> str | None:
-    """The current request's bearer token, or `None`."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    """The bearer token of the current request or websocket, or `None`."""
+    scheme, _, token = current_connection().headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
@@ -132,7 +179,8 @@ def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None
 async def _call_load(load: Callable[[Any], Any], user: Any) -> Any:
     if iscoroutinefunction(load):
         return await load(user)
-    result = await asyncio.to_thread(load, user)
+    calls = _calls.get()  # not set if the app calls the hook by itself
+    result = await (asyncio.to_thread(load, user) if calls is None else calls.run_in_thread(load, user))
     return await result if isawaitable(result) else result
 
 
@@ -155,7 +203,7 @@ def on_behalf_of(
 
     async def hook() -> Principal | str | int | None:
         caller = await _ask(service)
-        named = request.headers.getlist("X-On-Behalf-Of")
+        named = current_connection().headers.getlist("X-On-Behalf-Of")
         if not named:
             return caller
         if caller is None:

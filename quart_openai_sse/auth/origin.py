@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from quart import request
-
+from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.errors import OriginDenied
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -14,15 +13,20 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def check_origin(trusted: Collection[str]) -> None:
-    """Raises `OriginDenied` if a page of another origin sent the current request, unless its origin is *trusted*."""
-    origin = request.headers.get("Origin")
+    """Raises `OriginDenied` if a page of another origin sent the current request, unless its origin is *trusted*.
+
+    A websocket's handshake is such a request too.
+    """
+    connection = current_connection()
+    origin = connection.headers.get("Origin")
     if origin in trusted and origin is not None:
         return
-    site = request.headers.get("Sec-Fetch-Site")
+    site = connection.headers.get("Sec-Fetch-Site")
     if site in ("same-origin", "none"):
         return
-    # A browser sends at least one of the two headers with an unsafe method; a request without both is not from a page.
-    if site is not None or (origin is not None and _host(origin) != _host(f"{request.scheme}://{request.host}")):
+    # A browser sends at least one of the two headers with an unsafe method or a handshake; a request without both is
+    # not from a page.
+    if site is not None or (origin is not None and _host(origin) != _host(f"{connection.scheme}://{connection.host}")):
         raise OriginDenied("A page of another origin must not use this cookie; see trusted_origins.")
 
 

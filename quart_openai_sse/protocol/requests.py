@@ -21,6 +21,8 @@ MODEL_LENGTH = 256
 THREAD_LENGTH = KEY_LENGTH = 255
 THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f]{{1,{THREAD_LENGTH}}}$"
 STREAM_ID_PATTERN = "^[0-9a-f]{32}$"
+NESTING = 100
+"""How deeply a request may be nested: far less than the recursion of encoders, and of an app's own code, allows."""
 KEY_PATTERN = f"^[!-~]{{0,{KEY_LENGTH}}}$"  # an empty header counts as no header
 
 # https://github.com/Kludex/uvicorn/issues/2722. Java's HttpClient offers h2c with each request over plain HTTP.
@@ -47,6 +49,8 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
         raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
+    if data.count(b"{") + data.count(b"[") > NESTING:  # otherwise it can't be nested more deeply
+        _check_nesting(body)
     return body
 
 
@@ -66,7 +70,23 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
         )
     _check_messages(body.get("messages"))
     _check_members(body, MEMBERS)
+    _check_nesting(body)
     return body
+
+
+def _check_nesting(body: dict[str, Any]) -> None:
+    """Raises `InvalidRequest` if *body* is nested more deeply than `NESTING`; it may contain itself."""
+    level: list[Any] = [body]
+    for _ in range(NESTING):
+        level = [
+            member
+            for each in level
+            for member in (each.values() if isinstance(each, dict) else each)
+            if isinstance(member, dict | list | tuple)
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"The body is nested more than {NESTING} levels deep.", code="invalid_json")
 
 
 def _check_messages(messages: object) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from inspect import isawaitable, iscoroutinefunction
+from functools import partial
 from typing import Any
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.logs.entries import Outcome
 from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
@@ -19,6 +19,8 @@ from quart_openai_sse.producers.app_model import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.relay.background import Background
+from quart_openai_sse.relay.bounded_calls import BoundedCalls
+from quart_openai_sse.relay.deliveries import Deliveries
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -67,55 +69,54 @@ class Hooks:
     on_end: list[OnEnd] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
 
-    async def run_prepare(self, body: dict[str, Any], principal: Principal) -> dict[str, Any]:
-        """The request as the hooks leave it, validated again. Raises what they raise."""
+    async def run_prepare(self, body: dict[str, Any], principal: Principal, *, calls: HookCalls) -> dict[str, Any]:
+        """The request as the hooks leave it, validated again. Raises what they raise, and `HookTimeout`."""
         if not self.prepare:
             return body
         stream = body.get("stream")
-        body = deepcopy(body)  # a hook may change it in place, and the caller's own messages must not change
+        body = _copied(body)  # a hook may change it in place, and the caller's own messages must not change
         for hook in self.prepare:
-            prepared = hook(body, principal)
-            prepared = await prepared if isawaitable(prepared) else prepared
+            prepared = await calls.prepare.result(hook, body, principal)
             body = dict(body if prepared is None else prepared)
         return validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
 
-    async def run_on_end(self, end: StreamEnd, *, timeout: float, background: Background) -> None:
-        """Calls the hooks, and waits for them at most *timeout* seconds. An exception of theirs is logged."""
+    async def run_on_end(self, end: StreamEnd, *, calls: HookCalls) -> None:
+        """Calls the hooks, and waits for them at most `on_end_timeout` seconds. An exception of theirs is logged."""
         if not self.on_end:
             return
-        calls = {asyncio.ensure_future(_call(hook, end)) for hook in self.on_end}
-        done, late = await asyncio.wait(calls, timeout=timeout)
-        for task in done:
-            if not task.cancelled() and (error := task.exception()) is not None:
+        made = [calls.on_end.call(hook, end) for hook in self.on_end]
+        await asyncio.wait([call.task for call in made], timeout=calls.on_end.timeout)
+        for call in made:
+            if not call.task.done():
+                calls.on_end.let_go_on(call)
+            elif not call.task.cancelled() and (error := call.task.exception()) is not None:
                 logger.error("stream %s: on_end raised", end.id, exc_info=error)
-        for task in late:
-            logger.warning("stream %s: on_end takes longer than on_end_timeout", end.id)
-            background.hold(task)
 
-    def observe(self, kind: EventKind, record: StreamRecord, *, background: Background) -> None:
+    def observe(self, kind: EventKind, record: StreamRecord, *, calls: HookCalls) -> None:
         """Writes the log line of an ended stream, and calls the observers. Nothing waits for them."""
         if kind == "ended":
             try:
                 log_stream(record)
             except Exception:  # in a filter or handler of the app
                 logger.exception("a stream's line could not be logged")
-        if not self.observers:
-            return
-        event = StreamEvent(kind, replace(record))
-        for observer in self.observers:
-            try:
-                awaitable = observer(event)
-            except Exception:
-                logger.exception("an observer raised")
-            else:
-                if isawaitable(awaitable):
-                    background.hold(awaitable)
+        if self.observers:
+            calls.deliveries.add(StreamEvent(kind, replace(record)), self.observers)
 
 
-async def _call(hook: OnEnd, end: StreamEnd) -> None:
-    if iscoroutinefunction(hook):
-        await hook(end)
-    else:
-        result = await asyncio.to_thread(hook, end)
-        if isawaitable(result):  # a callable object or a lambda that returns a coroutine
-            await result
+class HookCalls:
+    """The calls of one engine's hooks. Each kind has its own threads: one kind can't use up those of another."""
+
+    def __init__(self, config: Config, background: Background) -> None:
+        create = partial(BoundedCalls, threads=config.hook_threads, background=background)
+        self.auth = create("auth", timeout=config.auth_timeout)
+        self.prepare = create("prepare", timeout=config.prepare_timeout)
+        self.on_end = create("on_end", timeout=config.on_end_timeout)
+        self.observe = create("observe", timeout=config.observe_timeout)
+        self.deliveries = Deliveries(self.observe)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a JSON value. `validate` has limited how deeply it is nested; other objects in it are not copied."""
+    if isinstance(value, dict):
+        return {name: _copied(member) for name, member in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -42,7 +42,7 @@ from quart_openai_sse.relay.admission import Admission
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
 from quart_openai_sse.relay.departures import Departures
-from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import CLEAN_UP, RunningStream, StreamHandle
 from quart_openai_sse.upstreams import Upstream
@@ -86,7 +86,8 @@ class Relay:
         self._departures = Departures()
         self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
-        self._observe = partial(hooks.observe, background=self._background)
+        self.hook_calls = HookCalls(config, self._background)
+        self._observe = partial(hooks.observe, calls=self.hook_calls)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Relay:
                 if writer is None:
                     return attached
                 undo.push_async_exit(partial(_refuse, writer))
-            body = await self.hooks.run_prepare(body, principal)
+            body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
             record.model = body["model"]
             producer = choose_producer(
                 body,
@@ -225,9 +226,8 @@ class Relay:
                 end = await stream.produce(self._background)
                 if self.hooks.on_end and not stream.lost:
                     stream.complete_record(end)
-                    timeout = self.config.on_end_timeout
                     # Before the readers see the end: a client that reads "completed" can rely on what was stored.
-                    await self.hooks.run_on_end(stream.stream_end(end), timeout=timeout, background=self._background)
+                    await self.hooks.run_on_end(stream.stream_end(end), calls=self.hook_calls)
         except Exception:
             logger.exception("stream %s: the app context raised", stream.handle.id)
         finally:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from quart import current_app, request
+from quart import current_app
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
+from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.errors import Translate
 from quart_openai_sse.protocol import json
 
@@ -18,9 +19,9 @@ CATALOGUES = "quart_openai_sse.translations"
 
 
 def translator() -> Translate:
-    """A function that translates a sentence into the language that the current request's client prefers."""
+    """A function that translates a sentence into the language that the current client prefers."""
     catalogues: Catalogues = current_app.extensions.get(CATALOGUES) or shipped()
-    header = request.headers.get("Accept-Language")
+    header = current_connection().headers.get("Accept-Language")
     # The header is parsed when there is a sentence to translate, which most streams never have.
     return lambda sentence: _sentences(catalogues, header).get(sentence, sentence)
 

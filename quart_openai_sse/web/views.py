@@ -119,7 +119,8 @@ class Views:
         return _json_response({"status": "draining" if relay.draining else "log unavailable"}, status=503)
 
     async def _principal(self, relay: Relay) -> Principal:
-        return await authenticate(self._auth, trusted_origins=relay.config.trusted_origins)
+        origins = relay.config.trusted_origins
+        return await authenticate(self._auth, trusted_origins=origins, calls=relay.hook_calls.auth)
 
     async def _begin(self) -> tuple[Relay, Principal, dict[str, Any]]:
         """The engine, the caller, and the JSON object of the request."""
