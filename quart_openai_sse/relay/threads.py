@@ -100,10 +100,11 @@ class ThreadCall:
 
     def withdraw(self) -> bool:
         """Whether the call was still waiting for a thread. Then it is never made, and `result` is cancelled."""
-        withdrawn = self._threads.withdraw(self)
-        if withdrawn:
-            self._future.cancel()
-        return withdrawn
+        if not self._threads.withdraw(self):
+            return False
+        self._finished = True
+        self._future.cancel()
+        return True
 
     def leave(self) -> None:
         """The result is not wanted any more. A call that has begun goes on, since a thread can't be cancelled."""

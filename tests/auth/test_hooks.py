@@ -13,7 +13,7 @@ import httpx
 import pytest
 from flask import Flask
 from flask import session as flask_session
-from quart import Quart, abort, request
+from quart import Quart, abort, request, session
 from quart_auth import AuthUser, QuartAuth, login_user, logout_user
 
 from quart_openai_sse import (
@@ -128,6 +128,65 @@ async def test_a_hook_may_abort(create_app: CreateApp, serve: Serve, code: int, 
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0])
     response = await client.get("/v1/models")
     assert (response.status_code, response.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+async def test_a_hook_that_takes_too_long_is_cancelled_and_a_503(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelled = []
+
+    async def hook():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(request.path)
+            raise
+
+    app, ai = create_app(ScriptedUpstream(), auth=first_of(bearer_tokens({}), hook), auth_timeout=0.01)
+    client = await whoami(app, ai, serve)
+    for path in ("/v1/models", "/who"):
+        response = await client.get(path)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "auth_unavailable")
+    assert cancelled == ["/v1/models", "/who"]
+    assert caplog.text.count("auth hook 'first_of.<locals>.hook' has been running for more than 0.01 s") == 1
+
+
+async def test_a_timeout_of_the_hooks_own_is_its_own_error(create_app: CreateApp) -> None:
+    async def hook():
+        raise TimeoutError("the database's")
+
+    app, ai = create_app(ScriptedUpstream(), auth=hook)
+    async with app.test_request_context("/"):
+        with pytest.raises(TimeoutError, match="the database's"):
+            await ai.principal()
+
+
+async def test_a_load_that_hangs_is_a_503_and_its_thread_is_nobody_elses(create_app: CreateApp, serve: Serve) -> None:
+    gate, names = threading.Event(), []
+
+    def load(user):
+        names.append(threading.current_thread().name)
+        gate.wait()
+        return True
+
+    app, ai = create_app(ScriptedUpstream(), auth=session_user(load=load), auth_timeout=0.01, hook_threads=2)
+
+    @app.before_request
+    async def log_in():
+        session["_user_id"] = "ann"
+
+    client = await whoami(app, ai, serve)
+    calls = None
+    try:
+        for _ in range(3):
+            assert (await client.get("/who")).status_code == 503
+        calls = ai._state(app).engines.current().hook_calls.auth
+        assert (names, calls.hanging, calls.late) == (["quart_openai_sse auth hook"] * 2, 2, 3)
+        assert await asyncio.to_thread(len, "ab") == 2
+    finally:
+        gate.set()
+    while calls.hanging:
+        await asyncio.sleep(0)
 
 
 async def test_a_hook_that_breaks_is_a_500_without_its_reason(create_app: CreateApp, serve: Serve) -> None:

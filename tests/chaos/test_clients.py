@@ -37,7 +37,12 @@ async def test_leaving_between_the_view_and_the_body_is_leaving(path: str) -> No
         app, auth=bearer_tokens(TOKENS), base_url="http://127.0.0.1:9", upstream=lambda _: upstream, linger=0
     )
     over: asyncio.Queue[StreamEvent] = asyncio.Queue()
-    ai.observe(lambda event: over.put_nowait(event) if event.kind == "ended" else None)
+
+    @ai.observe
+    async def note(event: StreamEvent) -> None:
+        if event.kind == "ended":
+            await over.put(event)
+
     left = asyncio.Event()
     body = json.dumps({"model": "m", "messages": QUESTION, "stream": True}).encode()
     messages = [{"type": "http.request", "body": body}]

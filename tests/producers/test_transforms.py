@@ -211,7 +211,12 @@ async def test_when_the_caller_leaves_all_are_closed(create_app: CreateApp, serv
     over = asyncio.Event()
     for name in ("first", "second"):
         ai.transform(watched(name))
-    ai.observe(lambda event: over.set() if event.kind == "ended" else None)
+
+    @ai.observe
+    async def note(event: Any) -> None:
+        if event.kind == "ended":
+            over.set()
+
     client = await serve(app)
     async with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
         await anext(response.aiter_raw())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quart_openai_sse import Principal, StreamEvent
+from quart_openai_sse import Principal, StreamEvent, StreamRecord
 from quart_openai_sse.config import Config, UpstreamConfig
 from quart_openai_sse.errors import (
     FirstOutputTimeout,
@@ -244,8 +244,13 @@ async def asked(create_app: CreateApp, serve: Serve, upstream: Any, body: Any = 
     app, ai = create_app(upstream, **{"retries": 3, "retry_delay": 0, **options})
     events: list[StreamEvent] = []
     over = asyncio.Event()
-    ai.observe(events.append)
-    ai.observe(lambda event: over.set() if event.kind == "ended" else None)
+
+    @ai.observe
+    async def note(event: StreamEvent) -> None:
+        events.append(event)
+        if event.kind == "ended":
+            over.set()
+
     client = await serve(app)
     response = await client.post("/v1/chat/completions", json=body)
     await over.wait()
@@ -288,8 +293,8 @@ async def test_spent_attempts_are_a_true_status_and_no_sdk_tries_again(create_ap
 
 async def test_an_apps_model_calls_again_too_and_it_does_not_see_it(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream([ROLE, UpstreamTruncated()], "hello"), retries=1, retry_delay=0)
-    events: list[StreamEvent] = []
-    ai.observe(events.append)
+    events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+    ai.observe(events.put)
     seen = []
 
     @ai.model("agent")
@@ -302,7 +307,9 @@ async def test_an_apps_model_calls_again_too_and_it_does_not_see_it(create_app: 
     stream = await read((await client.post("/v1/chat/completions", json={**BODY, "model": "agent"})).content)
     assert (stream.text, stream.outcome) == ("hello", "completed")
     assert seen[:2] == [{"role": "assistant", "content": ""}, {"content": "hello"}]
-    record = events[-1].record
+    while (event := await events.get()).kind != "ended":
+        pass
+    record = event.record
     assert (record.upstream, record.attempts, record.failures) == ("app", 2, ("scripted: upstream_truncated",))
 
 
@@ -312,7 +319,7 @@ async def test_leaving_ends_the_wait_for_another_attempt(create_app: CreateApp, 
     waiting, over, records = asyncio.Event(), asyncio.Event(), []
 
     @ai.observe
-    def watch(event: StreamEvent) -> None:
+    async def watch(event: StreamEvent) -> None:
         if event.kind == "retried":
             waiting.set()
         elif event.kind == "ended":
@@ -420,13 +427,19 @@ async def test_the_next_key_is_taken_where_one_is_refused(create_app: CreateApp,
 
     async with raw_upstream(answer) as server:
         app, ai = create_app(None, base_url=server.base_url, api_keys=["key-spent", "key-stolen", "key-good"])
-        records = []
-        ai.observe(lambda event: records.append(event.record) if event.kind == "ended" else None)
+        records: asyncio.Queue[StreamRecord] = asyncio.Queue()
+
+        @ai.observe
+        async def note(event: StreamEvent) -> None:
+            if event.kind == "ended":
+                await records.put(event.record)
+
         client = await serve(app)
         for _ in range(2):
             assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
-    assert [record.attempts for record in records] == [3, 1]  # the good one is kept
-    assert len(records[0].failures) == 2
+        first, second = await records.get(), await records.get()
+    assert (first.attempts, second.attempts) == (3, 1)  # the good one is kept
+    assert len(first.failures) == 2
 
 
 async def test_when_every_key_is_refused_the_refusal_is_told(create_app: CreateApp, serve: Serve) -> None:

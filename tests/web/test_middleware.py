@@ -153,7 +153,7 @@ async def test_observers_are_told_in_the_context_of_the_stream_over_a_kept_conne
     ended = asyncio.Event()
 
     @ai.observe
-    def note(event):
+    async def note(event):
         told.append((event.kind, event.record.trace_id, current_trace_id()))
         if event.kind == "ended":
             ended.set()
