@@ -187,5 +187,5 @@ async def test_hypercorn_answers_the_handshake(
 async def test_outside_of_a_request_and_a_websocket_there_is_no_principal(create_app: CreateApp) -> None:
     app, ai = create_app(ScriptedUpstream())
     async with app.app_context():
-        with pytest.raises(RuntimeError, match="Not within a request context"):
+        with pytest.raises(RuntimeError, match="context"):
             await ai.principal()

@@ -8,6 +8,7 @@ import functools
 import itertools
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from quart_openai_sse.relay import bounded_calls, deliveries
 from quart_openai_sse.relay.bounded_calls import Sparingly, runs_on_loop
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.relay.threads import HookThreads
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, read
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
@@ -57,6 +59,22 @@ async def relays(gate: threading.Event) -> AsyncIterator[Any]:
         await relay.aclose()
 
 
+class LoopClock:
+    """The event loop's clock, which can be put forward: time limits are over when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + self._ahead)
+
+    def put_forward(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    return LoopClock(monkeypatch)
+
+
 async def outcome(relay: Relay, **options: Any) -> str:
     """Runs a stream to its end."""
     handle = await relay.start(BODY, principal=ME, **options)
@@ -71,8 +89,17 @@ async def outcome(relay: Relay, **options: Any) -> str:
 
 
 async def until(condition: Any) -> None:
+    """Returns when *condition* holds; looks now and then, since it may depend on a thread."""
     while not condition():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+
+
+async def occupy(threads: HookThreads, gate: threading.Event) -> None:
+    """Occupies a thread by a call that hangs."""
+    begun = threading.Event()
+    call = threads.submit(lambda: begun.set() or gate.wait())
+    await until(begun.is_set)
+    call.leave()
 
 
 # Where --------------------------------------------------------------------------------------------------------------
@@ -257,19 +284,22 @@ async def test_a_prepare_hook_ends_with_the_request_that_leaves(relays: Any) -> 
 
 
 async def test_a_hook_that_would_wait_for_a_thread_for_too_long_is_not_called(
-    relays: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture
+    relays: Any, clock: LoopClock, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    relay, called = relays(prepare_timeout=0.01, hook_threads=2), []
+    relay, called = relays(prepare_timeout=5, hook_threads=2), []
+    calls = relay.hook_calls.prepare
 
     def hang(body: Any, principal: Principal) -> None:
         called.append(threading.current_thread())
         gate.wait()
 
     relay.hooks.prepare.append(hang)
-    for _ in range(4):
+    for begun, waiting in [(1, 0), (2, 0), (2, 1), (2, 1)]:
+        starting = asyncio.ensure_future(relay.start(BODY, principal=ME))
+        await until(lambda state=(begun, waiting): (len(called), len(calls.threads._waiting)) == state)
+        clock.put_forward(5)
         with pytest.raises(HookTimeout):
-            await relay.start(BODY, principal=ME)
-    calls = relay.hook_calls.prepare
+            await starting
     assert (len(called), calls.hanging, calls.late, calls.not_made) == (2, 2, 2, 2)
     assert "prepare hook 'hang' was not called: its 2 threads are in use, by 2 calls that hang" in caplog.text
     gate.set()
@@ -301,20 +331,25 @@ async def test_what_a_hook_is_given_is_a_copy_and_other_objects_in_it_are_the_sa
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 async def test_a_late_on_end_hook_goes_on_and_stores_the_answer(
-    relays: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture, kind: str
+    relays: Any, clock: LoopClock, gate: threading.Event, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    relay, stored, opened = relays(on_end_timeout=0.01), [], asyncio.Event()
+    relay, stored, opened, begun = relays(on_end_timeout=5), [], asyncio.Event(), threading.Event()
 
     def store(end: StreamEnd) -> None:
+        begun.set()
         gate.wait()
         stored.append(end.text)
 
     async def store_later(end: StreamEnd) -> None:
+        begun.set()
         await opened.wait()
         stored.append(end.text)
 
     relay.hooks.on_end.append(store if kind == "plain" else store_later)
-    assert await outcome(relay) == "completed"
+    ending = asyncio.ensure_future(outcome(relay))
+    await until(begun.is_set)
+    clock.put_forward(5)
+    assert await ending == "completed"
     calls = relay.hook_calls.on_end
     assert (stored, calls.hanging) == ([], 1)
     gate.set()
@@ -324,7 +359,7 @@ async def test_a_late_on_end_hook_goes_on_and_stores_the_answer(
     [warning] = [each for each in caplog.records if each.levelno == logging.WARNING]
     name = "store" if kind == "plain" else "store_later"
     assert warning.getMessage() == (
-        f"on_end hook {name!r} has been running for more than 0.01 s; calls that hang: 1, that have been late so far: 1"
+        f"on_end hook {name!r} has been running for more than 5 s; calls that hang: 1, that have been late so far: 1"
     )
     assert (warning.hook, warning.hanging, warning.late) == (name, 1, 1)
 
@@ -353,15 +388,16 @@ async def test_a_stream_ends_where_no_thread_is_left_for_its_on_end(
     relays: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay, called = relays(on_end_timeout=0.01, hook_threads=1), []
+    calls = relay.hook_calls.on_end
+    await occupy(calls.threads, gate)
 
-    def hang(end: StreamEnd) -> None:
+    def store(end: StreamEnd) -> None:
         called.append(end.id)
-        gate.wait()
 
-    relay.hooks.on_end.append(hang)
+    relay.hooks.on_end.append(store)
     assert [await outcome(relay) for _ in range(3)] == ["completed"] * 3
-    assert (len(called), relay.hook_calls.on_end.not_made) == (1, 2)
-    assert "on_end hook 'hang' was not called: its 1 threads are in use, by 1 calls that hang" in caplog.text
+    assert (called, calls.not_made) == ([], 3)
+    assert "on_end hook 'store' was not called: its 1 threads are in use, by 1 calls that hang" in caplog.text
     assert [each.levelname for each in caplog.records if "was not called" in each.getMessage()] == ["ERROR"]
 
 
@@ -418,9 +454,9 @@ async def test_each_event_is_told_in_its_own_context(relays: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 async def test_an_observer_that_hangs_is_given_up_and_told_the_next_event(
-    relays: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture, kind: str
+    relays: Any, clock: LoopClock, gate: threading.Event, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    relay, told = relays(observe_timeout=0.01), []
+    relay, told = relays(observe_timeout=5), []
 
     def plain(event: StreamEvent) -> None:
         told.append(event.kind)
@@ -432,19 +468,23 @@ async def test_an_observer_that_hangs_is_given_up_and_told_the_next_event(
 
     relay.hooks.observers.append(plain if kind == "plain" else coroutine)
     assert await outcome(relay) == "completed"
+    for number, name in enumerate(["started", "first_chunk", "ended"], 1):
+        await until(lambda number=number: len(told) == number)
+        assert told[-1] == name
+        clock.put_forward(5)
     await until(lambda: relay.hook_calls.observe.late == 3)
-    assert told == ["started", "first_chunk", "ended"]
     await until(lambda: relay.hook_calls.observe.hanging == (3 if kind == "plain" else 0))
-    assert f"observe hook {kind!r} has been running for more than 0.01 s" in caplog.text
+    assert f"observe hook {kind!r} has been running for more than 5 s" in caplog.text
 
 
 async def test_events_that_no_thread_can_deliver_are_dropped_and_counted(
     relays: Any, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = relays(observe_timeout=0.01, hook_threads=1)
-    relay.hooks.observers.append(lambda event: gate.wait())
+    await occupy(relay.hook_calls.observe.threads, gate)
+    relay.hooks.observers.append(lambda event: None)
     assert await outcome(relay) == "completed"
-    await until(lambda: relay.hook_calls.deliveries.dropped == 2)
+    await until(lambda: relay.hook_calls.deliveries.dropped == 3)
     [warning] = [each for each in caplog.records if "dropped" in each.getMessage()]
     assert warning.getMessage() == "observer '<lambda>' is too slow; events dropped so far: 1"
     assert (warning.hook, warning.dropped) == ("<lambda>", 1)
