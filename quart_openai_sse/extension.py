@@ -207,7 +207,11 @@ class QuartOpenAISSE:
     def prepare(
         self, function: Callable[[dict[str, Any], Principal], PreparedT]
     ) -> Callable[[dict[str, Any], Principal], PreparedT]:
-        """Registers a function `(body, principal)` that may return another body, or refuse the request by raising."""
+        """Registers a function `(body, principal)` that may return another body, or refuse the request by raising.
+
+        A coroutine function runs on the event loop, any other function in a thread, with the request's context. After
+        `prepare_timeout` seconds the request is refused with `HookTimeout` (503).
+        """
         checks.check_hook("prepare", function)
         self.hooks.prepare.append(cast(Prepare, function))
         return function
@@ -225,7 +229,8 @@ class QuartOpenAISSE:
     def on_end(self, function: Callable[[StreamEnd], ReturnT]) -> Callable[[StreamEnd], ReturnT]:
         """Registers a function that is given every stream's `StreamEnd` before its readers see the end.
 
-        A coroutine function is awaited, any other function runs in a thread.
+        A coroutine function runs on the event loop, any other function in a thread. After `on_end_timeout` seconds the
+        readers see the end, and the function goes on.
         """
         checks.check_hook("on_end", function)
         self.hooks.on_end.append(cast(OnEnd, function))
@@ -233,7 +238,7 @@ class QuartOpenAISSE:
 
     @checks.needs_function
     def observe(self, function: Callable[[StreamEvent], ReturnT]) -> Callable[[StreamEvent], ReturnT]:
-        """Registers an `Observer` of every `StreamEvent`."""
+        """Registers an `Observer` of every `StreamEvent`: a coroutine function, or a function that runs in a thread."""
         checks.check_hook("observe", function)
         self.hooks.observers.append(cast(Observer, function))
         return function

@@ -72,4 +72,8 @@ class StreamEvent:
 
 
 Observer = Callable[[StreamEvent], Awaitable[None] | None]
-"""A function or a coroutine function. Nothing waits for it; an exception that it raises is logged."""
+"""A coroutine function, which runs on the event loop, or any other function, which runs in a thread.
+
+It is called for the events of a stream one after the other, and for several streams at once. Nothing waits for it; an
+exception that it raises is logged. It may take `observe_timeout` seconds for an event. If 1000 events are pending for
+it, further events are dropped, and a warning says how many."""

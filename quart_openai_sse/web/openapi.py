@@ -11,6 +11,7 @@ from quart_openai_sse.errors import (
     AuthUnavailable,
     ConfigurationError,
     Draining,
+    HookTimeout,
     InvalidLastEventID,
     InvalidRequest,
     KeyReused,
@@ -198,7 +199,7 @@ _STARTED: Errors = (
     *(*_ALWAYS, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
     *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
     *(MemoryFull, LogUnavailable, TooManyReaders),
-    *(ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
+    *(HookTimeout, ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
     *subclasses(UpstreamError),
 )
 """The errors of a route that starts a stream, until its first output."""
