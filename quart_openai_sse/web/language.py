@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from quart import current_app
+from quart import current_app, has_websocket_context, request, websocket
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.errors import Translate
 from quart_openai_sse.protocol import json
 
@@ -21,7 +20,8 @@ CATALOGUES = "quart_openai_sse.translations"
 def translator() -> Translate:
     """A function that translates a sentence into the language that the current client prefers."""
     catalogues: Catalogues = current_app.extensions.get(CATALOGUES) or shipped()
-    header = current_connection().headers.get("Accept-Language")
+    connection = websocket if has_websocket_context() else request
+    header = connection.headers.get("Accept-Language")
     # The header is parsed when there is a sentence to translate, which most streams never have.
     return lambda sentence: _sentences(catalogues, header).get(sentence, sentence)
 
