@@ -170,7 +170,7 @@ class Sparingly:
         message, self._last, self._timer = self._last, None, None
         if message is not None:
             message()
-            self._timer = asyncio.get_running_loop().call_later(_QUIET, self._say)
+            self._timer = asyncio.get_running_loop().call_later(_QUIET, self._say, context=Context())
 
 
 def runs_on_loop(hook: Callable[..., Any]) -> bool:

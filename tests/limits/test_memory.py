@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import weakref
 from typing import Any
 
@@ -144,7 +145,7 @@ def failing(create_app: CreateApp) -> Any:
         if body["model"] == "never":
             raise MemoryFull(retry_after=1)
 
-    return app, ai
+    return app, ai, upstream
 
 
 WAYS = ["scripted", "unknown", "raises", "raises later", "never"]
@@ -152,8 +153,12 @@ WAYS = ["scripted", "unknown", "raises", "raises later", "never"]
 
 @pytest.mark.parametrize("key", ["", "k"], ids=["", "with a key"])
 @pytest.mark.parametrize("model", WAYS)
-async def test_a_request_that_failed_is_not_kept(failing: Any, model: str, key: str) -> None:
-    app, ai = failing
+async def test_a_request_that_failed_is_not_kept(
+    failing: Any, model: str, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # pytest keeps what is logged, and with it the exceptions.
+    caplog.set_level(logging.CRITICAL + 1, "quart_openai_sse")
+    app, ai, upstream = failing
     prompt = Prompt("x" * 1000)
     watched = weakref.ref(prompt)
     async with app.test_request_context("/", method="POST"):
@@ -176,6 +181,7 @@ async def test_a_request_that_failed_is_not_kept(failing: Any, model: str, key: 
             await asyncio.sleep(0)
     for _ in range(3):
         await asyncio.sleep(0)
+    upstream.requests.clear()
     gc.collect()
     assert watched() is None
     assert relay.memory.bodies == relay.memory.unread == 0

@@ -78,13 +78,13 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
 async def outcome(relay: Relay, **options: Any) -> str:
     """Runs a stream to its end."""
     handle = await relay.start(BODY, principal=ME, **options)
-    reader = handle.reader or await relay.read(handle.key)
+    reader = handle.reader or await relay.read(handle)
     try:
         async for batch in reader:
             if batch.end is not None:
                 return str(batch.end.outcome)
     finally:
-        await relay.leave(reader)
+        await relay.readers.leave(reader)
     raise AssertionError
 
 
