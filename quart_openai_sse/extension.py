@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart, Response, current_app, has_request_context
+from quart import Blueprint, Quart, Response, has_request_context
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
@@ -31,7 +31,15 @@ from quart_openai_sse.web.event_stream import remember_request_task
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware, add_trace_ids
 from quart_openai_sse.web.responses import error_response, read_message
-from quart_openai_sse.web.state import EXTENSION, AppState, Factories, app_prefixes, app_states
+from quart_openai_sse.web.state import (
+    EXTENSION,
+    AppState,
+    Factories,
+    app_prefixes,
+    app_state,
+    app_states,
+    current_relay,
+)
 from quart_openai_sse.web.stream import Stream
 
 _ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
@@ -104,6 +112,7 @@ class QuartOpenAISSE:
             app.extensions[CATALOGUES] = merged(self._translations)
         app.register_error_handler(OpenAISSEError, _on_error)
         app.before_request(remember_request_task)
+        app.before_serving(engines.open)
         app.after_serving(engines.aclose)
         _wrap(app, BodyLimit, prefixes=state.prefixes, paths=BODY_PATHS, limit=config.max_body)
         if config.log_responses and not app.extensions.get(_LOGGED):
@@ -125,7 +134,12 @@ class QuartOpenAISSE:
         checks.check_collection("routes", routes)
         checks.check_auth(auth)
         blueprint = create_blueprint(
-            name, url_prefix=url_prefix, relay=self._relay, auth=auth or self._hook(), models=models, routes=routes
+            name,
+            url_prefix=url_prefix,
+            relay=partial(current_relay, self.name),
+            auth=auth or self._hook(),
+            models=models,
+            routes=routes,
         )
         blueprint.record(self._registered)
         return blueprint
@@ -139,7 +153,7 @@ class QuartOpenAISSE:
         `OriginDenied` if a page of another origin uses a cookie. In a websocket's view, call it before the websocket is
         accepted: the error is then the response to the handshake, on a server that can send one.
         """
-        relay = self._relay()
+        relay = current_relay(self.name)
         origins = relay.config.trusted_origins
         return await authenticate(self._hook(), trusted_origins=origins, calls=relay.hook_calls.auth)
 
@@ -151,7 +165,7 @@ class QuartOpenAISSE:
         `MemoryFull` beyond `max_memory`. A body whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it
         is read, as in any route of the app.
         """
-        return await read_json(self._relay())
+        return await read_json(current_relay(self.name))
 
     async def start(
         self,
@@ -166,7 +180,7 @@ class QuartOpenAISSE:
 
         Every refusal is raised here, as an `OpenAISSEError`.
         """
-        relay = self._relay()
+        relay = current_relay(self.name)
         asked = {**body, "stream": True}
         handle = await relay.start(
             asked, principal=principal, thread=thread, metadata=metadata, idempotency_key=idempotency_key
@@ -175,7 +189,7 @@ class QuartOpenAISSE:
 
     async def active(self, *, thread: str, principal: Principal) -> Stream | None:
         """The newest running stream of a thread, for a page that is loaded again; or `None`."""
-        relay = self._relay()
+        relay = current_relay(self.name)
         running = await relay.find(principal, thread=thread)
         return Stream(relay, relay.handle(running[0].id, principal)) if running else None
 
@@ -183,7 +197,7 @@ class QuartOpenAISSE:
         self, body: Mapping[str, Any], *, principal: Principal, metadata: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """The assistant's whole message (`role`, `content`, …). Raises an `OpenAISSEError` if the stream fails."""
-        relay = self._relay()
+        relay = current_relay(self.name)
         handle = await relay.start({**body, "stream": False}, principal=principal, retain=False, metadata=metadata)
         return await read_message(relay, handle)
 
@@ -251,22 +265,22 @@ class QuartOpenAISSE:
         Await it in the server's shutdown trigger: after the trigger a server closes its connections.
         """
         apps = [app] if app is not None else list(self._apps)
-        relays = [self._state(each).engines.current() for each in apps]
+        relays = [app_state(self.name, each).engines.current() for each in apps]
         await asyncio.gather(*(relay.drain(timeout) for relay in relays if relay is not None))
 
     @contextmanager
     def override(self, app: Quart, *, upstream: Upstream) -> Iterator[None]:
         """For tests: within the block, *app* asks this upstream."""
-        with self._state(app).engines.override(upstream):
+        with app_state(self.name, app).engines.override(upstream):
             yield
 
     def config(self, app: Quart | None = None) -> Config:
         """The configuration in *app*, or in the current one."""
-        return self._state(app).config
+        return app_state(self.name, app).config
 
     def _registered(self, setup: BlueprintSetupState) -> None:
         app = cast(Quart, setup.app)
-        for prefixes in (self._state(app).prefixes, app_prefixes(app)):
+        for prefixes in (app_state(self.name, app).prefixes, app_prefixes(app)):
             prefixes.add(setup.url_prefix or "")
 
     def _hook(self) -> Authenticate:
@@ -286,15 +300,6 @@ class QuartOpenAISSE:
             instance=self.name,
             scope=app.app_context,
         )
-
-    def _relay(self) -> Relay:
-        return self._state().engines.get()
-
-    def _state(self, app: Quart | None = None) -> AppState:
-        states = app_states(app or current_app)
-        if self.name not in states:
-            raise ConfigurationError(f"The instance {self.name!r} does not know this app: call init_app(app) first.")
-        return states[self.name]
 
 
 def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:

@@ -128,7 +128,7 @@ async def test_a_response_may_be_made_in_a_task_of_its_own(create_app: CreateApp
     client = await serve(app)
     async with client.stream("POST", "/ask") as response:
         assert await anext(response.aiter_raw())
-        relay = ai._state(app).engines.current()
+        relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
         assert len(relay.readers) == 1
     while relay.readers:
         await asyncio.sleep(0)
@@ -403,7 +403,7 @@ async def test_a_users_test_overrides_the_upstream(create_app: CreateApp, simula
     with ai.override(app, upstream=ScriptedUpstream([chunk("again"), finish()])):
         assert await ask() == "again"
     assert await ask() == real
-    await ai._state(app).engines.aclose()
+    await app.extensions["quart_openai_sse"][ai.name].engines.aclose()
 
 
 async def test_two_simulators_are_two_upstreams() -> None:

@@ -131,7 +131,11 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
 
     Tokens are compared in constant time, and only their digests are kept in memory.
     """
-    known = [(sha256(token.encode()).digest(), owner) for token, owner in tokens.items() if token]
+    known = [
+        (sha256(token.encode()).digest(), Principal(owner, realm="token", cookie=False))
+        for token, owner in tokens.items()
+        if token
+    ]
 
     async def hook() -> Principal | None:
         token = bearer_token()
@@ -139,10 +143,10 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
             return None
         given = sha256(token.encode()).digest()
         found = None
-        for digest, owner in known:  # without a break, so that the time does not depend on the token
+        for digest, principal in known:  # without a break, so that the time does not depend on the token
             if hmac.compare_digest(digest, given):
-                found = owner
-        return None if found is None else Principal(found, realm="token", cookie=False)
+                found = principal
+        return found
 
     return hook
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
+
+logger = logging.getLogger("quart_openai_sse")
 
 
 class Engines:
@@ -31,6 +35,16 @@ class Engines:
     def current(self) -> Relay | None:
         """The engine of the running event loop, or `None` if none was needed yet."""
         return self._relays.get(asyncio.get_running_loop())
+
+    async def open(self) -> None:
+        """Opens the log of the running event loop's engine, so that the server starts with it.
+
+        A log that is unavailable is opened when it is needed. Until then the app is not ready.
+        """
+        try:
+            await self.get().open()
+        except LogUnavailable as error:
+            logger.warning("the stream log is unavailable: %s", error)
 
     async def aclose(self) -> None:
         """Ends the streams of the running event loop. Another use of the same loop gets a new engine."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from inspect import iscoroutine
 from typing import Any
 
 _IDLE = 10.0  # seconds after which a thread without a call ends
@@ -132,6 +133,8 @@ class ThreadCall:
         self._finished = True
         if self._left:
             self._threads.abandoned -= 1
+            if iscoroutine(result):
+                result.close()  # it is never awaited
         elif not self._future.done():
             if error is not None:
                 self._future.set_exception(error)

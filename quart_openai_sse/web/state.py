@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quart import Quart
+from quart import Quart, current_app
 
 from quart_openai_sse.config import Config
+from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay.engines import Engines
+from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
 from quart_openai_sse.web.checks import check_factory
@@ -59,6 +61,19 @@ def app_states(app: Quart) -> dict[str, AppState]:
     """The instances that are set up in *app*, by their names."""
     states: dict[str, AppState] = app.extensions.setdefault(EXTENSION, {})
     return states
+
+
+def app_state(name: str, app: Quart | None = None) -> AppState:
+    """The state of the instance *name* in *app*, or in the current app. Raises `ConfigurationError`."""
+    try:
+        return app_states(app or current_app)[name]
+    except KeyError:
+        raise ConfigurationError(f"The instance {name!r} does not know this app: call init_app(app) first.") from None
+
+
+def current_relay(name: str) -> Relay:
+    """The engine of the instance *name* in the current app."""
+    return app_state(name).engines.get()
 
 
 def app_prefixes(app: Quart) -> set[str]:

@@ -180,7 +180,7 @@ async def test_a_load_that_hangs_is_a_503_and_its_thread_is_nobody_elses(create_
     try:
         for _ in range(3):
             assert (await client.get("/who")).status_code == 503
-        calls = ai._state(app).engines.current().hook_calls.auth
+        calls = app.extensions["quart_openai_sse"][ai.name].engines.current().hook_calls.auth
         assert set(names) <= {"quart_openai_sse auth hook"}  # none, if no thread has begun in time
         assert (calls.hanging, calls.late) == (len(names), 3)
         assert await asyncio.to_thread(len, "ab") == 2

@@ -53,7 +53,7 @@ class ChaosApp:
     @property
     def relay(self) -> Relay | None:
         """Its engine. There is one once a request has come."""
-        return self.ai._state(self.app).engines.current()
+        return self.app.extensions["quart_openai_sse"][self.ai.name].engines.current()
 
     @property
     def log(self) -> Any:

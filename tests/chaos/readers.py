@@ -102,7 +102,7 @@ class Site:
 
 def counted_memory(site: Site) -> int | None:
     """The bytes that the build itself counts; `None` if it counts none."""
-    engine = site.ai._state(site.app).engines.current()
+    engine = site.app.extensions["quart_openai_sse"][site.ai.name].engines.current()
     return getattr(getattr(engine, "memory", None), "held", None)
 
 

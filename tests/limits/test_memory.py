@@ -65,7 +65,7 @@ async def test_a_running_stream_holds_its_request_and_an_ended_one_nothing(creat
     asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=LONG))
     async with asyncio.timeout(10):
         await gate.reached()
-    account = ai._state(app).engines.current().memory
+    account = app.extensions["quart_openai_sse"][ai.name].engines.current().memory
     assert 100_000 < account.bodies < 101_000
     gate.open()
     assert (await read((await asking).content)).outcome == "completed"
@@ -112,7 +112,7 @@ async def test_a_large_body_is_refused_while_it_arrives(create_app: CreateApp, s
 
     refused = await client.post("/v1/streams", content=content(), headers={**ANN, "Content-Type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_full")
-    assert ai._state(app).engines.current().memory.held == 0
+    assert app.extensions["quart_openai_sse"][ai.name].engines.current().memory.held == 0
 
 
 # Nothing of a request that failed ------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ async def test_a_request_that_failed_is_not_kept(
             assert last == "failed"
             assert (await ai.active(thread="", principal=PRINCIPAL)) is None
         del body
-    relay = ai._state(app).engines.current()
+    relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
     async with asyncio.timeout(10):
         while relay._streams:
             await asyncio.sleep(0)
@@ -202,7 +202,7 @@ async def test_a_request_over_the_limit_is_not_kept(create_app: CreateApp) -> No
         del body
     gc.collect()
     assert watched() is None
-    await ai._state(app).engines.aclose()
+    await app.extensions["quart_openai_sse"][ai.name].engines.aclose()
 
 
 async def test_unread_output_is_counted(create_app: CreateApp, serve: Serve) -> None:
@@ -210,7 +210,7 @@ async def test_unread_output_is_counted(create_app: CreateApp, serve: Serve) -> 
     app, ai = create_app(ScriptedUpstream([piece] * 200 + [finish()]), max_bytes=1 << 26)
     client = await serve(app)
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
-    account = ai._state(app).engines.current().memory
+    account = app.extensions["quart_openai_sse"][ai.name].engines.current().memory
     async with client.stream("GET", url) as response:  # and not read
         assert response.status_code == 200
         async with asyncio.timeout(20):

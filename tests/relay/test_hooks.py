@@ -243,7 +243,7 @@ async def test_a_prepare_hook_that_takes_too_long_is_a_refusal(
     assert "hook 'hangs'" in caplog.text or "hook 'forever'" in caplog.text
     assert HookTimeout.side == "app"
     assert not upstream.requests
-    engine = ai._state(app).engines.current()
+    engine = app.extensions["quart_openai_sse"][ai.name].engines.current()
     assert not engine.admission.slots.taken
     gate.set()
     await until(lambda: engine.hook_calls.prepare.hanging == 0)

@@ -522,7 +522,7 @@ async def test_who_waits_for_a_start_that_broke_off_may_start_anew(create_app: C
     first = asyncio.ensure_future(client.post(**ask))
     await asked.wait()
     second = asyncio.ensure_future(client.post(**ask))
-    relay = ai._state(app).engines.current()
+    relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
     while not relay.readers:
         await asyncio.sleep(0)
     first.cancel()
@@ -711,7 +711,7 @@ async def test_observers_see_a_streams_life_and_cannot_disturb_it(
     response = await client.post("/v1/chat/completions", json=BODY)
     assert (await read(response.content)).text == "one two"
     await over.wait()
-    await ai._state(app).engines.current()._background.wait(5)
+    await app.extensions["quart_openai_sse"][ai.name].engines.current()._background.wait(5)
     assert [event.kind for event in events] == ["started", "first_chunk", "ended"]
     assert [event.record.outcome for event in events] == ["", "", "completed"]
     record = events[-1].record
@@ -848,7 +848,7 @@ async def test_what_does_not_end_in_time_is_failed_and_says_so(create_app: Creat
     url = (await client.post("/v1/streams", json=BODY)).json()["url"]
     reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in ("text", "openai")]
     plain = asyncio.ensure_future(client.post("/v1/chat/completions", json=BODY))
-    while upstream.running < 2 or len(ai._state(app).engines.current().readers) < 3:
+    while upstream.running < 2 or len(app.extensions["quart_openai_sse"][ai.name].engines.current().readers) < 3:
         await asyncio.sleep(0)
     await ai.drain(0, app=app)
     for response in [*await asyncio.gather(*reading), await plain]:

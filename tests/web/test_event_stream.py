@@ -117,7 +117,7 @@ async def flood(megabytes: int, *, slow: bool) -> tuple[int, int]:
                 count += len(data)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if slow:
-            relay = ai._state(app).engines.current()
+            relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
             assert len(relay._streams) == 1  # it waits, and is not failed
             writer.transport.abort()
             while relay._streams:

@@ -95,7 +95,7 @@ async def test_a_client_that_has_the_end_gets_a_204_from_ones_own_route_too(
     )  # or EventSource would tell the page of an error
     refused = await client.get("/answer", headers={"Last-Event-ID": "99"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_last_event_id")
-    relay = ai._state(app).engines.current()
+    relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
     assert len(relay.readers) == 0
 
 
@@ -108,7 +108,7 @@ async def test_a_head_request_does_not_wait_for_the_stream(
     head = await client.head("/answer")
     assert (head.status_code, head.headers["x-stream-id"]) == (200, started["id"])
     assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert not ai._state(app).engines.current().readers
+    assert not app.extensions["quart_openai_sse"][ai.name].engines.current().readers
     assert await rest(client, gate) == "one two three"
 
 

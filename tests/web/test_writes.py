@@ -66,9 +66,10 @@ async def test_a_client_that_does_not_read_is_cut_off(
                 f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token-ann\r\nAccept: text/event-stream\r\n"
                 f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             )
+            relay = app.extensions["quart_openai_sse"][ai.name].engines.get()
             await loop.sock_sendall(client, head.encode() + body)
             async with asyncio.timeout(20):
-                while (relay := ai._state(app).engines.current()) is None or not relay.readers:
+                while not relay.readers:
                     await asyncio.sleep(0)
                 while relay.readers or relay._streams:
                     await asyncio.sleep(0.01)
