@@ -93,13 +93,22 @@ class Config:
     first_output_timeout: Seconds = 60
     """Seconds from the request to the first output; empty deltas do not count."""
     first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
-    """`first_output_timeout` for single models, by name: for models that reason for a long time before any output."""
+    """`first_output_timeout` for single models, by name: for models that reason for a long time before any output. The
+    app's models can be named as well."""
     gap_timeout: Seconds = 30
     """Seconds without a byte from the upstream in the middle of a stream; its comments count as bytes."""
     gap_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
-    """`gap_timeout` for single models, by name."""
+    """`gap_timeout` for single models, by name; the app's models can be named as well."""
     total_timeout: Seconds = 600
     """Seconds for one complete answer of the upstream."""
+    model_first_output_timeout: Seconds = 300
+    """Seconds from the request to the first output or event of a model of the app, unless `first_output_timeouts` names
+    the model. While the model waits for `chat.call`, the request upstream has its own deadlines, and this one waits."""
+    model_gap_timeout: Seconds = 300
+    """Seconds between two items of a model of the app, unless `gap_timeouts` names the model. The time in which the
+    model waits for `chat.call`, or for a slow reader, does not count."""
+    model_total_timeout: Seconds = 1800
+    """Seconds for one complete answer of a model of the app."""
 
     retries: Annotated[int, msgspec.Meta(ge=0)] = 3
     """How often a request that failed before any output is sent to the same upstream again."""
@@ -283,6 +292,9 @@ class Options(TypedDict, total=False):
     gap_timeout: float
     gap_timeouts: Mapping[str, float]
     total_timeout: float
+    model_first_output_timeout: float
+    model_gap_timeout: float
+    model_total_timeout: float
     retries: int
     retry_delay: float
     retry_after_max: float

@@ -400,6 +400,36 @@ class HookTimeout(OpenAISSEError):
     user_message = "Our server took too long. Please try again in a few seconds."
 
 
+class ModelTimeout(OpenAISSEError):
+    """The app's own model took too long. Each deadline has its own subclass."""
+
+    status = 504
+    code = "model_timeout"
+    side = "app"
+    user_message = "The answer took too long. Please try again."
+
+
+class ModelFirstOutputTimeout(ModelTimeout):
+    """The app's model yielded no output and no event within `model_first_output_timeout`."""
+
+    code = "model_first_output_timeout"
+    user_message = "The answer did not begin in time. Please try again."
+
+
+class ModelGapTimeout(ModelTimeout):
+    """The app's model yielded nothing for longer than `model_gap_timeout` in the middle of the stream."""
+
+    code = "model_gap_timeout"
+    user_message = "The answer stopped in the middle. Please try again."
+
+
+class ModelTotalTimeout(ModelTimeout):
+    """The app's model took longer than `model_total_timeout` for its whole answer."""
+
+    code = "model_total_timeout"
+    user_message = "The whole answer took too long. Please try again, perhaps with a shorter question."
+
+
 # Errors of the upstream ---------------------------------------------------------------------------------------------
 
 

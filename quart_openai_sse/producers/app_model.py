@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry, Kind
 from quart_openai_sse.observers import APP
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.generators import AppGenerator
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.producers.transforms import Transform, transformed
+from quart_openai_sse.producers.model_deadlines import ModelDeadlines
+from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import add_usage
+from quart_openai_sse.protocol.chunks import has_output
 from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.upstream_errors import stream_error
+
+logger = logging.getLogger("quart_openai_sse")
+
+CLEAN_UP = 5.0
+"""Seconds that the app's generators may take to clean up when their stream has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +76,8 @@ ModelFunction = Callable[[Chat], AsyncIterator[Any]]
 """An async generator function: it yields strings, chunks (mappings or SDK objects) and `Event`s.
 
 A model that passes on the chunks of another SDK must pass on those with a `finish_reason` too: without them, a stream
-that was cut would look complete.
+that was cut would look complete. It need not close that SDK's stream: whatever ends the stream, the SDK's wait for its
+next chunk is cancelled.
 """
 
 
@@ -76,7 +87,8 @@ class AppModel:
     The stream has one id, one role, one finish and the sum of all usage; everything is closed at its end.
     """
 
-    cancels_at_once = False
+    cancels_at_once = True
+    """The app's generators run in a task of their own."""
 
     def __init__(
         self,
@@ -94,7 +106,8 @@ class AppModel:
         self._access = access
         self._chat = Chat(body, principal=access.principal, metadata=metadata, call=self._call)
         self._transforms = transforms
-        self._exhausted = False
+        self._ended: asyncio.Future[None]
+        self._deadlines = _deadlines(access.config, body["model"])
         self._calls: list[Call] = []
         self._head = {
             "id": f"chatcmpl-{stream_id}",
@@ -108,45 +121,84 @@ class AppModel:
         self._unfinished: set[tuple[str, int]] = set()  # choices of foreign streams
 
     async def run(self, intake: Intake) -> None:
-        """See `Producer.run`."""
+        """See `Producer.run`. Within `CLEAN_UP` seconds after the stream's end, the app's generators are closed."""
+        self._ended = asyncio.get_running_loop().create_future()
+        filling = asyncio.create_task(self._fill(intake))
         try:
-            async with aclosing(self._items()) as items:
-                async for item in items:
-                    self._append(intake, self._entries(item, intake.elapsed()))
-                    await intake.room()
-                    # A generator that never waits must not starve the loop, nor miss that it is stopped.
-                    await asyncio.sleep(0)
-            self._append(intake, self._finish(intake.elapsed()))
-            self.completion.end()
+            async with self._deadlines if self.upstream == APP else nullcontext():
+                await self._ended
         finally:
-            for call in self._calls:
-                await call.aclose()
+            if self._ended.cancelled():  # by the caller, or by a deadline
+                filling.cancel()
+            await _end_of(filling)
 
-    async def _items(self) -> AsyncGenerator[Any, None]:
-        """The items for the log. An exception of the app's code becomes `ModelFailed`, an `OpenAISSEError` is kept."""
-        try:
-            passing = transformed(self._source(), self._transforms, self._chat, normal=_normal)
-            async with aclosing(passing) as items:
-                async for item in items:
-                    yield item
-        except OpenAISSEError:
-            raise
-        except Exception as error:
-            raise ModelFailed("The app's model failed.") from error
+    async def _fill(self, intake: Intake) -> None:
+        """Appends the whole stream, sets how it ended, and closes all that it opened.
 
-    async def _source(self) -> AsyncGenerator[Any, None]:
-        """The items that the model yields."""
-        async with aclosing(cast(AsyncGenerator[Any, None], self._model(self._chat))) as generator:
-            async for item in generator:
-                yield item
-        self._exhausted = True
+        Context variables, timeouts and task groups of the app's generators belong to one task: this one.
+        """
+        error: Exception | None = None
+        async with AsyncExitStack() as opened:
+            try:
+                await self._append_all(intake, opened)
+            except asyncio.CancelledError:
+                error = OpenAISSEError("The producer was cancelled.")
+            except Exception as raised:
+                error = raised
+            if self._ended.done():
+                return
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    async def _append_all(self, intake: Intake, opened: AsyncExitStack) -> None:
+        """Appends what the model yields, through the transforms, and the end."""
+        opened.push_async_callback(self._close_calls)
+        with _failing_app:
+            model, passing = self._open(opened)
+        items = passing.items
+        while True:
+            try:
+                with _failing_app:
+                    item = await anext(items)
+            except StopAsyncIteration:
+                break
+            self._append(intake, self._entries(item, intake.elapsed()))
+            await intake.room()
+            # A generator that never waits must not starve the loop, nor miss that it is stopped.
+            await asyncio.sleep(0)
+        self._append(intake, self._finish(intake.elapsed(), exhausted=model.exhausted))
+        self.completion.end()
+
+    def _open(self, opened: AsyncExitStack) -> tuple[AppGenerator, AppGenerator]:
+        """The model, and the last of the transforms behind it. *opened* closes each before the one it iterates over."""
+        self._deadlines.model = model = passing = AppGenerator(self._model(self._chat), self._taken)
+        opened.push_async_callback(model.aclose)
+        for transform in self._transforms:
+            passing = AppGenerator(transform(passing.items, self._chat), _normal)
+            opened.push_async_callback(passing.aclose)
+        return model, passing
+
+    async def _close_calls(self) -> None:
+        for call in self._calls:
+            await call.aclose()
 
     def _call(self, body: Mapping[str, Any]) -> Call:
-        call = Call(self._access, body)
+        call = Call(self._access, body, self._deadlines)
         self._calls.append(call)
         return call
 
+    def _taken(self, item: Any) -> Event | Mapping[str, Any]:
+        """The event or chunk for an item of the model."""
+        normal = _normal(item)
+        if not self._deadlines.started:
+            self._deadlines.started = isinstance(normal, Event) or _has_output(normal)
+        return normal
+
     def _append(self, intake: Intake, entries: list[Entry]) -> None:
+        if self._ended.done():  # and the model, or a transform, swallowed its cancellation
+            raise OpenAISSEError("The stream has ended.")
         if entries:
             intake.append(entries)
 
@@ -181,13 +233,13 @@ class AppModel:
             entries.append(self._entry(choices, t, others))
         return entries
 
-    def _finish(self, t: float) -> list[Entry]:
+    def _finish(self, t: float, *, exhausted: bool) -> list[Entry]:
         """The one finish of each choice, and the usage of all calls together."""
         if self._unfinished:
             # OpenAI's SDK does not tell a stream that was cut from one that ended.
             raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
         indices = sorted(self._roles or {0})
-        if not self._exhausted and not self._finish_reasons.keys() >= set(indices):
+        if not exhausted and not self._finish_reasons.keys() >= set(indices):
             raise ModelFailed("A transform ended the stream without a finish_reason, and without StreamStopped.")
         entries = []
         for index in indices:
@@ -213,6 +265,41 @@ class AppModel:
         return Entry(data, t, self.completion.feed(data) is Signal.USAGE)
 
 
+class _FailingApp:
+    """A context manager: an exception of the app's code becomes `ModelFailed`; an `OpenAISSEError` is kept."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, OpenAISSEError | StopAsyncIteration):
+            raise ModelFailed("The app's model failed.") from error
+
+
+_failing_app = _FailingApp()
+
+_abandoned: set[asyncio.Task[None]] = set()
+"""Tasks that did not end in time. An event loop holds no reference to its tasks."""
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    """Waits for the end of *task*, and leaves it behind if that takes longer than `CLEAN_UP`."""
+    try:
+        await asyncio.wait([task], timeout=CLEAN_UP)
+    finally:
+        if not task.done():
+            logger.warning("%r is being closed, and does not end", task)
+            _abandoned.add(task)
+            task.add_done_callback(_abandoned.discard)
+
+
+def _deadlines(config: Config, model: str) -> ModelDeadlines:
+    return ModelDeadlines(
+        total=config.model_total_timeout,
+        first_output=config.first_output_timeouts.get(model, config.model_first_output_timeout),
+        gap=config.gap_timeouts.get(model, config.model_gap_timeout),
+    )
+
+
 async def _pass_on(chat: Chat) -> AsyncGenerator[Any, None]:
     """The upstream's answer as a model: the input of transforms if the app has no model of the name."""
     async for chunk in chat._call(chat.body):
@@ -235,6 +322,10 @@ def _normal(item: Any) -> Event | Mapping[str, Any]:
 
 def _new_choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": finish_reason}
+
+
+def _has_output(chunk: Mapping[str, Any]) -> bool:
+    return any(choice.get("finish_reason") or has_output(choice.get("delta") or {}) for choice in chunk["choices"])
 
 
 def _is_chunk(chunk: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from quart_openai_sse.flow import PAUSE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
+from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import decode_chunk
 from quart_openai_sse.protocol.completeness import Completion
@@ -22,10 +23,10 @@ class Call:
 
     `async for` iterates over its chunks; `await` returns the whole message. Either raises an `UpstreamError`. It is
     closed once it was awaited, or with the stream it belongs to. A model that may stop half-way uses `async with`,
-    which closes it at once.
+    which closes it at once. While the model waits for it, the model's own *deadlines* are paused.
     """
 
-    def __init__(self, access: UpstreamAccess, body: Mapping[str, Any]) -> None:
+    def __init__(self, access: UpstreamAccess, body: Mapping[str, Any], deadlines: ModelDeadlines) -> None:
         self._completion = Completion(n=body.get("n") or 1)
         self._message = Assembly(limit=access.config.max_bytes)
         self._entries: deque[Entry] = deque()
@@ -39,6 +40,7 @@ class Call:
             max_event=access.config.max_event,
         )
         self._access = access
+        self._deadlines = deadlines
         self._body = streaming_body(body, access.config)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -89,7 +91,11 @@ class Call:
                 raise StopAsyncIteration
             self._news.clear()
             self._space.set()
-            await self._news.wait()
+            self._deadlines.pause()
+            try:
+                await self._news.wait()
+            finally:
+                self._deadlines.resume()
         return self._chunk(self._entries.popleft())
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from quart_openai_sse.errors import FirstOutputTimeout, GapTimeout, OpenAISSEError, TotalTimeout
 
-_Deadline = tuple[float, type[OpenAISSEError], str]
+Deadline = tuple[float, type[OpenAISSEError], str]
+"""When it is met, by `time.monotonic`, and the error that is raised then with its message."""
 _when = itemgetter(0)
 
 
@@ -48,7 +49,7 @@ class Deadlines:
         self._gap = gap
         self._progress = progress
         self._paused = False
-        self._met: _Deadline
+        self._met: Deadline
         self._timeout = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -83,7 +84,7 @@ class Deadlines:
         else:  # and no later than the end of a gap that begins now
             self._timer = loop.call_later(min(when - now, self._gap), self._check, context=Context())
 
-    def _next(self, now: float) -> _Deadline:
+    def _next(self, now: float) -> Deadline:
         """The deadline that is met first if no data arrives."""
         progress, total = self._progress, (self._total, TotalTimeout, "The upstream's answer took too long.")
         if progress is None:

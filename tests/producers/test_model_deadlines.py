@@ -1,0 +1,183 @@
+"""The deadlines of the app's models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from quart_openai_sse import Event
+from quart_openai_sse.config import Config
+from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.principal import Principal
+from quart_openai_sse.relay.hooks import Hooks
+from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
+from tests.conftest import QUESTION, CreateApp, Serve
+
+BODY = {"model": "own", "messages": QUESTION, "stream": True}
+TINY, LONG = 0.05, 0.3
+
+
+async def answer_of(create_app: CreateApp, serve: Serve, model: Any, upstream: Any = None, **options: Any) -> Any:
+    app, ai = create_app(upstream or ScriptedUpstream(), **options)
+    ai.model("own")(model)
+    client = await serve(app)
+    return await client.post("/v1/chat/completions", json=BODY)
+
+
+@pytest.mark.parametrize("options", [{"model_first_output_timeout": TINY}, {"first_output_timeouts": {"own": TINY}}])
+@pytest.mark.parametrize("preamble", [False, True])
+async def test_a_model_without_output_is_a_504_of_the_app(
+    create_app: CreateApp, serve: Serve, options: dict[str, Any], preamble: bool
+) -> None:
+    async def own(chat: Any) -> Any:
+        if preamble:
+            yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+        await asyncio.Event().wait()
+        yield "never"
+
+    response = await answer_of(create_app, serve, own, **options)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "model_first_output_timeout")
+    assert response.json()["error"]["message"] == "The app's model began no answer in time."
+
+
+@pytest.mark.parametrize("options", [{"model_gap_timeout": TINY}, {"gap_timeouts": {"own": TINY}}])
+@pytest.mark.parametrize("item", ["text", Event("searching")], ids=["text", "an event"])
+async def test_a_model_that_goes_silent_fails(
+    create_app: CreateApp, serve: Serve, options: dict[str, Any], item: Any
+) -> None:
+    closed = asyncio.Event()
+
+    async def own(chat: Any) -> Any:
+        yield "so far"
+        yield item
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    response = await answer_of(create_app, serve, own, **options)
+    seen = await read(response.content)
+    assert (response.status_code, seen.error["code"]) == (200, "model_gap_timeout")
+    assert seen.error["message"] == "The app's model went silent."
+    assert closed.is_set()
+
+
+async def test_an_event_is_output_and_only_the_gap_counts_after_it(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat: Any) -> Any:
+        yield Event("searching")
+        await asyncio.sleep(LONG)
+        yield "found"
+
+    response = await answer_of(create_app, serve, own, model_first_output_timeout=TINY)
+    assert (await read(response.content)).text == "found"
+
+
+async def test_a_whole_answer_that_takes_too_long_fails(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat: Any) -> Any:
+        while True:
+            yield "on and on "
+            await asyncio.sleep(0.001)
+
+    response = await answer_of(create_app, serve, own, model_total_timeout=TINY)
+    seen = await read(response.content)
+    assert (seen.outcome, seen.error["code"]) == ("failed", "model_total_timeout")
+    assert seen.error["message"] == "The app's model took too long for its whole answer."
+
+
+@pytest.mark.parametrize("silent", ["model_first_output_timeout", "model_gap_timeout"])
+async def test_the_clocks_of_a_model_stand_still_while_it_waits_for_its_calls(
+    create_app: CreateApp, serve: Serve, silent: str
+) -> None:
+    async def own(chat: Any) -> Any:
+        if silent == "model_gap_timeout":
+            yield "so far, "
+        async with asyncio.TaskGroup() as calls:
+            for model in ("one", "two"):
+                calls.create_task(chat.call(model, chat.messages)._whole())
+        yield "done"
+
+    upstream = ScriptedUpstream([chunk("a"), finish()], [chunk("b"), lambda: asyncio.sleep(LONG), finish()])
+    response = await answer_of(create_app, serve, own, upstream, **{silent: TINY})
+    assert (await read(response.content)).text.endswith("done")
+
+
+async def test_they_run_again_after_the_calls(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat: Any) -> Any:
+        yield (await chat.call("one", chat.messages))["content"]
+        await chat.call("two", chat.messages)
+        await asyncio.Event().wait()
+
+    response = await answer_of(create_app, serve, own, ScriptedUpstream("hi"), model_gap_timeout=TINY)
+    seen = await read(response.content)
+    assert (seen.text, seen.error["code"]) == ("hi", "model_gap_timeout")
+
+
+async def test_a_slow_transform_is_no_gap_of_the_model(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream(), model_gap_timeout=TINY)
+
+    @ai.model("own")
+    async def own(chat: Any) -> Any:
+        yield "one "
+        yield "two"
+
+    @ai.transform
+    async def slow(items: Any, chat: Any) -> Any:
+        async for item in items:
+            yield item
+            await asyncio.sleep(LONG)
+        await asyncio.sleep(LONG)
+
+    client = await serve(app)
+    seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+    assert (seen.text, seen.outcome) == ("one two", "completed")
+
+
+async def test_the_upstreams_answer_through_transforms_has_the_upstreams_deadlines_alone(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    upstream = ScriptedUpstream([chunk("one"), lambda: asyncio.sleep(LONG), finish()])
+    tiny = dict.fromkeys(("model_first_output_timeout", "model_gap_timeout", "model_total_timeout"), TINY)
+    app, ai = create_app(upstream, **tiny)
+
+    @ai.transform
+    async def same(items: Any, chat: Any) -> Any:
+        async for item in items:
+            yield item
+
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json={**BODY, "model": "scripted"})
+    assert (await read(response.content)).outcome == "completed"
+
+
+@asynccontextmanager
+async def relay_of(model: Any, **options: Any) -> AsyncIterator[Relay]:
+    """A relay without Quart around it."""
+    hooks = Hooks()
+    hooks.app_models["own"] = model
+    config = Config(base_url="http://127.0.0.1:9/v1", **options)
+    relay = Relay(config=config, log=MemoryLog(high_water=1), create_upstream=ScriptedUpstream, hooks=hooks)
+    yield relay
+    await relay.aclose()
+
+
+async def test_a_slow_reader_is_no_gap_of_the_model_and_is_asked_before_it_runs_on() -> None:
+    made = []
+
+    async def own(chat: Any) -> Any:
+        for number in range(5):
+            made.append(number)
+            yield f"{number} "
+
+    async with relay_of(own, model_gap_timeout=TINY) as relay:
+        handle = await relay.start(BODY, principal=Principal("me"), retain=False)
+        assert handle.reader is not None
+        await asyncio.sleep(LONG)  # the reader does not read
+        assert made == [0]
+        ends = [batch.end async for batch in handle.reader if batch.end is not None]
+        await relay.leave(handle.reader)
+    assert ([end.outcome for end in ends], made) == (["completed"], [0, 1, 2, 3, 4])
