@@ -19,6 +19,7 @@ from quart_openai_sse.errors import (
     MemoryFull,
     ModelFailed,
     ModelNotFound,
+    ModelTimeout,
     OpenAISSEError,
     OriginDenied,
     PermissionDenied,
@@ -200,6 +201,7 @@ _STARTED: Errors = (
     *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
     *(MemoryFull, LogUnavailable, TooManyReaders),
     *(HookTimeout, ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
+    *subclasses(ModelTimeout),
     *subclasses(UpstreamError),
 )
 """The errors of a route that starts a stream, until its first output."""

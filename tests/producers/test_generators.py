@@ -164,15 +164,16 @@ async def test_it_is_closed_when_the_stream_is_stopped_or_its_reader_leaves(
     assert (end.reason == "client_left") == (how == "client_left")
 
 
-async def test_openais_sdk_closes_its_request(create_app: CreateApp, serve: Serve, simulator: Simulator) -> None:
+@pytest.mark.parametrize("model", ["sim-length-4000-rate-20", "sim-length-100000-rate-0"], ids=["slow", "fast"])
+async def test_openais_sdk_closes_its_request(
+    create_app: CreateApp, serve: Serve, simulator: Simulator, model: str
+) -> None:
     app, ai = create_app(ScriptedUpstream())
-    async with AsyncOpenAI(base_url=f"{simulator.base_url}", api_key="k", max_retries=0) as sdk:
+    async with AsyncOpenAI(base_url=simulator.base_url, api_key="k", max_retries=0) as sdk:
 
         @ai.model("own")
         async def own(chat: Any) -> Any:
-            async for chunk in await sdk.chat.completions.create(
-                model="sim-length-4000-rate-20", messages=chat.messages, stream=True
-            ):
+            async for chunk in await sdk.chat.completions.create(model=model, messages=chat.messages, stream=True):
                 yield chunk
 
         @ai.transform

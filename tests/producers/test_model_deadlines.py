@@ -19,7 +19,7 @@ from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
 
 BODY = {"model": "own", "messages": QUESTION, "stream": True}
-TINY, LONG = 0.05, 0.3
+TINY, LONG = 0.2, 0.5
 
 
 async def answer_of(create_app: CreateApp, serve: Serve, model: Any, upstream: Any = None, **options: Any) -> Any:
