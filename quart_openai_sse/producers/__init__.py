@@ -8,6 +8,9 @@ from typing import Protocol
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol.completeness import Completion
 
+CLEAN_UP = 5.0
+"""Seconds that a producer may take to clean up after it is cancelled."""
+
 
 class Producer(Protocol):
     """Fills one stream. `run` returns when the stream is complete, raises when it failed, and can be cancelled."""

@@ -15,6 +15,7 @@ from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncat
 from quart_openai_sse.logs.entries import RESERVED_EVENTS, Entry, Kind
 from quart_openai_sse.observers import APP
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.calls import Call
 from quart_openai_sse.producers.generators import AppGenerator
@@ -28,9 +29,6 @@ from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.upstream_errors import stream_error
 
 logger = logging.getLogger("quart_openai_sse")
-
-CLEAN_UP = 5.0
-"""Seconds that the app's generators may take to clean up when their stream has ended."""
 
 
 @dataclass(frozen=True, slots=True)

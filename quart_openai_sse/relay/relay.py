@@ -35,6 +35,7 @@ from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal, owner_key, stream_key
+from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol.requests import body_size, check_idempotency_key, digest, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
@@ -44,7 +45,7 @@ from quart_openai_sse.relay.choice import choose_producer
 from quart_openai_sse.relay.departures import Departures
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
-from quart_openai_sse.relay.running import CLEAN_UP, RunningStream, StreamHandle
+from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
 

@@ -23,7 +23,7 @@ from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End, Outcome
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers import Producer
+from quart_openai_sse.producers import CLEAN_UP, Producer
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.relay.admission import Place
 from quart_openai_sse.relay.background import Background, run_abandonable
@@ -32,9 +32,6 @@ from quart_openai_sse.relay.hooks import StreamEnd
 logger = logging.getLogger("quart_openai_sse")
 
 Interruption = Literal["failed", "stopped"]
-
-CLEAN_UP = 5.0
-"""Seconds that a producer may take to clean up after it is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)

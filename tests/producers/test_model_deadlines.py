@@ -179,5 +179,5 @@ async def test_a_slow_reader_is_no_gap_of_the_model_and_is_asked_before_it_runs_
         await asyncio.sleep(LONG)  # the reader does not read
         assert made == [0]
         ends = [batch.end async for batch in handle.reader if batch.end is not None]
-        await relay.leave(handle.reader)
+        await relay.readers.leave(handle.reader)
     assert ([end.outcome for end in ends], made) == (["completed"], [0, 1, 2, 3, 4])
