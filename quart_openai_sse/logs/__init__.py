@@ -55,6 +55,8 @@ class Reader(Protocol):
     `asyncio.ensure_future`, and not `create_task`, to run it as a task.
     """
 
+    about: About
+    """What the log knows of the stream besides its entries."""
     at_end: bool
     """Whether the reader has had everything, the end included, so that there is no batch left."""
 

@@ -191,6 +191,7 @@ class MemoryReader:
     def __init__(self, stream: MemoryStream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         self.place = place
         """The number of entries that were delivered to it or skipped."""
+        self.about = stream.about
         self.at_end = at_end
         self._stream = stream
         self._loop = asyncio.get_running_loop()
