@@ -16,6 +16,7 @@ from quart.blueprints import BlueprintSetupState
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
 from quart_openai_sse.config import KEY_PREFIX, Config, Options, option_names, refuse_unknown
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
+from quart_openai_sse.formats.registry import CreateFormat, Formats
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.observers import Observer, StreamEvent
 from quart_openai_sse.principal import Principal
@@ -46,6 +47,7 @@ _ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "rou
 _LOGGED = f"{EXTENSION}.logged"
 
 # Type checkers name these when a decorated function returns something else.
+FormatT = TypeVar("FormatT", bound=CreateFormat)
 AsyncIteratorT = TypeVar("AsyncIteratorT", bound=AsyncIterator[Any])
 PreparedT = TypeVar("PreparedT", bound=Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None)
 ReturnT = TypeVar("ReturnT")
@@ -81,6 +83,7 @@ class QuartOpenAISSE:
         checks.check_auth(auth)
         self.name = name
         self.hooks = Hooks()
+        self._formats = Formats()
         self._auth = auth
         self._config_prefix = config_prefix
         self._factories = Factories(upstream=upstream, log=log, client=client)
@@ -138,6 +141,7 @@ class QuartOpenAISSE:
             url_prefix=url_prefix,
             relay=partial(current_relay, self.name),
             auth=auth or self._hook(),
+            formats=self._formats,
             models=models,
             routes=routes,
         )
@@ -185,13 +189,13 @@ class QuartOpenAISSE:
         handle = await relay.start(
             asked, principal=principal, thread=thread, metadata=metadata, idempotency_key=idempotency_key
         )
-        return Stream.started(relay, handle)
+        return Stream.started(relay, handle, self._formats)
 
     async def active(self, *, thread: str, principal: Principal) -> Stream | None:
         """The newest running stream of a thread, for a page that is loaded again; or `None`."""
         relay = current_relay(self.name)
         running = await relay.find(principal, thread=thread)
-        return Stream(relay, relay.handle(running[0].id, principal)) if running else None
+        return Stream(relay, relay.handle(running[0].id, principal), self._formats) if running else None
 
     async def complete(
         self, body: Mapping[str, Any], *, principal: Principal, metadata: Mapping[str, Any] | None = None
@@ -208,12 +212,26 @@ class QuartOpenAISSE:
 
         It yields strings, chunks (mappings or objects of an SDK) and app events (`Event`).
         """
-        checks.check_model_name(name)
+        checks.check_name("model", name)
 
         def register(function: Callable[[Chat], AsyncIteratorT]) -> Callable[[Chat], AsyncIteratorT]:
             checks.check_model(name, function, self.hooks.app_models.get(name))
             self.hooks.app_models[name] = function
             return function
+
+        return register
+
+    def format(self, name: str) -> Callable[[FormatT], FormatT]:
+        """Registers a class of formats, or a function `(reading)` that creates one, as the format *name*.
+
+        See `quart_openai_sse.formats.Format`. It is called once here, with a `Reading` without a stream.
+        """
+        checks.check_name("format", name)
+
+        def register(create: FormatT) -> FormatT:
+            checks.check_format(name, create, self._formats.by_name.get(name))
+            self._formats.by_name[name] = create
+            return create
 
         return register
 

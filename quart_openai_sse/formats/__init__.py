@@ -1,29 +1,133 @@
-"""The wire format of a response: the protocol, and how each format describes the end of a stream."""
+"""The wire format of a response: the protocol, base classes, and how a format describes the end of a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quart_openai_sse.errors import OpenAISSEError, StreamStopped, Translate, english
-from quart_openai_sse.logs.entries import Batch, End
+from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import chunk_text
+from quart_openai_sse.protocol.sse import HEARTBEAT
 
-__all__ = ["Format"]
+__all__ = ["BaseFormat", "Format", "Reading", "SSEFormat", "end_data", "entry_text"]
+
+
+_NO_STREAM = About(id="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a format is created for: one response, and the stream that it reads."""
+
+    about: About = _NO_STREAM
+    """The stream. Its id is "" if there is no stream: such a format only writes a refusal."""
+    after: str = ""
+    """The client's position in the stream, as the client sent it."""
+    ids: bool = False
+    """Whether the client can resume from the id of an event."""
+    retry: int | None = None
+    """The reconnection time in milliseconds that a client is to be told; `None`: it is not told."""
+    include_usage: bool = False
+    """Whether the client asked for chunks with usage only."""
+    translate: Translate = english
+    """Translates a sentence for people into the client's language."""
 
 
 class Format(Protocol):
-    """Encodes the entries of a stream as bytes for one client."""
+    """Encodes one stream for one response. A format is created with a `Reading`, for each response anew."""
 
-    replays: bool
-    """Whether the format keeps state, so that a reader must start at the first entry."""
-
-    def encode(self, batch: Batch, *, ids: bool) -> bytes:
-        """The entries of *batch*, at most one event per entry; events have `id` lines if *ids* is true."""
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The response headers of this format. `Content-Type` must be one of them."""
         ...
 
-    def end(self, end: End, *, ids: bool) -> bytes:
-        """The last event of a stream that ended as *end* says; it has an `id` line if *ids* is true."""
+    @property
+    def heartbeat(self) -> bytes:
+        """The bytes that are sent after `keepalive` seconds of silence; `b""`: none. Clients must ignore them."""
         ...
+
+    @property
+    def replays(self) -> bool:
+        """Whether the format keeps state, so that it must be given a stream from its first entry.
+
+        It may leave out what a client has according to `Reading.after`.
+        """
+        ...
+
+    @property
+    def sharing(self) -> Hashable | None:
+        """Formats of one class whose values are equal encode a batch as the same bytes, and one of them encodes it.
+
+        `None`: the bytes are this response's own, for example because they depend on the batches before.
+        """
+        ...
+
+    def head(self) -> bytes:
+        """The bytes that are sent with the status 200, before any entry; `b""`: none."""
+        ...
+
+    def encode(self, batch: Batch) -> bytes:
+        """The entries of *batch*, each as any number of events. Only the last event of an entry has its id."""
+        ...
+
+    def end(self, end: End) -> bytes:
+        """The events that end the stream as *end* says. The response ends after them.
+
+        It must be plain from them whether the stream is complete. Called once, unless it raises; also if the response
+        itself fails.
+        """
+        ...
+
+    def refusal(self, error: OpenAISSEError) -> tuple[bytes, str]:
+        """The body and the content type of the response if *error* is raised before the first byte is sent.
+
+        Status and further headers are those of *error*.
+        """
+        ...
+
+
+class BaseFormat:
+    """What most formats have in common. A class that derives from it sets `headers`, and writes `encode` and `end`."""
+
+    headers: Mapping[str, str]
+    heartbeat: bytes = b""
+    replays: bool = False
+    sharing: Hashable | None = None
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def head(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def refusal(self, error: OpenAISSEError) -> tuple[bytes, str]:
+        """OpenAI's error object, as JSON."""
+        return json_refusal(error, self.reading.translate)
+
+
+class SSEFormat(BaseFormat):
+    """What formats of server-sent events have in common."""
+
+    headers: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    heartbeat: bytes = HEARTBEAT
+
+    def head(self) -> bytes:
+        """The reconnection time, if the client is to be told it."""
+        return b"" if self.reading.retry is None else b"retry: %d\n" % self.reading.retry
+
+
+def json_refusal(error: OpenAISSEError, translate: Translate) -> tuple[bytes, str]:
+    """An error as OpenAI's API reports it: the body and its content type."""
+    return json.encode(error.body(translate)), "application/json"
+
+
+def entry_text(entry: Entry) -> str:
+    """The text of the first choice in *entry*; "" if there is none, and for an app event."""
+    return "" if entry.kind is Kind.EVENT else chunk_text(entry.data)
 
 
 def end_error(end: End) -> OpenAISSEError | None:

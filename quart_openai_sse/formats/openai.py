@@ -2,47 +2,91 @@
 
 from __future__ import annotations
 
-from quart_openai_sse.errors import Translate, english
-from quart_openai_sse.formats import end_error
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quart_openai_sse.formats import Reading, SSEFormat, end_error
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
 
-_EVENT = Kind.EVENT
+_CHUNK = Kind.CHUNK
 
 
-class OpenAIFormat:
+class OpenAIFormat(SSEFormat):
     """Each chunk's bytes as the upstream sent them, then `[DONE]` or an error object.
 
-    Chunks of usage alone are left out unless *include_usage* is true.
+    Chunks of usage alone are left out, unless the client asked for them.
     """
 
-    replays = False
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(reading)
+        self._ids = reading.ids
+        self._include_usage = reading.include_usage
+        self.sharing = (reading.ids, reading.include_usage)
 
-    def __init__(self, *, include_usage: bool = False, translate: Translate = english) -> None:
-        self._include_usage = include_usage
-        self._translate = translate
-
-    def encode(self, batch: Batch, *, ids: bool) -> bytes:
+    def encode(self, batch: Batch) -> bytes:
         """The chunks; app events are left out, since OpenAI's API has none."""
-        # Most batches hold one chunk. Without this shortcut encode takes 2.4 times as long (Python 3.13: 2.1 times).
-        if len(batch.entries) == 1 and not ids:
+        # Most batches hold one chunk, in one line. Without this shortcut encode takes 2.9 times as long (3.13: 1.8).
+        if len(batch.entries) == 1:
             [entry] = batch.entries
-            return encode_data(entry.data) if self._shows(entry) else b""
-        if not ids:
-            return encode_all([entry.data for entry in batch.entries if self._shows(entry)])
+            data = entry.data
+            one_line = not data.partition(b"\n")[1] and not data.partition(b"\r")[1]
+            if entry.kind is _CHUNK and one_line and (self._include_usage or not entry.usage):
+                event = b"data: " + data + b"\n\n"
+                return id_line(batch.id(batch.first), True) + event if self._ids else event
+        if not self._ids:
+            return encode_all([data for entry in batch.entries for data in self._shown(entry)])
         return b"".join(
-            id_line(batch.id(place), ids) + encode_data(entry.data)
-            for place, entry in enumerate(batch.entries, batch.first)
-            if self._shows(entry)
+            self._with_id(batch.id(place), self._shown(entry)) for place, entry in enumerate(batch.entries, batch.first)
         )
 
-    def _shows(self, entry: Entry) -> bool:
-        return entry.kind is not _EVENT and (self._include_usage or not entry.usage)
-
-    def end(self, end: End, *, ids: bool) -> bytes:
+    def end(self, end: End) -> bytes:
         """`[DONE]` for a completed stream, else an error: SDKs take a stream that ends without one for complete."""
         error = end_error(end)
-        return id_line(END_ID, ids) + encode_data(
-            b"[DONE]" if error is None else json.encode(error.body(self._translate))
-        )
+        data = b"[DONE]" if error is None else json.encode(error.body(self.reading.translate))
+        return id_line(END_ID, self._ids) + encode_data(data)
+
+    def _shown(self, entry: Entry) -> Sequence[bytes]:
+        """The data of each event."""
+        if entry.kind is _CHUNK:
+            return (entry.data,) if self._include_usage or not entry.usage else ()
+        if entry.kind is Kind.EVENT:
+            return ()
+        chunk, *usage = answer_chunks(entry.data)
+        return (chunk, *usage) if self._include_usage else (chunk,)
+
+    def _with_id(self, event_id: str, shown: Sequence[bytes]) -> bytes:
+        if not shown:
+            return b""
+        *others, last = shown
+        return encode_all(others) + id_line(event_id, True) + encode_data(last)
+
+
+def answer_chunks(data: bytes) -> list[bytes]:
+    """An answer that was not streamed, as the chunk that a stream would have in its place, and a chunk with its usage.
+
+    SDKs find no `delta` in the choices of an answer. Data that is not an answer is returned as it is.
+    """
+    try:
+        answer = json.decode(data)
+    except ValueError:
+        return [data]
+    if not isinstance(answer, dict) or not isinstance(choices := answer.get("choices"), list):
+        return [data]
+    usage = answer.pop("usage", None)
+    chunk = {**answer, "object": "chat.completion.chunk"}
+    found = [{**chunk, "choices": [_as_delta(choice) for choice in choices]}]
+    if usage is not None:
+        found.append({**chunk, "choices": [], "usage": usage})
+    return [json.encode(each) for each in found]
+
+
+def _as_delta(choice: object) -> object:
+    if not isinstance(choice, dict) or not isinstance(message := choice.get("message"), dict):
+        return choice
+    delta: Mapping[str, Any] = message
+    if isinstance(calls := message.get("tool_calls"), list):  # the tool calls of a stream are numbered
+        numbered = [{**call, "index": n} if isinstance(call, dict) else call for n, call in enumerate(calls)]
+        delta = {**message, "tool_calls": numbered}
+    return {member: value for member, value in choice.items() if member != "message"} | {"delta": delta}

@@ -1,25 +1,50 @@
-"""The formats by name."""
+"""The formats by name: the extension's own, and those that an app registers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from quart_openai_sse.errors import InvalidRequest, Translate, english
-from quart_openai_sse.formats import Format
+from quart_openai_sse.errors import InvalidRequest
+from quart_openai_sse.formats import Format, Reading
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.text import TextFormat
+from quart_openai_sse.logs.entries import About
 
-FORMATS: Mapping[str, Callable[..., Format]] = {"openai": OpenAIFormat, "text": TextFormat}
-"""The class of each format, which takes `translate`."""
+CreateFormat = Callable[[Reading], Format]
+"""A format's class, or another function that creates it."""
+
+FORMATS: Mapping[str, CreateFormat] = {"openai": OpenAIFormat, "text": TextFormat}
+"""The extension's own formats."""
 
 
-def create_format(name: str, *, include_usage: bool = False, translate: Translate = english) -> Format:
-    """The format *name* for one response. Raises `InvalidRequest` for an unknown name.
+class Wire:
+    """The format that a request has chosen, whether there is a stream for it or not."""
 
-    *include_usage* concerns the `openai` format only.
-    """
-    if name == "openai":
-        return OpenAIFormat(include_usage=include_usage, translate=translate)
-    if name not in FORMATS:
-        raise InvalidRequest(f"format must be one of {', '.join(sorted(FORMATS))}.", param="format")
-    return FORMATS[name](translate=translate)
+    def __init__(self, create: CreateFormat, reading: Reading) -> None:
+        self._create = create
+        self._reading = reading
+        self.idle = create(reading)
+        """The format without a stream: for refusals, and for what is the same for all streams."""
+
+    @property
+    def content_type(self) -> str:
+        """The content type of a stream."""
+        return self.idle.headers["Content-Type"]
+
+    def format(self, about: About, *, after: str = "") -> Format:
+        """The format for the stream *about*, from behind the client's position *after*."""
+        return self._create(replace(self._reading, about=about, after=after))
+
+
+class Formats:
+    """The formats of one instance of the extension."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, CreateFormat] = dict(FORMATS)
+
+    def choose(self, name: str, reading: Reading) -> Wire:
+        """The format *name* for one response. Raises `InvalidRequest` for an unknown name."""
+        if name not in self.by_name:
+            raise InvalidRequest(f"format must be one of {', '.join(sorted(self.by_name))}.", param="format")
+        return Wire(self.by_name[name], reading)

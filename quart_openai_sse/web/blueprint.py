@@ -21,6 +21,7 @@ from quart_openai_sse.errors import (
     RequestTooSlow,
     RouteNotFound,
 )
+from quart_openai_sse.formats.registry import Formats
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.web.bodies import swallow_body
@@ -58,17 +59,19 @@ def create_blueprint(
     url_prefix: str,
     relay: Callable[[], Relay],
     auth: Authenticate,
+    formats: Formats,
     models: Collection[str] | None = None,
     routes: Collection[str] = frozenset(ROUTES),
 ) -> Blueprint:
     """A blueprint with the groups *routes*. *auth* is the auth hook; *models* are allowed (`None`: as configured).
 
-    *relay* returns the current app's engine. Raises `ValueError` for an unknown group.
+    *relay* returns the current app's engine; *formats* are those of the instance. Raises `ValueError` for an unknown
+    group.
     """
     if unknown := set(routes) - set(ROUTES):
         raise ValueError(f"Unknown routes: {', '.join(sorted(unknown))}; there are {', '.join(ROUTES)}.")
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
-    views = Views(relay, auth, models)
+    views = Views(relay, auth, models, formats)
     methods: dict[str, set[str]] = {}
     for group in ROUTES:
         for method, path, endpoint in ROUTES[group] if group in routes else ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Collection
 from functools import partial, wraps
 from inspect import (
@@ -19,11 +21,17 @@ from typing import Any, TypeVar, cast
 from quart import Quart
 
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.formats import Reading
+from quart_openai_sse.formats.registry import FORMATS
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 _CREATE_HOOKS = ("quart_openai_sse.auth.", "quart_openai_sse.limits.")
 """The modules whose plain functions create hooks."""
+
+_FORMAT_NAME = "[A-Za-z0-9._-]+"
+_FORMAT_METHODS = ("head", "encode", "end", "refusal")
+_FORMAT_MEMBERS = ("headers", "heartbeat", "replays", "sharing", *_FORMAT_METHODS)
 
 
 def check_app(app: object) -> None:
@@ -112,12 +120,51 @@ def check_model(name: object, function: object, registered: object) -> None:
         raise ConfigurationError(f"There are two models named {name!r}: {_place(registered)} and {_place(function)}.")
 
 
-def check_model_name(name: object) -> None:
+def check_name(what: str, name: object) -> None:
     """Raises `TypeError` unless *name* is text: `@ai.model`, without parentheses, passes the function."""
     if callable(name):
-        raise TypeError(f'ai.model needs a name: write @ai.model("{_name(name)}") above {_name(name)}.')
+        raise TypeError(f'ai.{what} needs a name: write @ai.{what}("{_name(name)}") above {_name(name)}.')
     if not isinstance(name, str):
-        raise TypeError(f"ai.model needs the name of the model as text, not {_kind(name)}.")
+        raise TypeError(f"ai.{what} needs the name of the {what} as text, not {_kind(name)}.")
+
+
+def check_format(name: str, create: Any, registered: object) -> None:
+    """Raises `TypeError` unless *create* creates a `Format`; `ConfigurationError` if *name* is taken or unusable.
+
+    The same definition may run again, as for a model.
+    """
+    if not re.fullmatch(_FORMAT_NAME, name):
+        raise ConfigurationError(
+            f"A format's name has letters, digits, dots, dashes and underscores only, not {name!r}."
+        )
+    if name in FORMATS:
+        raise ConfigurationError(f"The extension has a format named {name!r} already: choose another name.")
+    what = f"The format {name!r}"
+    if not callable(create) or iscoroutinefunction(_called(create)) or _yields(_called(create)):
+        raise TypeError(f"{what} must be a class, or a function that creates a format, not {_kind(create)}.")
+    if not _takes_one_argument(create):
+        raise TypeError(f"{what} must take one argument: the Reading that it is created for.")
+    if registered is not None and not _same_definition(registered, create):
+        raise ConfigurationError(f"There are two formats named {name!r}: {_place(registered)} and {_place(create)}.")
+    _check_made(name, create(Reading()))
+
+
+def _check_made(name: str, made: Any) -> None:
+    """Raises `TypeError` unless *made* is a `Format`."""
+    if missing := [member for member in _FORMAT_MEMBERS if not hasattr(made, member)]:
+        raise TypeError(f"The format {name!r} has no {', '.join(missing)}: see quart_openai_sse.formats.Format.")
+    for method in _FORMAT_METHODS:
+        function = getattr(made, method)
+        if not callable(function) or iscoroutinefunction(function) or _yields(function):
+            raise TypeError(f"{method} of the format {name!r} must be a plain function (def, without yield).")
+    if "Content-Type" not in made.headers:
+        raise TypeError(f"headers of the format {name!r} must have a Content-Type.")
+    if not isinstance(made.heartbeat, bytes):
+        raise TypeError(f"heartbeat of the format {name!r} must be bytes, not {_kind(made.heartbeat)}.")
+    try:
+        hash(made.sharing)
+    except TypeError:
+        raise TypeError(f"sharing of the format {name!r} must be hashable, or None.") from None
 
 
 def _creates_hooks(hook: object) -> bool:
@@ -147,6 +194,16 @@ def _needs_arguments(hook: Callable[..., Any]) -> bool:
     return False
 
 
+def _takes_one_argument(function: Callable[..., Any]) -> bool:
+    try:
+        signature(function).bind(object())
+    except TypeError:
+        return False
+    except ValueError:  # in C
+        return True
+    return True
+
+
 def _called(function: Any) -> Any:
     """The function that runs when *function* is called: below `functools.partial`, or an object's `__call__`."""
     while isinstance(function, partial):
@@ -171,8 +228,11 @@ def _same_definition(one: object, other: object) -> bool:
 
 
 def _definition(function: object) -> tuple[str, str, str]:
-    """The qualified name of a `def`, its module and its file."""
+    """The qualified name of a `def` or a class, its module and its file."""
     called = unwrap(_called(function))
+    if isinstance(called, type):
+        file = getattr(sys.modules.get(called.__module__), "__file__", None) or ""
+        return called.__qualname__, called.__module__, file
     return called.__qualname__, called.__module__, called.__code__.co_filename
 
 

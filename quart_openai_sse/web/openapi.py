@@ -51,8 +51,15 @@ __all__ = ["openapi_document"]
 Errors = tuple[type[OpenAISSEError], ...]
 
 
-def openapi_document(*, url_prefix: str = "/v1", routes: Collection[str] = frozenset(ROUTES)) -> Schema:
+def openapi_document(
+    *,
+    url_prefix: str = "/v1",
+    routes: Collection[str] = frozenset(ROUTES),
+    formats: Mapping[str, str] | None = None,
+) -> Schema:
     """An OpenAPI 3.1 document of the groups *routes* below *url_prefix*, as a `dict` that can be encoded as JSON.
+
+    *formats* are the formats that the app has registered: their content types by their names.
 
     It describes the extension's own responses. You may change it, for example to add the errors of your hooks and the
     security scheme of your login. Raises `ValueError` for an unknown group.
@@ -82,7 +89,21 @@ def openapi_document(*, url_prefix: str = "/v1", routes: Collection[str] = froze
         },
     }
     # A copy, since an app may change its document, and requests are checked with the schemas in it.
-    return deepcopy(document)
+    document = deepcopy(document)
+    _add_formats(document, formats or {})
+    return document
+
+
+def _add_formats(document: Schema, formats: Mapping[str, str]) -> None:
+    """Adds the formats of the app: their names to the parameter, their content types to the responses."""
+    parameter = document["components"]["parameters"]["format"]["schema"]
+    parameter["enum"] = sorted({*parameter["enum"], *formats})
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if ref("parameters", "format") in operation["parameters"]:
+                for content_type in formats.values():
+                    content = operation["responses"]["200"]["content"]
+                    content.setdefault(content_type.partition(";")[0], {"schema": {"type": "string"}})
 
 
 def _version() -> str:

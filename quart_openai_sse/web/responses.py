@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from quart import Response
+from quart import Response, g
 
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
-from quart_openai_sse.formats import end_error
+from quart_openai_sse.formats import end_error, json_refusal
+from quart_openai_sse.formats.registry import Wire
 from quart_openai_sse.logs.entries import LOST, End, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.language import translator
+
+logger = logging.getLogger("quart_openai_sse")
+
+_WIRE = "quart_openai_sse_wire"
+"""The name in `g` of the format that `refuse_in` was given."""
 
 
 async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
@@ -51,12 +58,27 @@ async def read_message(relay: Relay, handle: StreamHandle) -> dict[str, Any]:
     return message
 
 
+def refuse_in(wire: Wire) -> None:
+    """Writes the errors of the current request in the format *wire* from now on."""
+    setattr(g, _WIRE, wire)
+
+
 def error_response(error: OpenAISSEError) -> Response:
-    """An error as OpenAI's API reports it, with `user_message` in the client's language."""
-    body = json.encode(error.body(translator()))
-    response = Response(body, status=error.status, mimetype="application/json")
+    """An error in the format that the request's route speaks, by default as OpenAI's API reports it."""
+    body, content_type = _refusal(error)
+    response = Response(body, status=error.status, content_type=content_type)
     response.headers.update(error.headers())
     response.vary.add("Accept-Language")
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _refusal(error: OpenAISSEError) -> tuple[bytes, str]:
+    wire: Wire | None = g.get(_WIRE)
+    if wire is not None:
+        try:
+            return wire.idle.refusal(error)
+        except Exception:  # in a format of the app
+            logger.exception("a format could not write an error")
+    return json_refusal(error, translator())

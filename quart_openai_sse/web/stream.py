@@ -10,8 +10,9 @@ from weakref import ref
 
 from quart import Response, has_request_context, request
 
-from quart_openai_sse.formats import end_data
-from quart_openai_sse.formats.registry import create_format
+from quart_openai_sse.formats import Reading, end_data
+from quart_openai_sse.formats.openai import answer_chunks
+from quart_openai_sse.formats.registry import Formats
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.logs.entries import END_ID, LOST, End, Kind
 from quart_openai_sse.protocol import json
@@ -20,6 +21,7 @@ from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response
 from quart_openai_sse.web.language import translator
+from quart_openai_sse.web.responses import refuse_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,16 @@ class StreamItem:
 class Stream:
     """A stream that can be resumed, while it runs and after its end."""
 
-    def __init__(self, relay: Relay, handle: StreamHandle) -> None:
+    def __init__(self, relay: Relay, handle: StreamHandle, formats: Formats) -> None:
         self._relay = relay
         self._handle = handle
+        self._formats = formats
         self._started_in: ref[Any] | None = None
 
     @classmethod
-    def started(cls, relay: Relay, handle: StreamHandle) -> Stream:
+    def started(cls, relay: Relay, handle: StreamHandle, formats: Formats) -> Stream:
         """A stream that the current request, if there is one, has started or attached to."""
-        stream = cls(relay, handle)
+        stream = cls(relay, handle, formats)
         if has_request_context() and not handle.attached:
             stream._started_in = ref(request._get_current_object())
         return stream
@@ -70,12 +73,15 @@ class Stream:
         `GET /streams/<id>`, the response is an empty 204 if the client already has the end.
 
         Waits for the first output, at most `commit_after` seconds; a failure until then is raised, as are
-        `StreamNotFound`, `StreamExpired`, `InvalidLastEventID`, and `InvalidRequest` for an unknown format.
+        `StreamNotFound`, `StreamExpired`, `InvalidLastEventID`, and `InvalidRequest` for an unknown format. An error
+        that the app's view does not catch is written in the format, too.
         """
-        format_ = create_format(format, translate=translator())
+        reading = Reading(ids=True, retry=self._relay.config.retry, translate=translator())
+        wire = self._formats.choose(format, reading)
+        refuse_in(wire)
         if after is None:
             after = "" if self._is_new() else last_event_id()
-        return await resumed_response(self._relay, self._handle, format_, after=after, late=True)
+        return await resumed_response(self._relay, self._handle, wire, after=after, late=True)
 
     @asynccontextmanager
     async def events(self, *, after: str = "") -> AsyncIterator[AsyncIterator[StreamItem]]:
@@ -106,9 +112,11 @@ async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
     end: End | None = None
     async for batch in reader:
         for place, entry in enumerate(batch.entries, batch.first):
-            is_event = entry.kind is Kind.EVENT
-            data = json.decode(entry.data) if is_event else decode_chunk(entry.data)
-            yield StreamItem(entry.name if is_event else "chunk", data, batch.id(place))
+            if entry.kind is Kind.EVENT:
+                yield StreamItem(entry.name, json.decode(entry.data), batch.id(place))
+            else:
+                chunk = answer_chunks(entry.data)[0] if entry.kind is Kind.ANSWER else entry.data
+                yield StreamItem("chunk", decode_chunk(chunk), batch.id(place))
         end = batch.end
     end = end or LOST
     yield StreamItem(end.outcome, end_data(end), END_ID)

@@ -14,7 +14,8 @@ from quart import Response, request, url_for
 
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
 from quart_openai_sse.errors import StreamNotFound
-from quart_openai_sse.formats.registry import create_format
+from quart_openai_sse.formats import Reading
+from quart_openai_sse.formats.registry import Formats, Wire
 from quart_openai_sse.logs import About
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
@@ -24,16 +25,19 @@ from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.responses import read_answer
+from quart_openai_sse.web.responses import read_answer, refuse_in
 
 
 class Views:
     """The views of one blueprint. *relay* returns the current app's engine."""
 
-    def __init__(self, relay: Callable[[], Relay], auth: Authenticate, models: Collection[str] | None) -> None:
+    def __init__(
+        self, relay: Callable[[], Relay], auth: Authenticate, models: Collection[str] | None, formats: Formats
+    ) -> None:
         self._relay = relay
         self._auth = auth
         self._models = models
+        self._formats = formats
 
     async def chat_completions(self) -> Response:
         """OpenAI's chat completions: a stream if the body says `stream: true`, otherwise one answer."""
@@ -43,8 +47,8 @@ class Views:
         )
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            format_ = create_format("openai", include_usage=include_usage, translate=translator())
-            return await stream_response(relay, handle, format_, ids=False)
+            wire = self._formats.choose("openai", Reading(include_usage=include_usage, translate=translator()))
+            return await stream_response(relay, handle, wire)
         return _json_response(await read_answer(relay, handle), headers={"X-Stream-Id": handle.id})
 
     async def list_models(self) -> Response:
@@ -61,11 +65,13 @@ class Views:
         return _json_response({"object": "list", "data": data})
 
     async def start_stream(self) -> Response:
-        """Starts a stream that can be resumed: 201, or the stream itself if the client accepts `text/event-stream`."""
+        """Starts a stream that can be resumed: 201, or the stream itself if the client accepts its content type."""
+        wire = self._wire()
+        wants_stream = wire.content_type.partition(";")[0] in request.headers.get("Accept", "")
+        if wants_stream:
+            refuse_in(wire)
         relay, principal, body = await self._begin()
         thread = check_thread(body.pop("thread", None))
-        wants_stream = "text/event-stream" in request.headers.get("Accept", "")
-        format_ = create_format(request.args.get("format", "text"), translate=translator())
         handle = await relay.start(
             {**validate(body, default_model=relay.config.model), "stream": True},
             principal=principal,
@@ -74,7 +80,7 @@ class Views:
             idempotency_key=_idempotency_key(),
         )
         if wants_stream:
-            return await stream_response(relay, handle, format_, ids=True)
+            return await stream_response(relay, handle, wire)
         url = _stream_url(handle.id)
         status = 200 if handle.attached else 201
         return _json_response({"id": handle.id, "url": url}, status=status, headers={"Location": url})
@@ -88,10 +94,11 @@ class Views:
 
     async def read_stream(self, stream_id: str) -> Response:
         """The stream from behind the client's last event ID; 204 for a client that has its end already."""
+        wire = self._wire()
+        refuse_in(wire)
         relay = self._relay()
         handle = self._find(relay, await self._principal(relay), stream_id)
-        format_ = create_format(request.args.get("format", "text"), translate=translator())
-        return await resumed_response(relay, handle, format_, after=last_event_id(), late=False)
+        return await resumed_response(relay, handle, wire, after=last_event_id(), late=False)
 
     async def stop_stream(self, stream_id: str) -> Response:
         """Stops the stream. Idempotent."""
@@ -117,6 +124,13 @@ class Views:
         if await relay.ready():
             return _json_response({"status": "ready"})
         return _json_response({"status": "draining" if relay.draining else "log unavailable"}, status=503)
+
+    def _wire(self) -> Wire:
+        """The format that the request asks for, of a stream that can be resumed."""
+        retry = self._relay().config.retry
+        return self._formats.choose(
+            request.args.get("format", "text"), Reading(ids=True, retry=retry, translate=translator())
+        )
 
     async def _principal(self, relay: Relay) -> Principal:
         origins = relay.config.trusted_origins

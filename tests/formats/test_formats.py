@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +19,14 @@ from quart_openai_sse.errors import (
     UpstreamFailed,
     UpstreamTruncated,
 )
-from quart_openai_sse.formats import Format, end_error
+from quart_openai_sse.formats import Format, Reading, SSEFormat, end_error
 from quart_openai_sse.formats.openai import OpenAIFormat
-from quart_openai_sse.formats.registry import FORMATS, create_format
+from quart_openai_sse.formats.registry import FORMATS, Formats
 from quart_openai_sse.formats.text import TextFormat
-from quart_openai_sse.logs.entries import RESERVED_EVENTS, Batch, End, Entry, Kind
+from quart_openai_sse.logs.entries import RESERVED_EVENTS, About, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text
-from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
+from quart_openai_sse.protocol.sse import RawEvent, ServerSentEvent, SSEDecoder, encode, encode_data
 
 # With spaces, unknown members and an unusual order, so that only the same bytes pass.
 ROLE = b'{"choices": [{"delta": {"role": "assistant", "content": ""}, "index": 0}], "id":"c"}'
@@ -55,62 +58,142 @@ def decode(data: bytes) -> list[ServerSentEvent]:
 
 
 def test_openais_wire_is_the_chunks_bytes_without_usage_and_app_events() -> None:
-    assert OpenAIFormat().encode(BATCH, ids=False) == (
+    assert OpenAIFormat(Reading()).encode(BATCH) == (
         b"data: " + ROLE + b"\n\ndata: " + HI + b"\n\ndata: " + THERE + b"\n\n"
     )
 
 
 def test_the_usage_chunk_is_for_those_who_asked() -> None:
-    assert OpenAIFormat(include_usage=True).encode(Batch(5, ENTRIES[4:]), ids=False) == b"data: " + USAGE + b"\n\n"
-    assert OpenAIFormat().encode(Batch(5, ENTRIES[4:]), ids=False) == b""
+    assert OpenAIFormat(Reading(include_usage=True)).encode(Batch(5, ENTRIES[4:])) == b"data: " + USAGE + b"\n\n"
+    assert OpenAIFormat(Reading()).encode(Batch(5, ENTRIES[4:])) == b""
 
 
 def test_ids_are_places_in_the_stream_whatever_is_left_out() -> None:
-    assert OpenAIFormat().encode(Batch(7, ENTRIES), ids=True) == (
+    assert OpenAIFormat(Reading(ids=True)).encode(Batch(7, ENTRIES)) == (
         b"id: 7\ndata: " + ROLE + b"\n\nid: 8\ndata: " + HI + b"\n\nid: 10\ndata: " + THERE + b"\n\n"
     )
 
 
 def test_a_chunk_of_many_lines_arrives_as_it_was() -> None:
     pretty = b'{\n  "choices": []\n}'
-    wire = OpenAIFormat().encode(Batch(1, [Entry(pretty)]), ids=True)
+    wire = OpenAIFormat(Reading(ids=True)).encode(Batch(1, [Entry(pretty)]))
     assert wire == b'id: 1\ndata: {\ndata:   "choices": []\ndata: }\n\n'
     assert decode(wire) == [ServerSentEvent(pretty.decode(), id="1")]
 
 
+@pytest.mark.parametrize("data", [b"a\rid: 9", b"a\nid: 9", b"a\r\n\r\ndata: b", b"a\r\rdata: b"], ids=range(4))
+@pytest.mark.parametrize("ids", [False, True])
+def test_no_line_of_a_chunk_can_be_a_field(data: bytes, ids: bool) -> None:
+    wire = OpenAIFormat(Reading(ids=ids)).encode(Batch(1, [Entry(data)]))
+    lines = data.decode().replace("\r\n", "\n").replace("\r", "\n")
+    assert decode(wire) == [ServerSentEvent(lines, id="1" if ids else "")]
+
+
 def test_openais_stream_is_done_only_when_it_is_completed() -> None:
-    assert OpenAIFormat().end(COMPLETED, ids=False) == b"data: [DONE]\n\n"
-    assert OpenAIFormat().end(COMPLETED, ids=True) == b"id: end\ndata: [DONE]\n\n"
+    assert OpenAIFormat(Reading()).end(COMPLETED) == b"data: [DONE]\n\n"
+    assert OpenAIFormat(Reading(ids=True)).end(COMPLETED) == b"id: end\ndata: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("end", [FAILED, FAILED_WITHOUT_ERROR, STOPPED], ids=["failed", "without error", "stopped"])
 def test_any_other_end_is_an_error_object_at_which_sdks_raise(end: End) -> None:
-    wire = OpenAIFormat().end(end, ids=False)
+    wire = OpenAIFormat(Reading()).end(end)
     (event,) = decode(wire)
     assert (event.event, event.id) == ("message", "")
     assert b"[DONE]" not in wire
     body = json.decode(event.data.encode())
     assert list(body) == ["error"]
     assert {"message", "type", "param", "code"} <= body["error"].keys()
-    assert OpenAIFormat().end(end, ids=True) == b"id: end\n" + wire
+    assert OpenAIFormat(Reading(ids=True)).end(end) == b"id: end\n" + wire
 
 
 def test_openais_error_object_whole() -> None:
-    assert OpenAIFormat().end(FAILED, ids=False) == (
+    assert OpenAIFormat(Reading()).end(FAILED) == (
         b'data: {"error":{"message":"It broke.","type":"upstream_error","param":null,"code":"upstream_truncated",'
         b'"user_message":"The AI service stopped before the answer was complete."}}\n\n'
     )
-    assert OpenAIFormat().end(STOPPED, ids=False) == (
+    assert OpenAIFormat(Reading()).end(STOPPED) == (
         b'data: {"error":{"message":"The stream was stopped: client_left.","type":"stream_stopped","param":null,'
         b'"code":"stopped","user_message":"The answer was stopped."}}\n\n'
     )
+
+
+# An answer that was not streamed --------------------------------------------------------------------------------------
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+MESSAGE = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [CALL, {**CALL, "index": 7}]}
+ANSWER = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 5,
+    "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "tool_calls", "logprobs": None}],
+    "usage": {"total_tokens": 3},
+    "x": [1.0, 2],
+}
+ANSWERED = Batch(1, [Entry(json.encode(ANSWER), t=0.5, kind=Kind.ANSWER)])
+
+
+def test_an_answer_that_was_not_streamed_is_one_chunk_for_openais_clients() -> None:
+    (event,) = decode(OpenAIFormat(Reading()).encode(ANSWERED))
+    delta = {**MESSAGE, "tool_calls": [{**CALL, "index": 0}, {**CALL, "index": 1}]}
+    assert json.decode(event.data.encode()) == {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": "tool_calls", "logprobs": None}],
+        "x": [1.0, 2],
+    }
+
+
+def test_its_usage_is_a_chunk_of_its_own_for_a_client_that_asked() -> None:
+    wire = OpenAIFormat(Reading(ids=True, include_usage=True)).encode(ANSWERED)
+    chunk, usage = SSEDecoder().feed_raw(wire)
+    assert (chunk.id, usage.id) == (b"", b"1")
+    assert "usage" not in json.decode(chunk.data)
+    assert json.decode(usage.data) == {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "choices": [],
+        "usage": {"total_tokens": 3},
+        "x": [1.0, 2],
+    }
+
+
+def test_openais_sdk_reads_it_as_a_stream() -> None:
+    wire = OpenAIFormat(Reading(include_usage=True))
+    body = wire.encode(ANSWERED) + wire.end(COMPLETED)
+
+    def respond(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=body)
+
+    with (
+        openai.OpenAI(
+            api_key="any", base_url="http://x", http_client=httpx.Client(transport=httpx.MockTransport(respond))
+        ) as client,
+        client.chat.completions.stream(model="m", messages=[]) as stream,
+    ):
+        completion = stream.get_final_completion()
+    assert completion.choices[0].message.content == "Hi"
+    assert completion.choices[0].finish_reason == "tool_calls"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == 3
+
+
+@pytest.mark.parametrize("data", [b"no JSON", b"[]", b"{}", b'{"choices":5}', b"\xff"], ids=range(5))
+def test_an_answer_that_is_none_passes_unchanged(data: bytes) -> None:
+    assert OpenAIFormat(Reading()).encode(Batch(1, [Entry(data, kind=Kind.ANSWER)])) == encode_data(data)
+
+
+def test_an_answer_that_was_not_streamed_is_one_delta_of_text() -> None:
+    wire = b'event: delta\nid: 1\ndata: {"text":"Hi","t":0.5}\n\n'
+    assert TextFormat(Reading(ids=True)).encode(ANSWERED) == wire
 
 
 # Text for pages -----------------------------------------------------------------------------------------------------
 
 
 def test_the_text_format_whole() -> None:
-    assert TextFormat().encode(BATCH, ids=True) == (
+    assert TextFormat(Reading(ids=True)).encode(BATCH) == (
         b'event: delta\nid: 2\ndata: {"text":"Hi","t":0.25}\n\n'
         b'event: sources\nid: 3\ndata: {"title":"Moon"}\n\n'
         b'event: delta\nid: 4\ndata: {"text":" there","t":1.235}\n\n'
@@ -118,7 +201,7 @@ def test_the_text_format_whole() -> None:
 
 
 def test_the_text_format_without_ids() -> None:
-    assert TextFormat().encode(Batch(1, ENTRIES[1:3]), ids=False) == (
+    assert TextFormat(Reading()).encode(Batch(1, ENTRIES[1:3])) == (
         b'event: delta\ndata: {"text":"Hi","t":0.25}\n\nevent: sources\ndata: {"title":"Moon"}\n\n'
     )
 
@@ -145,14 +228,14 @@ TEXT_ENDS = {
 @pytest.mark.parametrize(("end", "data"), TEXT_ENDS.values(), ids=TEXT_ENDS)
 def test_the_text_formats_last_event_is_named_for_the_outcome(end: End, data: bytes) -> None:
     name = end.outcome.encode()
-    assert TextFormat().end(end, ids=True) == b"event: " + name + b"\nid: end\ndata: " + data + b"\n\n"
-    assert TextFormat().end(end, ids=False) == b"event: " + name + b"\ndata: " + data + b"\n\n"
+    assert TextFormat(Reading(ids=True)).end(end) == b"event: " + name + b"\nid: end\ndata: " + data + b"\n\n"
+    assert TextFormat(Reading()).end(end) == b"event: " + name + b"\ndata: " + data + b"\n\n"
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_no_event_is_named_error_and_only_completed_says_done(name: str, end: End) -> None:
-    (event,) = decode(create_format(name).end(end, ids=True))
+    (event,) = decode(FORMATS[name](Reading(ids=True)).end(end))
     assert event.event not in ("error", "open")
     assert event.id == "end"
     assert (event.data == "[DONE]") is (name == "openai" and end.outcome == "completed")
@@ -207,7 +290,7 @@ def test_a_chunk_says_in_words_and_odd_ones_say_nothing(chunk: Any, text: str) -
     data = json.encode(chunk)
     assert chunk_text(data) == text
     for entry in (Entry(data), Entry(data, usage=True)):
-        wire = TextFormat().encode(Batch(1, [entry]), ids=True)
+        wire = TextFormat(Reading(ids=True)).encode(Batch(1, [entry]))
         if text:
             assert wire == b"event: delta\nid: 1\ndata: " + json.encode({"text": text, "t": 0.0}) + b"\n\n"
         else:
@@ -227,7 +310,8 @@ _data = st.binary() | st.recursive(
     ),
 ).map(json.encode)
 _times = st.floats(0, 1e6)
-_entries = st.builds(Entry, _data, _times, st.booleans()) | st.builds(
+_kinds = st.sampled_from([Kind.CHUNK, Kind.ANSWER])
+_entries = st.builds(Entry, _data, _times, st.booleans(), _kinds) | st.builds(
     Entry, _data, _times, kind=st.just(Kind.EVENT), name=st.sampled_from(["sources", "späte Ereignisse"])
 )
 _texts = st.text(st.characters(), max_size=5)
@@ -247,43 +331,106 @@ _ends = st.builds(
 )
 
 
+class Twice(SSEFormat):
+    """A format of two events for each entry, and two at the end."""
+
+    def encode(self, batch: Batch) -> bytes:
+        numbered = enumerate(batch.entries, batch.first)
+        return b"".join(self._events(entry.data, batch.id(place)) for place, entry in numbered)
+
+    def end(self, end: End) -> bytes:
+        return self._events(end.outcome.encode(), "end")
+
+    def _events(self, data: bytes, event_id: str) -> bytes:
+        last = encode(ServerSentEvent(event="last", id=event_id if self.reading.ids else ""))
+        return encode_data(data) + last
+
+
+SPOKEN = {**FORMATS, "twice": Twice}
+
+
 @settings(deadline=None)
 @given(
-    st.lists(_entries, max_size=5), _ends, st.integers(1, 10**6), st.booleans(), st.sampled_from(sorted(FORMATS))
-)  # fmt: skip
-def test_whatever_is_in_the_log_becomes_at_most_one_event_per_entry_and_one_end(
-    entries: list[Entry], end: End, first_id: int, ids: bool, name: str
+    st.lists(_entries, max_size=5),
+    _ends,
+    st.integers(1, 10**6),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(sorted(SPOKEN)),
+)
+def test_whatever_is_in_the_log_becomes_events_of_which_an_entrys_last_has_its_id(
+    entries: list[Entry], end: End, first: int, epoch: int, ids: bool, include_usage: bool, name: str
 ) -> None:
-    spoken = create_format(name, include_usage=True)
-    read = []
-    for number, entry in enumerate(entries, first_id):
-        events = decode(spoken.encode(Batch(number, [entry]), ids=ids))
-        assert len(events) <= 1
-        assert all(event.id == (str(number) if ids else "") for event in events)
-        read += events
-    (last,) = decode(spoken.end(end, ids=ids))
-    assert last.id == ("end" if ids else "")
+    spoken = SPOKEN[name](Reading(ids=ids, include_usage=include_usage))
+    wire = b""
+    for place, entry in enumerate(entries, first):
+        batch = Batch(place, [entry], epoch=epoch)
+        encoded = spoken.encode(batch)
+        events = SSEDecoder().feed_raw(encoded)
+        assert [event.id.decode() for event in events] == ids_of(events, batch.id(place) if ids else "")
+        wire += encoded
+    last = SSEDecoder().feed_raw(spoken.end(end))
+    assert [event.id.decode() for event in last] == ids_of(last, "end" if ids else "")
+    assert last
     # A batch is its entries: how the log cuts a stream into batches is not to be seen.
-    whole = decode(spoken.encode(Batch(first_id, entries, end), ids=ids) + spoken.end(end, ids=ids))
-    assert whole == [*read, last]
+    assert spoken.encode(Batch(first, entries, end, epoch)) == wire
+
+
+def ids_of(events: list[RawEvent], event_id: str) -> list[str]:
+    """The ids that the events of one entry must have."""
+    return ["" for _ in events[1:]] + [event_id for _ in events[:1]]
 
 
 # Which format -------------------------------------------------------------------------------------------------------
 
 
-def test_a_format_is_made_by_name() -> None:
-    made: list[Format] = [create_format(name) for name in ("openai", "text")]
-    assert [type(each) for each in made] == [OpenAIFormat, TextFormat]
-    assert not any(each.replays for each in made)
-    assert create_format("openai", include_usage=True).encode(Batch(5, ENTRIES[4:]), ids=False) != b""
-    assert create_format("openai").encode(Batch(5, ENTRIES[4:]), ids=False) == b""
-    assert create_format("text", include_usage=True).encode(Batch(5, ENTRIES[4:]), ids=False) == b""
+def test_a_format_is_chosen_by_name_and_created_for_a_stream() -> None:
+    formats = Formats()
+    formats.by_name["twice"] = Twice
+    wires = [formats.choose(name, Reading(ids=True, retry=5)) for name in ("openai", "text", "twice")]
+    created: list[Format] = [wire.format(About(id="a"), after="7") for wire in wires]
+    assert [type(each) for each in created] == [OpenAIFormat, TextFormat, Twice]
+    assert not any(each.replays for each in created)
+    assert isinstance(created[2], Twice)
+    assert created[2].reading == Reading(about=About(id="a"), after="7", ids=True, retry=5)
+    assert isinstance(wires[2].idle, Twice)
+    assert wires[2].idle.reading == Reading(ids=True, retry=5)
+    assert "twice" not in Formats().by_name
+
+
+def test_the_head_tells_the_reconnection_time_to_a_client_that_can_resume() -> None:
+    for name in FORMATS:
+        assert FORMATS[name](Reading(retry=1500)).head() == b"retry: 1500\n"
+        assert FORMATS[name](Reading()).head() == b""
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_formats_with_equal_sharing_write_the_same_bytes(name: str) -> None:
+    answer = Entry(b'{"choices":[{"message":{"content":"x"}}],"usage":{}}', kind=Kind.ANSWER)
+    batch = Batch(1, [*ENTRIES, answer])
+    wires: dict[object, set[bytes]] = {}
+    for ids, include_usage, retry in product([False, True], [False, True], [None, 5]):
+        made = FORMATS[name](Reading(ids=ids, include_usage=include_usage, retry=retry, translate=str.upper))
+        wires.setdefault(made.sharing, set()).add(made.encode(batch))
+    assert None not in wires
+    assert all(len(wire) == 1 for wire in wires.values())
+    assert len(wires) == len(set.union(*wires.values()))
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_refusal_is_openais_error_object_in_the_clients_language(name: str) -> None:
+    error = ServerShutdown("It shuts down.")
+    body, content_type = FORMATS[name](Reading(translate=str.upper)).refusal(error)
+    assert content_type == "application/json"
+    assert json.decode(body) == error.body(str.upper)
+    assert b"THE SERVER WAS RESTARTED" in body
 
 
 @pytest.mark.parametrize("name", ["", "OpenAI", "xml", "text\n"])
 def test_an_unknown_format_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"format must be one of openai, text\.") as raised:
-        create_format(name)
+        Formats().choose(name, Reading())
     assert raised.value.param == "format"
 
 

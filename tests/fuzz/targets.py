@@ -18,6 +18,7 @@ from quart_openai_sse.auth.hooks import authenticate
 from quart_openai_sse.auth.jwks import _read_key
 from quart_openai_sse.auth.jwt import _header, jwt_bearer
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
+from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.text import TextFormat
 from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
@@ -72,8 +73,9 @@ def completion(data: bytes) -> None:
         followed.end()
         assert followed.done
     assert json.encode(assembly.message())
-    for spoken in (OpenAIFormat(include_usage=True), TextFormat()):
-        wire = spoken.encode(Batch(1, entries), ids=True) + spoken.end(End("completed"), ids=True)
+    reading = Reading(ids=True, include_usage=True)
+    for spoken in (OpenAIFormat(reading), TextFormat(reading)):
+        wire = spoken.encode(Batch(1, entries)) + spoken.end(End("completed"))
         *places, end = [event.id for event in SSEDecoder(max_event_bytes=1 << 24).feed_raw(wire)]
         assert end == END_ID.encode()
         assert [int(place) for place in places] == sorted({int(place) for place in places})

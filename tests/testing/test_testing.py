@@ -17,6 +17,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
+from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.text import TextFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol.sse import SSEDecoder
@@ -54,11 +55,9 @@ async def test_read_puts_text_reasoning_tool_calls_and_usage_together() -> None:
 
 
 async def test_read_understands_the_text_format() -> None:
-    spoken = TextFormat()
-    wire = spoken.encode(
-        Batch(1, [Entry(chunk("Hi")[6:-2], 0.5), Entry(b"[1]", 0.5, kind=Kind.EVENT, name="sources")]), ids=True
-    )
-    wire += spoken.end(End("completed", finish_reasons={0: "stop"}, usage=USAGE), ids=True)
+    spoken = TextFormat(Reading(ids=True))
+    wire = spoken.encode(Batch(1, [Entry(chunk("Hi")[6:-2], 0.5), Entry(b"[1]", 0.5, kind=Kind.EVENT, name="sources")]))
+    wire += spoken.end(End("completed", finish_reasons={0: "stop"}, usage=USAGE))
     stream = await read(wire)
     assert (stream.text, stream.outcome, stream.ids) == ("Hi", "completed", ["1", "2", END_ID])
     assert (stream.finish_reason, stream.usage, stream.tool_calls) == ("stop", USAGE, [])

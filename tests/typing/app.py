@@ -20,7 +20,10 @@ from quart_openai_sse import (
     first_of,
     session_user,
 )
-from quart_openai_sse.errors import PermissionDenied
+from quart_openai_sse.errors import OpenAISSEError, PermissionDenied
+from quart_openai_sse.formats import Reading, SSEFormat, entry_text
+from quart_openai_sse.logs import Batch, End
+from quart_openai_sse.protocol.sse import ServerSentEvent, encode
 
 app = Quart(__name__)
 auth = first_of(bearer_tokens({"s3cret": "alice"}), session_user())
@@ -60,6 +63,40 @@ async def store(end: StreamEnd) -> None:
 @ai.observe
 def watch(event: StreamEvent) -> None:
     logging.getLogger("app").info("%s: %s", event.kind, event.record.id)
+
+
+@ai.format("lines")
+class Lines:
+    headers = {"Content-Type": "application/x-ndjson"}
+    heartbeat = b"\n"
+    replays = False
+    sharing = None
+
+    def __init__(self, reading: Reading) -> None:
+        self.id = reading.about.id
+
+    def head(self) -> bytes:
+        return self.id.encode() + b"\n"
+
+    def encode(self, batch: Batch) -> bytes:
+        return b"".join(entry.data + b"\n" for entry in batch.entries)
+
+    def end(self, end: End) -> bytes:
+        return end.outcome.encode()
+
+    def refusal(self, error: OpenAISSEError) -> tuple[bytes, str]:
+        return error.message.encode(), "text/plain; charset=utf-8"
+
+
+@ai.format("html")
+class HTML(SSEFormat):
+    sharing = "html"
+
+    def encode(self, batch: Batch) -> bytes:
+        return b"".join(encode(ServerSentEvent(entry_text(entry))) for entry in batch.entries)
+
+    def end(self, end: End) -> bytes:
+        return encode(ServerSentEvent(event=end.outcome))
 
 
 @app.post("/ask")

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from quart_openai_sse import Chat, QuartOpenAISSE, session_user
+from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.formats import Reading
+from quart_openai_sse.logs import Batch
 
 # an unknown option
 ai = QuartOpenAISSE(auth=session_user(), keepalve=5)
@@ -25,6 +28,29 @@ async def store(end: str) -> None:
 @ai.transform
 async def shout(items: AsyncIterator[Any], chat: Chat) -> AsyncIterator[Any]:
     return items
+
+
+class Half:
+    headers = {"Content-Type": "text/plain"}
+    heartbeat = b""
+    replays = False
+    sharing = None
+
+    def __init__(self, reading: Reading) -> None:
+        del reading
+
+    def head(self) -> bytes:
+        return b""
+
+    def encode(self, batch: Batch) -> bytes:
+        return b"x" * len(batch.entries)
+
+    def refusal(self, error: OpenAISSEError) -> tuple[bytes, str]:
+        return error.message.encode(), "text/plain"
+
+
+# a format without its end
+ai.format("half")(Half)
 
 
 async def ask() -> None:

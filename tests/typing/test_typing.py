@@ -37,6 +37,7 @@ MYPY = {
         'Value of type variable "AsyncIteratorT" of "transform" of "QuartOpenAISSE" cannot be '
         '"Coroutine[Any, Any, AsyncIterator[Any]]"'
     ),
+    "a format without its end": ('Value of type variable "FormatT" of function cannot be "type[Half]"'),
     "no principal": 'Missing named argument "principal" for "start" of "QuartOpenAISSE"',
 }
 """What mypy says of each mistake."""

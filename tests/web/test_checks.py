@@ -17,7 +17,9 @@ from quart_openai_sse import QuartOpenAISSE, allow_anonymous, bearer_tokens, fir
 from quart_openai_sse.auth import forward_auth, on_behalf_of
 from quart_openai_sse.auth.jwt import jwt_bearer
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.formats import BaseFormat, Reading, SSEFormat
 from quart_openai_sse.limits.starts import limit_starts
+from quart_openai_sse.logs import Batch, End
 from quart_openai_sse.testing import ScriptedUpstream, read
 from tests.conftest import QUESTION, CreateApp, Serve
 
@@ -433,3 +435,99 @@ async def test_a_hook_that_can_be_called_and_awaited_is_one(create_app: CreateAp
     client = await serve(app, headers={})
     body = {"model": "m", "messages": QUESTION, "stream": True}
     assert (await read((await client.post("/v1/chat/completions", json=body)).content)).text == "hello"
+
+
+# Formats ------------------------------------------------------------------------------------------------------------
+
+
+class Shouted(SSEFormat):
+    """A format as it should be."""
+
+    def encode(self, batch: Batch) -> bytes:
+        return b""
+
+    def end(self, end: End) -> bytes:
+        return b""
+
+
+def shout(reading: Reading) -> Shouted:
+    return Shouted(reading)
+
+
+def test_a_format_has_a_name_and_it_is_free(ai: QuartOpenAISSE) -> None:
+    with pytest.raises(TypeError) as raised:
+        ai.format(Shouted)
+    assert str(raised.value) == 'ai.format needs a name: write @ai.format("Shouted") above Shouted.'
+    for name in ("", "a b", "a/b", "ä"):
+        with pytest.raises(ConfigurationError, match=r"^A format's name has letters, digits, dots, dashes and"):
+            ai.format(name)(Shouted)
+    with pytest.raises(ConfigurationError) as refused:
+        ai.format("text")(Shouted)
+    assert str(refused.value) == "The extension has a format named 'text' already: choose another name."
+    assert ai.format("shout")(Shouted) is Shouted
+    with pytest.raises(ConfigurationError) as refused:
+        ai.format("shout")(shout)
+    here = "tests.web.test_checks"
+    assert str(refused.value) == f"There are two formats named 'shout': {here}.Shouted and {here}.shout."
+
+
+def test_the_same_format_may_be_registered_again(ai: QuartOpenAISSE) -> None:
+    """As in an app factory, whose classes are new ones each time."""
+
+    def create() -> type[SSEFormat]:
+        @ai.format("shout")
+        class Local(Shouted):
+            pass
+
+        return Local
+
+    create()
+    second = create()
+    assert ai._formats.by_name["shout"] is second
+
+
+def format_with(**members: Any) -> type[SSEFormat]:
+    return type("Odd", (Shouted,), members)
+
+
+NO_FORMATS = {
+    "an instance": (
+        Shouted(Reading()),
+        "The format 'odd' must be a class, or a function that creates a format, not Shouted.",
+    ),
+    "a coroutine function": (
+        coroutine,
+        "The format 'odd' must be a class, or a function that creates a format, not a coroutine function.",
+    ),
+    "no argument": (lambda: None, "The format 'odd' must take one argument: the Reading that it is created for."),
+    "two arguments": (
+        lambda a, b: None,
+        "The format 'odd' must take one argument: the Reading that it is created for.",
+    ),
+    "returns nothing": (
+        lambda reading: None,
+        "The format 'odd' has no headers, heartbeat, replays, sharing, head, encode, end, refusal: "
+        "see quart_openai_sse.formats.Format.",
+    ),
+    "no headers": (
+        type("Odd", (BaseFormat,), {"encode": None, "end": None}),
+        "The format 'odd' has no headers: see quart_openai_sse.formats.Format.",
+    ),
+    "no content type": (format_with(headers={}), "headers of the format 'odd' must have a Content-Type."),
+    "async": (format_with(end=coroutine), "end of the format 'odd' must be a plain function (def, without yield)."),
+    "a generator": (
+        format_with(encode=generator),
+        "encode of the format 'odd' must be a plain function (def, without yield).",
+    ),
+    "head is bytes": (format_with(head=b""), "head of the format 'odd' must be a plain function (def, without yield)."),
+    "heartbeat is text": (format_with(heartbeat=":\n"), "heartbeat of the format 'odd' must be bytes, not str."),
+    "sharing is a list": (format_with(sharing=[]), "sharing of the format 'odd' must be hashable, or None."),
+}
+
+
+@pytest.mark.parametrize(("create", "told"), NO_FORMATS.values(), ids=NO_FORMATS)
+def test_what_creates_no_format_is_refused_in_words(ai: QuartOpenAISSE, create: Any, told: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        ai.format("odd")(create)
+    assert str(raised.value) == told
+    assert "odd" not in ai._formats.by_name

@@ -132,6 +132,17 @@ def test_an_app_may_change_its_document_and_changes_nothing_else_by_it() -> None
     assert validate({"messages": QUESTION, "model": "m", "n": 2})
 
 
+def test_the_formats_of_an_app_are_added_to_a_document() -> None:
+    document = openapi_document(formats={"lines": "application/x-ndjson; charset=utf-8", "html": "text/event-stream"})
+    assert document["components"]["parameters"]["format"]["schema"]["enum"] == ["html", "lines", "openai", "text"]
+    reading, starting = document["paths"]["/streams/{stream_id}"]["get"], document["paths"]["/streams"]["post"]
+    events = DOCUMENT["paths"]["/streams/{stream_id}"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    own = {"text/event-stream": events, "application/x-ndjson": {"schema": {"type": "string"}}}
+    assert reading["responses"]["200"]["content"] == own
+    assert own.items() <= starting["responses"]["200"]["content"].items()
+    assert openapi_document() == DOCUMENT
+
+
 def test_the_command_writes_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["openapi", "--url-prefix", "/api", "--routes", "chat,models"])
