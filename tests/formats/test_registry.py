@@ -199,7 +199,7 @@ async def test_a_format_can_refuse_a_position_of_its_own(create_app: CreateApp, 
     replayed = await client.get(url, params={"format": "numbered", "last_event_id": "n5"})
     assert [each for each in lines(replayed.content) if "after" in each or "text" in each][1:] == [{"text": "hello"}]
     assert lines(replayed.content)[0]["after"] == "n5"
-    assert not ai._state(app).engines.current().readers
+    assert not app.extensions["quart_openai_sse"][ai.name].engines.current().readers
 
 
 @pytest.mark.parametrize("way", ["a new stream", "a running one"])
@@ -267,7 +267,7 @@ async def two_readers(
     """What two readers of one stream get; each gate is opened when both wait for the next batch."""
     url = await started(client)
     reading = [asyncio.ensure_future(client.get(url, params={"format": name})) for name in formats]
-    relay = ai._state(app).engines.current()
+    relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
     for place, gate in enumerate(gates):
         while sum(waits_at(place, reader) for reader in relay.readers._open) < 2:
             await asyncio.sleep(0)
@@ -359,7 +359,7 @@ async def test_a_response_whose_end_cannot_be_written_is_cut_off(create_app: Cre
     url = await started(client)
     with pytest.raises(httpx.RemoteProtocolError):
         await client.get(url, params={"format": "broken"})
-    assert not ai._state(app).engines.current().readers
+    assert not app.extensions["quart_openai_sse"][ai.name].engines.current().readers
 
 
 async def test_a_stream_whose_end_is_lost_fails_in_the_format(create_app: CreateApp, serve: Serve) -> None:
@@ -372,7 +372,7 @@ async def test_a_stream_whose_end_is_lost_fails_in_the_format(create_app: Create
         received = await anext(body)
         while b"hello" not in received:
             received += await anext(body)
-        for reader in list(ai._state(app).engines.current().readers._open):
+        for reader in list(app.extensions["quart_openai_sse"][ai.name].engines.current().readers._open):
             await reader.aclose()
         received += b"".join([data async for data in body])
     outcome, error = lines(received)[-2:]
@@ -415,7 +415,7 @@ async def test_an_answer_that_was_not_streamed_can_be_read_as_a_stream(create_ap
 
     @app.get("/items/<stream_id>")
     async def items(stream_id: str) -> Any:
-        relay = ai._relay()
+        relay = app.extensions["quart_openai_sse"][ai.name].engines.get()
         stream = Stream(relay, relay.handle(stream_id, await ai.principal()), ai._formats)
         async with stream.events() as events:
             return [[item.name, item.text, "delta" in str(item.data)] async for item in events]
