@@ -8,11 +8,12 @@ import logging
 import socket
 from typing import Any
 
+import httpx
 import pytest
 
-from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
+from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, serve_app
 from quart_openai_sse.web.writes import WriteWatch
-from tests.conftest import QUESTION, CreateApp
+from tests.conftest import ANN, QUESTION, CreateApp
 
 
 class Task:
@@ -45,6 +46,26 @@ async def test_a_write_that_waits_is_cut_off_and_writes_that_follow_each_other_a
     watch._check()
     assert task.cancelled
     watch.stop()
+
+
+async def test_what_is_written_at_once_is_bounded(create_app: CreateApp) -> None:
+    text = "x" * 300_000
+    app, _ = create_app(ScriptedUpstream([chunk(text), finish()]), write_timeout=60)
+    written: list[int] = []
+    inner = app.asgi_app
+
+    async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
+        async def counting(message: Any) -> None:
+            written.append(len(message.get("body", b"")))
+            await send(message)
+
+        await inner(scope, receive, counting)
+
+    app.asgi_app = asgi_app  # type: ignore[method-assign]
+    async with serve_app(app) as address, httpx.AsyncClient(base_url=f"http://{address}", headers=ANN) as client:
+        response = await client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": True})
+    assert (await read(response.content)).text == text
+    assert max(written) == 64 << 10
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/streams"])
