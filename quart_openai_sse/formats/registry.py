@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 from quart_openai_sse.errors import InvalidRequest
 from quart_openai_sse.formats import Format, Reading
@@ -24,8 +25,11 @@ class Wire:
     def __init__(self, create: CreateFormat, reading: Reading) -> None:
         self._create = create
         self._reading = reading
-        self.idle = create(reading)
+
+    @cached_property
+    def idle(self) -> Format:
         """The format without a stream: for refusals, and for what is the same for all streams."""
+        return self._create(self._reading)
 
     @property
     def content_type(self) -> str:

@@ -21,6 +21,7 @@ MODEL_LENGTH = 256
 THREAD_LENGTH = KEY_LENGTH = 255
 THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f]{{1,{THREAD_LENGTH}}}$"
 STREAM_ID_PATTERN = "^[0-9a-f]{32}$"
+_MOST_VALUES = 1_000_000
 NESTING = 100
 """How deeply a request may be nested: far less than the recursion of encoders, and of an app's own code, allows."""
 KEY_PATTERN = f"^[!-~]{{0,{KEY_LENGTH}}}$"  # an empty header counts as no header
@@ -50,7 +51,7 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     if data.count(b"{") + data.count(b"[") > NESTING:  # otherwise it can't be nested more deeply
-        _check_nesting(body)
+        body_size(body)
     return body
 
 
@@ -70,22 +71,30 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
         )
     _check_messages(body.get("messages"))
     _check_members(body, MEMBERS)
-    _check_nesting(body)
     return body
 
 
-def _check_nesting(body: dict[str, Any]) -> None:
-    """Raises `InvalidRequest` if *body* is nested more deeply than `NESTING`; it may contain itself."""
+def body_size(body: Mapping[str, Any]) -> int:
+    """About the bytes that *body* takes: those of its texts.
+
+    Raises `InvalidRequest` for a body that is nested more deeply than `NESTING`, or has more than a million objects
+    and lists on one level: an app's own body may contain itself.
+    """
+    size = 0
     level: list[Any] = [body]
     for _ in range(NESTING):
-        level = [
-            member
-            for each in level
-            for member in (each.values() if isinstance(each, dict) else each)
-            if isinstance(member, dict | list | tuple)
-        ]
-        if not level:
-            return
+        below: list[Any] = []
+        for each in level:
+            for member in each.values() if isinstance(each, Mapping) else each:
+                if isinstance(member, str):
+                    size += len(member)
+                elif isinstance(member, Mapping | list | tuple):
+                    below.append(member)
+        if not below:
+            return size
+        if len(below) > _MOST_VALUES:
+            break
+        level = below
     raise InvalidRequest(f"The body is nested more than {NESTING} levels deep.", code="invalid_json")
 
 
@@ -180,25 +189,6 @@ MEMBERS: Mapping[str, Schema] = {
     "user": _optional("string"),
 }
 """The optional members of a chat request, in the keywords of JSON Schema that the checks above read."""
-
-
-def body_size(body: Mapping[str, Any]) -> int:
-    """About the bytes that *body* takes: those of its texts."""
-    size, values = 0, [body]
-    for _ in range(_MOST_VALUES):  # an app's own body may contain itself
-        if not values:
-            break
-        value: Any = values.pop()
-        if isinstance(value, str):
-            size += len(value)
-        elif isinstance(value, Mapping):
-            values += value.values()
-        elif isinstance(value, list | tuple):
-            values += value
-    return size
-
-
-_MOST_VALUES = 1_000_000
 
 
 def digest(body: Mapping[str, Any]) -> str:

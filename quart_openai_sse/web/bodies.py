@@ -26,7 +26,6 @@ async def read_json(relay: Relay) -> dict[str, Any]:
     limit, memory = relay.config.max_body, relay.memory
     body = bytearray()
     try:
-        memory.check()
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
             async for data in request.body:
                 body += data

@@ -66,7 +66,8 @@ def app_states(app: Quart) -> dict[str, AppState]:
 def app_state(name: str, app: Quart | None = None) -> AppState:
     """The state of the instance *name* in *app*, or in the current app. Raises `ConfigurationError`."""
     try:
-        return app_states(app or current_app)[name]
+        state: AppState = (app or current_app).extensions[EXTENSION][name]
+        return state
     except KeyError:
         raise ConfigurationError(f"The instance {name!r} does not know this app: call init_app(app) first.") from None
 

@@ -43,7 +43,11 @@ class Views:
         """OpenAI's chat completions: a stream if the body says `stream: true`, otherwise one answer."""
         relay, principal, body = await self._begin()
         handle = await relay.start(
-            body, principal=principal, retain=False, allowed_models=self._models, idempotency_key=_idempotency_key()
+            body,
+            principal=principal,
+            retain=False,
+            allowed_models=self._models,
+            idempotency_key=request.headers.get("Idempotency-Key", ""),
         )
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
@@ -77,7 +81,7 @@ class Views:
             principal=principal,
             thread=thread,
             allowed_models=self._models,
-            idempotency_key=_idempotency_key(),
+            idempotency_key=request.headers.get("Idempotency-Key", ""),
         )
         if wants_stream:
             return await stream_response(relay, handle, wire)
@@ -156,10 +160,6 @@ def view_summary(endpoint: str) -> str:
 @cache
 def _client_module() -> bytes:
     return (Path(__file__).parent / "client.js").read_bytes()
-
-
-def _idempotency_key() -> str:
-    return request.headers.get("Idempotency-Key", "")
 
 
 def _stream_url(stream_id: str) -> str:

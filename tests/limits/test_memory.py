@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quart_openai_sse import Principal
-from quart_openai_sse.errors import MemoryFull
+from quart_openai_sse.errors import InvalidRequest, MemoryFull
 from quart_openai_sse.limits import memory
 from quart_openai_sse.limits.memory import MemoryAccount
 from quart_openai_sse.protocol.requests import body_size
@@ -52,10 +52,12 @@ def test_a_body_is_counted_by_its_texts(body: dict[str, Any], size: int) -> None
     assert body_size(body) == size
 
 
-def test_a_body_that_contains_itself_has_a_size() -> None:
+@pytest.mark.parametrize("often", [1, 2])
+def test_a_body_that_contains_itself_is_refused(often: int) -> None:
     body: dict[str, Any] = {"content": "x"}
-    body["self"] = body
-    assert body_size(body) >= 0
+    body["self"] = [body] * often
+    with pytest.raises(InvalidRequest):
+        body_size(body)
 
 
 async def test_a_running_stream_holds_its_request_and_an_ended_one_nothing(create_app: CreateApp, serve: Serve) -> None:
