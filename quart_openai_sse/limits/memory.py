@@ -11,8 +11,10 @@ from quart_openai_sse.errors import MemoryFull
 class Sized(Protocol):
     """A stream log, as an account counts it."""
 
-    size: int
-    """The bytes of its streams in this process's memory."""
+    @property
+    def size(self) -> int:
+        """The bytes of its streams in this process's memory."""
+        ...
 
 
 class MemoryAccount:

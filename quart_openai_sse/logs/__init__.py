@@ -18,7 +18,7 @@ class Writer(Protocol):
         """Adds entries and wakes the readers; never waits.
 
         `PAUSE`: await `room` before the next; `ENOUGH`: the stream has ended, and nothing was added. Raises
-        `StreamTooLong`, and then adds no entry.
+        `StreamTooLong`, or `LogUnavailable` from a log that writes at once, and then adds no entry.
         """
         ...
 
@@ -27,7 +27,11 @@ class Writer(Protocol):
         ...
 
     async def close(self, end: End) -> None:
-        """Ends the stream; the first end wins. Raises `LogUnavailable` if the end cannot be stored."""
+        """Ends the stream; the first end wins.
+
+        Raises `LogUnavailable` if the end cannot be stored now. The log then tries again by itself: until an end is
+        stored, readers in other processes wait for it.
+        """
         ...
 
     def watch(
@@ -51,14 +55,20 @@ class Reader(Protocol):
     """An async iterator over the batches of one stream. The last batch has the end.
 
     With a heartbeat there is also an empty batch after so many seconds of silence. A reader whose wait was cancelled
-    can only be closed: it may have lost the entries of that moment. `__anext__` returns any awaitable, so use
+    can only be closed: it may have lost the entries of that moment. A reader far behind gets batches of about 256 KiB.
+    While the store cannot be reached, a reader waits, or raises `LogUnavailable`. `__anext__` returns any awaitable, so use
     `asyncio.ensure_future`, and not `create_task`, to run it as a task.
     """
 
-    about: About
-    """What the log knows of the stream besides its entries."""
-    at_end: bool
-    """Whether the reader has had everything, the end included, so that there is no batch left."""
+    @property
+    def about(self) -> About:
+        """What the log knows of the stream besides its entries."""
+        ...
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the reader has had everything, the end included, so that there is no batch left."""
+        ...
 
     async def opened(self, timeout: float) -> None:
         """Returns at the stream's first output, or after *timeout* seconds.
@@ -74,7 +84,8 @@ class Reader(Protocol):
     async def aclose(self) -> None:
         """Leaves the stream. May be called twice, and while another task waits for the next batch.
 
-        That task's iteration then ends without the stream's end, and a wait in `opened` returns.
+        That task's iteration then ends without the stream's end, and a wait in `opened` returns. A closed reader has
+        no more batches: a task that was busy when it was closed does not wait for one.
         """
         ...
 
@@ -86,8 +97,10 @@ class StreamLog(Protocol):
     again after `aclose`. Every other method raises `LogUnavailable` while the store behind the log cannot be reached.
     """
 
-    size: int
-    """The bytes of streams that it holds in the memory of this process, which are a part of `max_memory`."""
+    @property
+    def size(self) -> int:
+        """The bytes of streams that it holds in the memory of this process, which are a part of `max_memory`."""
+        ...
 
     async def open(self) -> None:
         """Makes the log usable: connects, creates tables. Raises `LogUnavailable`, and then may be called again."""
@@ -131,6 +144,7 @@ class StreamLog(Protocol):
     async def find(self, owner: str, *, thread: str | None = None, ended_within: float = 0.0) -> list[About]:
         """The kept streams of *owner* that run, on any worker, and those that ended in the last *ended_within* seconds.
 
-        The newest come first. With a *thread* only the streams of this thread; "" is the streams without one.
+        The newest come first. With a *thread* only the streams of this thread; "" is the streams without one. There
+        are none for the owner "", since anonymous callers are not told apart.
         """
         ...

@@ -194,6 +194,7 @@ class MemoryReader:
         self.about = stream.about
         self.at_end = at_end
         self._stream = stream
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._opening: asyncio.Future[None] | None = None
         self._next: asyncio.Future[Batch] | None = None
@@ -207,7 +208,7 @@ class MemoryReader:
     async def opened(self, timeout: float) -> None:
         """See `Reader.opened`."""
         stream = self._stream
-        if stream.last == 0 and stream.end is None:
+        if stream.last == 0 and stream.end is None and not self._closed:
             self._opening = self._loop.create_future()
             timer = self._loop.call_later(timeout, self.open, context=Context())
             try:
@@ -226,7 +227,7 @@ class MemoryReader:
 
     def __anext__(self) -> Awaitable[Batch]:
         stream = self._stream
-        if self.place < stream.last or stream.end is not None:
+        if self.place < stream.last or stream.end is not None or self._closed:
             return self._take()
         self._silent_since = self._loop.time()
         self._next = self._loop.create_future()
@@ -251,6 +252,7 @@ class MemoryReader:
 
     async def aclose(self) -> None:
         """See `Reader.aclose`."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -262,7 +264,7 @@ class MemoryReader:
 
     async def _take(self) -> Batch:
         """The next batch of what the stream holds already."""
-        if self.at_end:
+        if self.at_end or self._closed:
             raise StopAsyncIteration
         stream, place = self._stream, self.place
         if place:  # A reader that is far behind must not starve the loop, nor miss that its client has disconnected.

@@ -33,6 +33,11 @@ def log(clock: Clock) -> MemoryLog:
 class TestContract(StreamLogContract):
     """The memory log keeps the contract of every log."""
 
+    max_bytes = 64 << 20
+
+    async def expire(self, log: MemoryLog) -> None:
+        log.clock.now += 301
+
 
 async def test_an_ended_stream_is_kept_then_gone_then_forgotten(log: MemoryLog, clock: Clock) -> None:
     writer = await log.create("a", about=ABOUT, digest="", retain=True)
