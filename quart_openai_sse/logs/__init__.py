@@ -56,8 +56,9 @@ class Reader(Protocol):
 
     With a heartbeat there is also an empty batch after so many seconds of silence. A reader whose wait was cancelled
     can only be closed: it may have lost the entries of that moment. A reader far behind gets batches of about 256 KiB.
-    While the store cannot be reached, a reader waits, or raises `LogUnavailable`. `__anext__` returns any awaitable, so use
-    `asyncio.ensure_future`, and not `create_task`, to run it as a task.
+    While the store cannot be reached, a reader waits, or raises `LogUnavailable`.
+
+    `__anext__` returns any awaitable, so use `asyncio.ensure_future`, and not `create_task`, to run it as a task.
     """
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from quart_openai_sse.errors import ErrorValue, LogUnavailable
+from quart_openai_sse.errors import ErrorValue, InvalidLastEventID, LogUnavailable, OpenAISSEError, StreamStopped
 
 Outcome = Literal["completed", "failed", "stopped"]
 
@@ -64,6 +65,14 @@ class End:
     finish_reasons: Mapping[int, str] = field(default_factory=dict)
     usage: Mapping[str, Any] | None = None
 
+    def exception(self) -> OpenAISSEError | None:
+        """A new exception for a reader of a stream that failed or was stopped; `None` for one that completed."""
+        if self.outcome == "completed":
+            return None
+        if self.outcome == "stopped":
+            return StreamStopped(f"The stream was stopped: {self.reason}.")
+        return OpenAISSEError() if self.error is None else self.error.exception()
+
 
 LOST = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream log lost the stream's end.")))
 """The end for a reader whose iteration ended without one."""
@@ -85,6 +94,18 @@ class Batch(msgspec.Struct, frozen=True):
         """The event ID of the entry at *place* in the stream: the place; after the first epoch with the epoch."""
         return str(place) if self.epoch == 1 else f"{self.epoch}.{place}"
 
+
+def parse_place(after: str, *, last: int) -> int:
+    """The place of the entry whose id is *after*, in a stream that had one producer and has *last* entries.
+
+    0 for "". Raises `InvalidLastEventID`. For an id that `Batch.id` has made; `END_ID` is no place.
+    """
+    if after and (not _PLACE.fullmatch(after) or int(after) > last):
+        raise InvalidLastEventID("The last event ID is not a place in this stream.")
+    return int(after or 0)
+
+
+_PLACE = re.compile(r"[1-9][0-9]{0,15}")
 
 RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
 """Names that an app event cannot have: the formats' own, and those that trigger EventSource's own listeners."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import Protocol
 
-from quart_openai_sse.errors import InvalidLastEventID, StreamStopped
 from quart_openai_sse.flow import Flow
-from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry, parse_place
 
-_PLACE = re.compile(r"[1-9][0-9]{0,15}")
 _ENTRY_OVERHEAD = 120  # bytes that an entry takes in addition to its data
 _EVENT_OVERHEAD = 120  # bytes that the name of an app event adds
 STREAM_OVERHEAD = 2048
@@ -121,13 +118,9 @@ class MemoryStream(ABC):
             self._watch.begin()
 
     def _place(self, after: str) -> int:
-        if not after:
-            return 0
         if after == END_ID and self.end is not None:
             return self.last
-        if not _PLACE.fullmatch(after) or int(after) > self.last:
-            raise InvalidLastEventID("The last event ID is not a place in this stream.")
-        return int(after)
+        return parse_place(after, last=self.last)
 
 
 class OwningLog(Protocol):
@@ -216,11 +209,8 @@ class MemoryReader:
             finally:
                 timer.cancel()
                 self._opening = None
-        if stream.last == 0 and stream.end is not None:
-            if stream.end.error is not None:
-                raise stream.end.error.exception()
-            if stream.end.outcome == "stopped":
-                raise StreamStopped(f"The stream was stopped: {stream.end.reason}.")
+        if stream.last == 0 and stream.end is not None and (error := stream.end.exception()) is not None:
+            raise error
 
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self

@@ -172,7 +172,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_closing_a_reader_ends_its_waiting(self, here: StreamLog, there: StreamLog) -> None:
-        """An iteration in another task ends without the stream's end, and a wait in `opened` returns; later ones too."""
+        """An iteration, also a later one, ends without the stream's end, and `opened` returns."""
         await create(here, "a")
         iterated, opened = await there.read("a"), await there.read("a")
         iterating = asyncio.ensure_future(_batches(iterated))
