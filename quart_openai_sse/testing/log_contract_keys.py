@@ -194,7 +194,7 @@ class KeysContract(ContractBase):
     async def test_a_reader_that_comes_within_the_linger_keeps_the_stream(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """The linger begins anew when this reader closes."""
+        """It counts as if there had always been a reader."""
         writer = await create(here, "a")
         left = Watched(writer, linger=0.3).left
         await (await there.read("a")).aclose()
@@ -203,6 +203,14 @@ class KeysContract(ContractBase):
         assert not left.is_set()
         await again.aclose()
         await left.wait()
+
+    @contract_test
+    async def test_a_stream_without_readers_goes_on_for_its_linger(self, here: StreamLog, there: StreamLog) -> None:
+        """A client that reconnects finds it running."""
+        left = Watched(await create(here, "a"), linger=60).left
+        await (await there.read("a")).aclose()
+        await linger_passes(here)
+        assert not left.is_set()
 
     @contract_test
     async def test_the_producer_is_told_when_the_stream_never_had_a_reader(

@@ -39,7 +39,7 @@ class TestInOneProcess(StreamLogContract):
     async def lose(self, log: SQLiteLog) -> None:
         with log.transaction() as db:
             db.execute("UPDATE processes SET seen = 0 WHERE id = ?", [log.process])
-        third = SQLiteLog(log.path, clock=log.clock)
+        third = type(log)(log.path, clock=log.clock)
         await third.open()
         await third.aclose()
 
@@ -48,7 +48,7 @@ class TestInTwoProcesses(TestInOneProcess):
     """Two logs on the same file."""
 
     def other(self, log: SQLiteLog) -> SQLiteLog:
-        return SQLiteLog(log.path, clock=log.clock)
+        return type(log)(log.path, clock=log.clock)
 
 
 # Two apps that share the file -----------------------------------------------------------------------------------------
