@@ -416,9 +416,11 @@ PUBLIC = {
     "auth": [],
     "auth.jwt": [],
     "flask": [],
+    "flow": ["Flow"],
     "formats": [],
     "limits.starts": [],
     "logs": [],
+    "logs.entries": ["parse_place"],
     "simulator": [],
     "testing": [],
     "errors": ["ConfigurationError", "ErrorValue"],  # docs/reference/errors.md is written from the others

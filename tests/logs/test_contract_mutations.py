@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Clock
 from tests.logs.mutations import MUTATIONS, Mutation
 from tests.logs.sqlite_log import SQLiteLog
+from tests.logs.test_sqlite_log import POLL
 from tests.logs.test_sqlite_log import TestInOneProcess as OneProcess
 from tests.logs.test_sqlite_log import TestInTwoProcesses as TwoProcesses
 
@@ -44,7 +45,7 @@ async def failures(
         test = contract()
         test.timeout = timeout
         try:
-            await getattr(test, name)(log_class(folder / f"{name}.db", clock=Clock()))
+            await getattr(test, name)(log_class(folder / f"{name}.db", poll=POLL, clock=Clock()))
         except SkipTest:
             return False
         except Exception:

@@ -17,6 +17,8 @@ from quart_openai_sse.testing import Gate, ReadStream, ScriptedUpstream, StreamL
 from tests.conftest import QUESTION, Clock, CreateApp, Serve
 from tests.logs.sqlite_log import SQLiteLog
 
+POLL = 0.002
+
 
 class TestInOneProcess(StreamLogContract):
     """One log."""
@@ -25,7 +27,7 @@ class TestInOneProcess(StreamLogContract):
 
     @pytest.fixture
     def log(self, tmp_path: Path) -> SQLiteLog:
-        return SQLiteLog(tmp_path / "streams.db", clock=Clock())
+        return SQLiteLog(tmp_path / "streams.db", poll=POLL, clock=Clock())
 
     async def expire(self, log: SQLiteLog) -> None:
         log.clock.now += 301
@@ -48,7 +50,7 @@ class TestInTwoProcesses(TestInOneProcess):
     """Two logs on the same file."""
 
     def other(self, log: SQLiteLog) -> SQLiteLog:
-        return type(log)(log.path, clock=log.clock)
+        return type(log)(log.path, poll=POLL, clock=log.clock)
 
 
 # Two apps that share the file -----------------------------------------------------------------------------------------
