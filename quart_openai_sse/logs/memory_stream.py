@@ -120,7 +120,7 @@ class MemoryStream(ABC):
     def _place(self, after: str) -> int:
         if after == END_ID and self.end is not None:
             return self.last
-        return parse_place(after, last=self.last)
+        return parse_place(after, last=self.last) if after else 0
 
 
 class OwningLog(Protocol):
