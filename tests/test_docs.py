@@ -424,7 +424,6 @@ PUBLIC = {
     "simulator": [],
     "testing": [],
     "errors": ["ConfigurationError", "ErrorValue"],  # docs/reference/errors.md is written from the others
-    "flow": ["Flow"],
     "observers": ["Observer"],
     "producers.transforms": ["Transform"],
     "protocol.sse": ["SSEDecoder", "ServerSentEvent", "encode"],

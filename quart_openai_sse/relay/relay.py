@@ -51,6 +51,8 @@ from quart_openai_sse.upstreams.several import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
 
+_DRAINING = "The server is shutting down."
+
 
 class Relay:
     """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`.
@@ -108,7 +110,8 @@ class Relay:
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
         `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
         """
-        self._check_draining()
+        if self.draining:
+            raise Draining(_DRAINING)
         body = validate(body, default_model=self.config.model)
         size = body_size(body)
         retain = retain or bool(idempotency_key)
@@ -162,7 +165,8 @@ class Relay:
                 self.readers.add(reader, handle)
                 undo.push_async_callback(self.readers.leave, reader)
                 record.readers = 1
-            self._check_draining()  # since the first check
+            if self.draining:  # since the first check
+                raise Draining(_DRAINING)
             stream = RunningStream(
                 handle=handle,
                 principal=principal,
@@ -181,10 +185,6 @@ class Relay:
             undo.pop_all()
         self._run(stream, linger=self.config.linger if retain else 0)
         return handle
-
-    def _check_draining(self) -> None:
-        if self.draining:
-            raise Draining("The server is shutting down.")
 
     async def _exists(self, key: str, create: Callable[[], Awaitable[Writer | None]]) -> bool:
         """Whether there is a stream to attach to. *create* compares the digests, and raises `KeyReused`."""

@@ -96,7 +96,7 @@ class KeysContract(ContractBase):
     async def test_a_stream_is_found_with_everything_that_is_known_of_it(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """`find` returns the `About` that `create` was given."""
+        """`find` and readers have the `About` that `create` was given."""
         known = About(
             id="0123456789abcdef0123456789abcdef",
             owner="ann",
@@ -107,6 +107,9 @@ class KeysContract(ContractBase):
         )
         await here.create("a", about=known, digest="", retain=True)
         assert await there.find("ann") == [known]
+        reader = await there.read("a")
+        assert reader.about == known
+        await reader.aclose()
 
     @contract_test
     async def test_an_owner_finds_its_own_running_streams_newest_first(self, here: StreamLog, there: StreamLog) -> None:

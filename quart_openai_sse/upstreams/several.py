@@ -170,7 +170,7 @@ class Upstreams:
         breaker = candidate.breaker
         breaker.enter(time.monotonic())
         result = CallResult.UNKNOWN
-        sink.begin(candidate.name)
+        sink.begin(candidate.upstream.name)
         slow = None if self._slow is None else _SlowStart(sink, self._slow)
         try:
             await candidate.upstream.run(request, sink, principal=principal)

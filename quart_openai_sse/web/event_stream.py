@@ -141,10 +141,11 @@ async def _body(relay: Relay, reader: Reader, format_: Format, watch: WriteWatch
                 shown = entries[-1].t if entries else shown
                 data = format_.heartbeat
             del batch, entries  # a slow client holds their bytes once, and not twice
-    except Exception:
+    except Exception as raised:
         # The client is to be told: a server may end a response whose body raises as if it were complete.
         logger.exception("a response failed")
-        yield format_.end(End("failed", "internal_error", ErrorValue.of(OpenAISSEError())))
+        error = raised if isinstance(raised, OpenAISSEError) else OpenAISSEError()
+        yield format_.end(End("failed", error.code or "", ErrorValue.of(error)))
     finally:
         memory.unread -= size
         watch.stop()

@@ -112,7 +112,7 @@ class SQLiteLog:
             stream = self._kept(db, key)
             at_end = after == END_ID and stream["end"] is not None
             place = stream["last"] if at_end else parse_place(after, last=stream["last"])
-            reader = SQLiteReader(self, stream["id"], place, at_end=at_end, heartbeat=heartbeat)
+            reader = SQLiteReader(self, stream, place, at_end=at_end, heartbeat=heartbeat)
             db.execute("INSERT INTO readers VALUES (?, ?, ?)", [reader.id, stream["id"], self.process])
         return reader
 
@@ -247,10 +247,11 @@ class SQLiteWriter:
 class SQLiteReader:
     """A `Reader` of a kept stream."""
 
-    def __init__(self, log: SQLiteLog, stream: int, place: int, *, at_end: bool, heartbeat: float | None) -> None:
+    def __init__(self, log: SQLiteLog, row: sqlite3.Row, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         self.id = secrets.token_hex(8)
+        self.about = msgpack.decode(row["about"], type=About)
         self.at_end = at_end
-        self._log, self._stream, self._place = log, stream, place
+        self._log, self._stream, self._place = log, row["id"], place
         self._heartbeat = math.inf if heartbeat is None else heartbeat
         self._closed = False
 

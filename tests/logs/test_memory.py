@@ -31,9 +31,20 @@ def log(clock: Clock) -> MemoryLog:
 
 
 class TestContract(StreamLogContract):
-    """The memory log keeps the contract of every log."""
+    """The memory log keeps the contract of every log. What it cannot have is not skipped, but left out."""
 
     max_bytes = 64 << 20
+
+    # It has no store that could be unreachable,
+    test_an_unreachable_store_is_no_missing_stream = None
+    test_an_end_that_cannot_be_stored_at_once_is_stored_later = None
+    test_a_log_that_could_not_be_opened_can_be_opened_later = None
+    # and no other process that could take this one for dead, or die.
+    test_the_streams_of_a_process_that_is_taken_for_dead_fail = None
+    test_a_producer_that_was_taken_for_dead_is_told_and_fenced = None
+    test_a_stream_that_has_ended_is_not_lost = None
+    test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
+    test_closing_a_log_ends_no_stream_of_another_process = None
 
     async def expire(self, log: MemoryLog) -> None:
         log.clock.now += 301

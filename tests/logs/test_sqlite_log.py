@@ -21,9 +21,11 @@ POLL = 0.002
 
 
 class TestInOneProcess(StreamLogContract):
-    """One log."""
+    """One log. The tests that need a second process are in the class below."""
 
     max_bytes = 16 << 20
+    test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
+    test_closing_a_log_ends_no_stream_of_another_process = None
 
     @pytest.fixture
     def log(self, tmp_path: Path) -> SQLiteLog:
@@ -48,6 +50,13 @@ class TestInOneProcess(StreamLogContract):
 
 class TestInTwoProcesses(TestInOneProcess):
     """Two logs on the same file."""
+
+    test_the_readers_of_a_dead_process_do_not_keep_a_stream = (
+        StreamLogContract.test_the_readers_of_a_dead_process_do_not_keep_a_stream
+    )
+    test_closing_a_log_ends_no_stream_of_another_process = (
+        StreamLogContract.test_closing_a_log_ends_no_stream_of_another_process
+    )
 
     def other(self, log: SQLiteLog) -> SQLiteLog:
         return type(log)(log.path, poll=POLL, clock=log.clock)
