@@ -327,7 +327,7 @@ class Chat:
     async def shows(self, text: str) -> None:
         """Waits until the answer is exactly what *text* looks like, rendered at once."""
         await self.page.evaluate("async () => Object.assign(window, await import('/static/markdown.js'))")
-        await until(self.page, LOOKS_LIKE, text)
+        await self.page.wait_for_function(LOOKS_LIKE, arg=text, timeout=PATIENCE * 1000)
 
     async def ends(self, state: str) -> str:
         """Waits until the answer has ended so; its text to the letter, as its button copies it."""
@@ -344,21 +344,7 @@ class Chat:
         return text
 
 
-async def until(page: Page, predicate: str, arg: Any = None) -> Any:
-    """Waits until the JavaScript function *predicate* returns something true for *arg*, and returns that.
-
-    `page.wait_for_function` calls `eval` in the page at each look. The first look is exempt from a page's content
-    security policy and the later ones are not, so under a policy without `unsafe-eval` it raises when it has to wait.
-    """
-    polling = f"""async (arg) => {{
-        const predicate = {predicate};
-        for (let found; ; await new Promise((again) => setTimeout(again, 10)))
-            if ((found = predicate(arg))) return found;
-    }}"""
-    async with asyncio.timeout(PATIENCE):
-        return await page.evaluate(polling, arg)
-
-
+# Not asynchronous: Playwright takes a promise for a yes.
 LOOKS_LIKE = """(text) => {
     const answer = [...document.querySelectorAll("[data-role=assistant]")].at(-1);
     if (!answer) return false;

@@ -31,7 +31,6 @@ from example_app.flask_app.models import db
 from quart_openai_sse.flask import mount
 from quart_openai_sse.simulator import Simulator, answer
 from quart_openai_sse.testing import read, serve_app, simulator_thread
-from tests.browser import until
 from tests.machine import nginx_path
 from tests.matrix.servers import free_port
 from tests.test_docs import blocks
@@ -633,7 +632,7 @@ async def growing(text: Locator, expected: str) -> None:
     element, seen = await text.element_handle(), ""
     for _ in range(5):
         longer = "([element, seen]) => element.textContent.length > seen.length && element.textContent"
-        seen = await until(text.page, longer, [element, seen])
+        seen = await (await text.page.wait_for_function(longer, arg=[element, seen])).json_value()
         assert expected.startswith(seen)
         assert seen != expected
 
