@@ -169,7 +169,8 @@ class QuartOpenAISSE:
         `MemoryFull` beyond `max_memory`. A body whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it
         is read, as in any route of the app.
         """
-        return await read_json(current_relay(self.name))
+        body, _ = await read_json(current_relay(self.name))
+        return body
 
     async def start(
         self,

@@ -319,7 +319,7 @@ async def test_an_answer_that_was_forgotten_meanwhile_is_shown_as_it_was_stored(
 async def no_stream_runs(site: Site) -> None:
     """Returns when the last answer has been stored."""
     async with site.app.app_context():
-        while site.app.extensions["quart_openai_sse"]["openai_sse"].engines.current()._streams:
+        while site.app.extensions["quart_openai_sse"]["openai_sse"].engines.current().streams:
             await asyncio.sleep(0.01)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
 
@@ -22,12 +23,13 @@ class MemoryAccount:
 
     def __init__(self, limit: int, log: Sized) -> None:
         self.bodies = 0
-        """Of requests that arrive, and of those whose streams run."""
+        """Bytes of requests that are arriving or whose streams run, and of answers that are put together for them."""
         self.unread = 0
-        """Of events that were taken from the log, and that the server has not accepted yet."""
+        """Bytes that were taken from the log, and that the server has not accepted yet."""
         self._limit = limit
         self._log = log
-        _accounts.add(self)
+        with _lock:
+            _accounts.add(self)
 
     @property
     def held(self) -> int:
@@ -36,12 +38,16 @@ class MemoryAccount:
 
     def close(self) -> None:
         """Takes the account out of the sum: its engine is closed."""
-        _accounts.discard(self)
+        with _lock:
+            _accounts.discard(self)
 
     def check(self, more: int = 0) -> None:
         """Raises `MemoryFull` if with *more* bytes the engines of this process together hold more than the limit."""
-        if sum(account.held for account in _accounts) + more > self._limit:
-            raise MemoryFull(f"The process holds more than {self._limit} bytes of requests and streams.")
+        with _lock:
+            held = sum(account.held for account in _accounts)
+        if held + more > self._limit:
+            raise MemoryFull(f"The process would hold more than {self._limit} bytes of requests and streams.")
 
 
 _accounts: WeakSet[MemoryAccount] = WeakSet()
+_lock = Lock()  # event loops of several threads have accounts

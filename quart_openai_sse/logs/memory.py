@@ -81,8 +81,8 @@ class MemoryLog:
             if known != digest:
                 raise KeyReused("This Idempotency-Key was used before with another body.")
             return None
-        if key in self._streams:
-            self._forget(key)
+        if (failed := self._streams.get(key)) is not None:
+            self._forget(failed)
         if retain:
             self._reserve(STREAM_OVERHEAD, MemoryFull)
         else:  # which needs no room: its reader takes its entries
@@ -144,23 +144,31 @@ class MemoryLog:
             self._ended[stream.key] = self.clock()
             self._sweep()
         elif not stream.readers:
-            self._forget(stream.key)
+            self._forget(stream)
+        else:  # the last reader forgets it
+            self._disown(stream)
 
     def left(self, stream: MemoryStream) -> None:
         """See `OwningLog.left`."""
         if stream.end is not None and (stream.abandoned or not stream.retain):
-            self._forget(stream.key)
+            self._forget(stream)
 
-    def _forget(self, key: str) -> None:
-        stream = self._streams.pop(key, None)
-        self._ended.pop(key, None)
-        if stream is None:
+    def _forget(self, stream: MemoryStream) -> None:
+        """Removes a stream, unless it has been removed: another stream may have its key by now."""
+        if self._streams.get(stream.key) is not stream:
             return
+        del self._streams[stream.key]
+        self._ended.pop(stream.key, None)
+        self._disown(stream)
         self.size -= stream.size + STREAM_OVERHEAD
         stream.size = 0
+
+    def _disown(self, stream: MemoryStream) -> None:
         owned = self._owners.get(stream.about.owner, {})
-        if owned.pop(key, None) is not None and not owned:
-            del self._owners[stream.about.owner]
+        if owned.get(stream.key) is stream:
+            del owned[stream.key]
+            if not owned:
+                del self._owners[stream.about.owner]
 
     def _reserve(self, size: int, error: type[OpenAISSEError]) -> None:
         """Counts *size* more bytes. Raises *error* if they exceed the limit even without any ended stream."""
@@ -178,7 +186,7 @@ class MemoryLog:
             if ended + self.retention > now and self.size + room <= self.max_log_bytes:
                 break
             self._tombstones[key] = (now, self._streams[key].digest)
-            self._forget(key)
+            self._forget(self._streams[key])
         while self._tombstones:
             key, (expired, _) = next(iter(self._tombstones.items()))
             if expired + self.tombstone > now and len(self._tombstones) <= _MAX_TOMBSTONES:

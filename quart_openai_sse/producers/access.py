@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class UpstreamAccess:
     principal: Principal
     attempts: Attempts
     config: Config
+    hold: Callable[[int], object]
+    """Counts bytes that are held until the stream's end."""
 
 
 def streaming_body(body: Mapping[str, Any], config: Config) -> dict[str, Any]:

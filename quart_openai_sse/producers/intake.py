@@ -22,11 +22,17 @@ class Intake:
     """The producer's side of the log.
 
     *charge* is called after each addition. *assemble* is the most bytes of chunks that are put together to a message
-    for `on_end`; with 0 no message is put together.
+    for `on_end`; with 0 no message is put together. *hold* is called with the bytes that are kept for it.
     """
 
     def __init__(
-        self, writer: Writer, record: StreamRecord, *, assemble: int = 0, charge: Callable[[], None] | None = None
+        self,
+        writer: Writer,
+        record: StreamRecord,
+        *,
+        assemble: int = 0,
+        hold: Callable[[int], object],
+        charge: Callable[[], None] | None = None,
     ) -> None:
         self.record = record
         self.message = Assembly(limit=assemble) if assemble else None
@@ -38,6 +44,7 @@ class Intake:
         self.began = monotonic()
         """When the stream began, by `time.monotonic`."""
         self._writer = writer
+        self._hold = hold
         self._charge = charge
         self.closed = False
         """Whether entries are refused: what a producer yields after its interruption is not part of the stream."""
@@ -74,6 +81,7 @@ class Intake:
         return flow
 
     def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
+        self._hold(sum(len(entry.data) for entry in entries))
         for entry in entries:
             if entry.kind is _EVENT:
                 self.events.append((entry.name, json.decode(entry.data)))

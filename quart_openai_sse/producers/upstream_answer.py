@@ -48,6 +48,7 @@ class UpstreamAnswer:
     def feed(self, data: bytes) -> Flow:
         """See `Sink.feed`."""
         self._data += data
+        self._access.hold(len(data))
         return MORE if len(self._data) <= self._access.config.max_bytes else ENOUGH
 
     async def room(self) -> None:

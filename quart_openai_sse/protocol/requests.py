@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from json import dumps
+from sys import getsizeof
 from typing import Any
 
 from quart_openai_sse.errors import InvalidRequest, UnsupportedMediaType
@@ -51,7 +52,7 @@ def parse_body(data: bytes, *, content_type: str, upgrade: str = "") -> dict[str
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     if data.count(b"{") + data.count(b"[") > NESTING:  # otherwise it can't be nested more deeply
-        body_size(body)
+        check_nesting(body)
     return body
 
 
@@ -74,28 +75,59 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
     return body
 
 
-def body_size(body: Mapping[str, Any]) -> int:
-    """About the bytes that *body* takes: those of its texts.
+def json_size(data: bytes) -> int:
+    """About the bytes of memory that the value of *data*, which is JSON, takes.
 
-    Raises `InvalidRequest` for a body that is nested more deeply than `NESTING`, or has more than a million objects
-    and lists on one level: an app's own body may contain itself.
+    It counts characters, which is a hundred times as fast as looking at each value.
     """
-    size = 0
-    level: list[Any] = [body]
-    for _ in range(NESTING):
-        below: list[Any] = []
+    width = 1  # bytes for each character of the longest text
+    if _WIDE.search(data) or b"\\u" in data:
+        width = 4
+    elif not data.isascii():
+        width = 2
+    containers = data.count(b"{") * _OBJECT + data.count(b"[") * _LIST
+    return containers + data.count(b",") * _VALUE + len(data) * width
+
+
+_WIDE = re.compile(rb"[\xf0-\xf4]")  # the first byte of a character beyond U+FFFF in UTF-8
+_OBJECT, _LIST, _VALUE = 232, 88, 56  # bytes: an object of one member, a list of one item, one more of either
+
+
+def body_size(body: Mapping[str, Any]) -> int:
+    """About the bytes of memory that *body* takes. Raises what `check_nesting` raises."""
+    size = getsizeof(body)
+    for level in _levels(body):
         for each in level:
-            for member in each.values() if isinstance(each, Mapping) else each:
-                if isinstance(member, str):
-                    size += len(member)
-                elif isinstance(member, Mapping | list | tuple):
-                    below.append(member)
-        if not below:
-            return size
-        if len(below) > _MOST_VALUES:
-            break
-        level = below
+            size += sum(map(getsizeof, _members(each)))
+            if isinstance(each, dict):
+                size += sum(map(getsizeof, each))  # the names
+    return size
+
+
+def check_nesting(body: Mapping[str, Any]) -> None:
+    """Raises `InvalidRequest` for a body that is nested more deeply than `NESTING`.
+
+    It does so too for more than a million objects and lists on one level: an app's own body may contain itself.
+    """
+    for _ in _levels(body):
+        pass
+
+
+def _levels(body: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The objects and lists of each level."""
+    level: list[Any] = [dict(body)]
+    for _ in range(NESTING):
+        yield level
+        level = [member for each in level for member in _members(each) if isinstance(member, dict | list | tuple)]
+        if not level:
+            return
+        if len(level) > _MOST_VALUES:
+            raise InvalidRequest("The body has too many objects and lists.", code="invalid_json")
     raise InvalidRequest(f"The body is nested more than {NESTING} levels deep.", code="invalid_json")
+
+
+def _members(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _check_messages(messages: object) -> None:

@@ -53,14 +53,19 @@ class Admission:
         return _Meter(self._budget, (principal.realm, principal.id), completion, record).charge
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Place:
-    """The place of one stream: a slot, and the memory of its request."""
+    """The place of one stream: a slot, and the memory that its request and its answer take beside the log."""
 
     slots: Slots
     owner: PrincipalKey
     memory: MemoryAccount
     size: int
+
+    def hold(self, size: int) -> None:
+        """Counts *size* more bytes, until the stream's end."""
+        self.size += size
+        self.memory.bodies += size
 
     def release(self) -> None:
         """Gives the place back. To be called once."""

@@ -29,11 +29,13 @@ def choose_producer(
     config: Config,
     allowed: Collection[str] | None,
     on_retry: Callable[[], object],
+    hold: Callable[[int], object],
 ) -> Producer:
     """The producer for the request *body*: a model of the app, or the upstream, and the app's transforms behind it.
 
     *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. *on_retry* is
-    called before each retry. Raises `ModelNotFound` for a model that is not allowed.
+    called before each retry, *hold* with the bytes that are kept until the stream's end. Raises `ModelNotFound` for a
+    model that is not allowed.
     """
     name = body["model"]
     function = hooks.app_models.get(name)
@@ -41,7 +43,7 @@ def choose_producer(
         allowed = config.models
     if (allowed is not None and name not in allowed) or not principal.may_ask(name):
         raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
-    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry=on_retry), config)
+    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry=on_retry), config, hold)
     if function is not None or hooks.transforms:
         return AppModel(
             function,

@@ -17,7 +17,7 @@ from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.app_model import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
-from quart_openai_sse.protocol.requests import body_size, validate
+from quart_openai_sse.protocol.requests import check_nesting, validate
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.bounded_calls import BoundedCalls
 from quart_openai_sse.relay.deliveries import Deliveries
@@ -79,7 +79,7 @@ class Hooks:
             prepared = await calls.prepare.result(hook, body, principal)
             body = dict(body if prepared is None else prepared)
         body = validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
-        body_size(body)  # which raises if it is nested too deeply
+        check_nesting(body)
         return body
 
     async def run_on_end(self, end: StreamEnd, *, calls: HookCalls) -> None:
@@ -118,7 +118,7 @@ class HookCalls:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a JSON value. `body_size` has limited how deeply it is nested; other objects in it are not copied."""
+    """A copy of a JSON value, which `check_nesting` has accepted. Other objects in it are not copied."""
     if isinstance(value, dict):
         return {name: _copied(member) for name, member in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

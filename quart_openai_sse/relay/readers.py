@@ -12,12 +12,16 @@ from quart_openai_sse.relay.running import StreamHandle
 
 
 class Readers:
-    """The readers that are open, and the limits of each stream and of each principal."""
+    """The readers that are open, and the limits of each stream and of each principal.
+
+    The reader of a plain answer is not counted: it has one, and streams are limited themselves.
+    """
 
     def __init__(self, config: Config) -> None:
         self._per_stream = config.max_readers_per_stream
         self._per_principal = config.max_readers_per_principal
         self._open: dict[Reader, StreamHandle] = {}
+        self._counted: set[Reader] = set()
         self._of_streams: Counter[str] = Counter()
         self._of_owners: Counter[str] = Counter()
         self._none = asyncio.Event()
@@ -29,27 +33,38 @@ class Readers:
     def __contains__(self, reader: Reader) -> bool:
         return reader in self._open
 
-    def check(self, handle: StreamHandle) -> None:
-        """Raises `TooManyReaders` if the stream, or its principal, has as many readers as it may."""
-        if self._of_streams[handle.key] >= self._per_stream:
-            raise TooManyReaders(f"The stream has {self._per_stream} readers already.")
-        if handle.owner and self._of_owners[handle.owner] >= self._per_principal:
-            raise TooManyReaders(f"You read {self._per_principal} streams already.")
+    def reserve(self, handle: StreamHandle) -> None:
+        """Counts a reader that is about to be opened.
 
-    def add(self, reader: Reader, handle: StreamHandle) -> None:
-        """Counts a reader."""
-        self._open[reader] = handle
+        Raises `TooManyReaders` if the stream, or its principal, has as many readers as it may.
+        """
+        if self._of_streams[handle.key] >= self._per_stream:
+            raise TooManyReaders(f"The stream already has {self._per_stream} readers.")
+        if handle.owner and self._of_owners[handle.owner] >= self._per_principal:
+            raise TooManyReaders(f"You already have {self._per_principal} readers open.")
         self._of_streams[handle.key] += 1
         self._of_owners[handle.owner] += 1
+
+    def give_back(self, handle: StreamHandle) -> None:
+        """Undoes `reserve`."""
+        for counter, key in ((self._of_streams, handle.key), (self._of_owners, handle.owner)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
+
+    def add(self, reader: Reader, handle: StreamHandle, *, counted: bool = True) -> None:
+        """Adds an open reader; *counted*: for which a place was reserved."""
+        self._open[reader] = handle
         self._none.clear()
+        if counted:
+            self._counted.add(reader)
 
     async def leave(self, reader: Reader) -> None:
         """Closes a reader. May be called twice."""
         if (handle := self._open.pop(reader, None)) is not None:
-            for counter, key in ((self._of_streams, handle.key), (self._of_owners, handle.owner)):
-                counter[key] -= 1
-                if not counter[key]:
-                    del counter[key]
+            if reader in self._counted:
+                self._counted.discard(reader)
+                self.give_back(handle)
             if not self._open:
                 self._none.set()
         await reader.aclose()

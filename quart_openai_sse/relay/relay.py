@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -23,7 +21,6 @@ from quart_openai_sse.errors import (
     LogUnavailable,
     MemoryFull,
     OpenAISSEError,
-    ServerShutdown,
     StartAbandoned,
     StreamExpired,
     StreamNotFound,
@@ -42,16 +39,14 @@ from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.admission import Admission
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
-from quart_openai_sse.relay.departures import Departures
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
+from quart_openai_sse.relay.streams import SHUTTING_DOWN, Streams
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
 
 logger = logging.getLogger("quart_openai_sse")
-
-_DRAINING = "The server is shutting down."
 
 
 class Relay:
@@ -77,20 +72,21 @@ class Relay:
         self.admission = Admission(config, self.memory)
         self.readers = Readers(config)
         self.draining = False
-        self._heartbeat = config.keepalive or None
         self._log_is_open = False
         self._create_upstream = create_upstream
         self._own_upstream: Upstreams | None = None
         self._override: Upstreams | None = None
         self._instance = instance
-        self._scope = scope
-        self._streams: dict[str, RunningStream] = {}
-        """By their keys, oldest first."""
-        self._departures = Departures()
-        self._timer: asyncio.TimerHandle | None = None
         self._background = Background()
         self.hook_calls = HookCalls(config, self._background)
-        self._observe = partial(hooks.observe, calls=self.hook_calls)
+        self.streams = Streams(
+            config,
+            hooks=hooks,
+            calls=self.hook_calls,
+            readers=self.readers,
+            background=self._background,
+            scope=scope,
+        )
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -99,7 +95,9 @@ class Relay:
         body: Mapping[str, Any],
         *,
         principal: Principal,
+        size: int | None = None,
         retain: bool = True,
+        read: bool = False,
         idempotency_key: str = "",
         thread: str = "",
         metadata: Mapping[str, Any] | None = None,
@@ -107,13 +105,16 @@ class Relay:
     ) -> StreamHandle:
         """Starts the stream that *body* asks for, or attaches to the one that *idempotency_key* names.
 
+        *size* is the memory that *body* takes, in bytes, if that is known. The handle of a new stream has a reader if
+        *read* is true, and without *retain* in any case.
+
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
-        `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
+        `TooManyReaders`, `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
         """
         if self.draining:
-            raise Draining(_DRAINING)
+            raise Draining(SHUTTING_DOWN)
         body = validate(body, default_model=self.config.model)
-        size = body_size(body)
+        size = body_size(body) if size is None else size
         retain = retain or bool(idempotency_key)
         handle = self.handle(_stream_id(idempotency_key, principal), principal)
         record = StreamRecord(
@@ -131,7 +132,7 @@ class Relay:
         try:
             place = self.admission.reserve(principal, size=size)
         except (TooManyStreams, TokensSpent, MemoryFull):
-            if idempotency_key and await self._exists(handle.key, create):  # attaching needs no place
+            if idempotency_key and await self._exists(handle, create):  # attaching needs no place
                 return attached
             raise
         async with AsyncExitStack() as undo:
@@ -141,7 +142,7 @@ class Relay:
                 writer = await create()
                 if writer is None:
                     return attached
-                undo.push_async_exit(partial(_refuse, writer))
+                undo.push_async_exit(partial(self._refuse, handle, writer))
             body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
             record.model = body["model"]
             producer = choose_producer(
@@ -152,21 +153,21 @@ class Relay:
                 upstream=self.upstream,
                 config=self.config,
                 allowed=allowed_models,
-                on_retry=partial(self._observe, "retried", record),
+                on_retry=partial(self.streams.observe, "retried", record),
+                hold=place.hold,
             )
             if writer is None:
                 # `create` returns None only for a key in use, which a random key of 128 bits is not.
                 writer = cast(Writer, await create())
-                undo.push_async_exit(partial(_refuse, writer))
+                undo.push_async_exit(partial(self._refuse, handle, writer))
             # Before the producer runs: a stream that does not linger must never be without its reader.
-            if not retain:
-                reader = await self.log.read(handle.key, heartbeat=self._heartbeat if body.get("stream") else None)
-                handle = replace(handle, reader=reader)
-                self.readers.add(reader, handle)
+            if read or not retain:
+                reader = await self._open_reader(handle, heartbeat=bool(body.get("stream")), counted=retain)
                 undo.push_async_callback(self.readers.leave, reader)
+                handle = replace(handle, reader=reader)
                 record.readers = 1
             if self.draining:  # since the first check
-                raise Draining(_DRAINING)
+                raise Draining(SHUTTING_DOWN)
             stream = RunningStream(
                 handle=handle,
                 principal=principal,
@@ -179,88 +180,40 @@ class Relay:
                     writer,
                     record,
                     assemble=self.config.max_bytes if self.hooks.on_end else 0,
+                    hold=place.hold,
                     charge=self.admission.meter(principal, producer.completion, record),
                 ),
             )
+            self.streams.run(stream, linger=self.config.linger if retain else 0)
             undo.pop_all()
-        self._run(stream, linger=self.config.linger if retain else 0)
         return handle
 
-    async def _exists(self, key: str, create: Callable[[], Awaitable[Writer | None]]) -> bool:
+    async def _exists(self, handle: StreamHandle, create: Callable[[], Awaitable[Writer | None]]) -> bool:
         """Whether there is a stream to attach to. *create* compares the digests, and raises `KeyReused`."""
         try:
-            await self.log.tail(key)
+            await self.log.tail(handle.key)
         except StreamNotFound:
             return False
         except StreamExpired:
             pass
         writer = await create()
         if writer is not None:  # the stream failed before its first entry, and does not hold its key
-            await _refuse(writer)
+            await self._refuse(handle, writer)
         return writer is None
 
-    # Run --------------------------------------------------------------------------------------------------------
+    async def _refuse(
+        self,
+        handle: StreamHandle,
+        writer: Writer,
+        _class: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        _traceback: TracebackType | None = None,
+    ) -> None:
+        """Ends a stream whose start failed with *error*. It does not hold its key."""
+        refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
+        await self.streams.close(handle, writer, End("failed", refusal.code or "", ErrorValue.of(refusal)))
 
-    def _run(self, stream: RunningStream, *, linger: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._streams[stream.handle.key] = stream
-        stream.writer.watch(
-            stopped=partial(stream.interrupt, "stopped"),
-            left=partial(self._departures.add, stream),
-            lost=stream.lose,
-            linger=linger,
-        )
-        stream.task = loop.create_task(self._stream(stream))
-        if self._timer is None:
-            self._timer = loop.call_later(self.config.max_duration, self._expire, context=Context())
-        self._observe("started", stream.record)
-
-    async def _stream(self, stream: RunningStream) -> None:
-        """The life of one stream: it ends exactly once, and its place is free afterwards."""
-        end: End | None = None
-        try:
-            async with self._scope():
-                if self.hooks.observers:
-                    # In a copy of the task's context: upstream data arrives in the context of the connection.
-                    first = partial(copy_context().run, self._observe, "first_chunk", stream.record)
-                    stream.intake.on_first = first
-                end = await stream.produce(self._background)
-                if self.hooks.on_end and not stream.lost:
-                    stream.complete_record(end)
-                    # Before the readers see the end: a client that reads "completed" can rely on what was stored.
-                    await self.hooks.run_on_end(stream.stream_end(end), calls=self.hook_calls)
-        except Exception:
-            logger.exception("stream %s: the app context raised", stream.handle.id)
-        finally:
-            end = end or stream.failed(OpenAISSEError("The stream failed."))
-            stream.complete_record(end)
-            try:
-                await self._close(stream, end)
-            finally:
-                del self._streams[stream.handle.key]
-                stream.place.release()
-                self._observe("ended", stream.record)
-
-    async def _close(self, stream: RunningStream, end: End) -> None:
-        """Writes the end to the log. If the log fails, the stream's readers end without it, which is a failure."""
-        if stream.lost:
-            return
-        try:
-            await stream.writer.close(end)
-        except Exception:
-            logger.exception("stream %s: the log did not take its end", stream.handle.id)
-            await self.readers.cut(stream.handle)
-
-    def _expire(self) -> None:
-        """Ends the streams that ran for too long. One timer serves all: it is set for the oldest."""
-        now = time.monotonic()
-        for stream in self._streams.values():
-            due = stream.intake.began + self.config.max_duration
-            if due > now:
-                self._timer = asyncio.get_running_loop().call_later(due - now, self._expire, context=Context())
-                return
-            stream.expire()
-        self._timer = None
+    # The upstream -------------------------------------------------------------------------------------------------
 
     @property
     def upstream(self) -> Upstreams:
@@ -282,13 +235,26 @@ class Relay:
 
         Raises what `StreamLog.read` raises, and `TooManyReaders`.
         """
-        self.readers.check(handle)
         await self.open()
-        reader = await self.log.read(handle.key, after=after, heartbeat=self._heartbeat if heartbeat else None)
-        self.readers.add(reader, handle)
-        if (stream := self._streams.get(handle.key)) is not None:
+        reader = await self._open_reader(handle, after=after, heartbeat=heartbeat)
+        if (stream := self.streams.get(handle.key)) is not None:
             stream.record.readers += 1
             stream.record.resumes += bool(after)
+        return reader
+
+    async def _open_reader(
+        self, handle: StreamHandle, *, after: str = "", heartbeat: bool, counted: bool = True
+    ) -> Reader:
+        if counted:  # before the log is asked: others may be asking at the same time
+            self.readers.reserve(handle)
+        try:
+            seconds = self.config.keepalive or None if heartbeat else None
+            reader = await self.log.read(handle.key, after=after, heartbeat=seconds)
+        except BaseException:
+            if counted:
+                self.readers.give_back(handle)
+            raise
+        self.readers.add(reader, handle, counted=counted)
         return reader
 
     def leave_soon(self, reader: Reader) -> None:
@@ -335,39 +301,25 @@ class Relay:
         Returns when every reader has had its last event, or did not take it in time.
         """
         self.draining = True
-        if tasks := [stream.task for stream in self._streams.values()]:
-            await asyncio.wait(tasks, timeout=timeout)
-        for stream in list(self._streams.values()):
-            stream.interrupt("failed", "server_shutdown", ServerShutdown("The server is shutting down."))
-        if tasks := [stream.task for stream in self._streams.values()]:
-            await asyncio.wait(tasks, timeout=CLEAN_UP + self.config.on_end_timeout)
+        await self.streams.drain(timeout)
         if not await self.readers.wait_for_none(CLEAN_UP):
             logger.warning("%d readers have not had their last event", len(self.readers))
 
     async def aclose(self) -> None:
         """Ends the running streams, and closes the log and the upstream's connections."""
-        await self.drain(0)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        await self._background.wait(CLEAN_UP)
-        for upstream in (self._own_upstream, self._override):
-            if upstream is not None:
-                await upstream.aclose()
-        await self.log.aclose()
+        async with AsyncExitStack() as closing:
+            closing.callback(self.memory.close)
+            closing.push_async_callback(self._close_log)
+            for upstream in (self._own_upstream, self._override):
+                if upstream is not None:
+                    closing.push_async_callback(upstream.aclose)
+            await self.drain(0)
+            await self.streams.aclose()
+            await self._background.wait(CLEAN_UP)
+
+    async def _close_log(self) -> None:
         self._log_is_open = False
-        self.memory.close()
-
-
-async def _refuse(
-    writer: Writer,
-    cls: type[BaseException] | None = None,
-    error: BaseException | None = None,
-    traceback: TracebackType | None = None,
-) -> None:
-    """Ends a stream whose start failed with *error*. It does not hold its key."""
-    refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
-    await writer.close(End("failed", refusal.code or "", ErrorValue.of(refusal)))
+        await self.log.aclose()
 
 
 def _stream_id(idempotency_key: str, principal: Principal) -> str:

@@ -10,15 +10,15 @@ from quart import current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
-from quart_openai_sse.protocol.requests import parse_body
+from quart_openai_sse.protocol.requests import json_size, parse_body
 from quart_openai_sse.relay.relay import Relay
 
 _SMALL = 64 << 10  # bytes; further ones are taken only while there is memory
 _PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
 
 
-async def read_json(relay: Relay) -> dict[str, Any]:
-    """The JSON object in the body of the current request.
+async def read_json(relay: Relay) -> tuple[dict[str, Any], int]:
+    """The JSON object in the body of the current request, and about the bytes of memory that it takes.
 
     Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body`, `RequestTooSlow`, and
     `MemoryFull`.
@@ -40,8 +40,9 @@ async def read_json(relay: Relay) -> dict[str, Any]:
         raise RequestTooLarge(f"The body is larger than {limit} bytes.") from None
     finally:
         memory.bodies -= len(body)
-    headers = request.headers
-    return parse_body(bytes(body), content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
+    data, headers = bytes(body), request.headers
+    value = parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
+    return value, json_size(data)
 
 
 async def swallow_body() -> None:

@@ -32,15 +32,19 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     assembly = Assembly(limit=relay.config.max_bytes)
     whole: bytes | None = None
     end: End | None = None
+    held = 0
     try:
         async for batch in reader:
             for entry in batch.entries:
+                held += len(entry.data)
+                relay.memory.unread += len(entry.data)
                 if entry.kind is Kind.ANSWER:
                     whole = entry.data
                 elif entry.kind is Kind.CHUNK:
                     assembly.add(entry.data)
             end = batch.end
     finally:
+        relay.memory.unread -= held
         await relay.readers.leave(reader)
     if (error := end_error(end or LOST)) is not None:
         raise error

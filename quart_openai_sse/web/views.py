@@ -41,11 +41,13 @@ class Views:
 
     async def chat_completions(self) -> Response:
         """OpenAI's chat completions: a stream if the body says `stream: true`, otherwise one answer."""
-        relay, principal, body = await self._begin()
+        relay, principal, body, size = await self._begin()
         handle = await relay.start(
             body,
             principal=principal,
+            size=size,
             retain=False,
+            read=True,
             allowed_models=self._models,
             idempotency_key=request.headers.get("Idempotency-Key", ""),
         )
@@ -74,11 +76,13 @@ class Views:
         wants_stream = wire.content_type.partition(";")[0] in request.headers.get("Accept", "")
         if wants_stream:
             refuse_in(wire)
-        relay, principal, body = await self._begin()
+        relay, principal, body, size = await self._begin()
         thread = check_thread(body.pop("thread", None))
         handle = await relay.start(
             {**validate(body, default_model=relay.config.model), "stream": True},
             principal=principal,
+            size=size,
+            read=wants_stream,
             thread=thread,
             allowed_models=self._models,
             idempotency_key=request.headers.get("Idempotency-Key", ""),
@@ -140,11 +144,11 @@ class Views:
         origins = relay.config.trusted_origins
         return await authenticate(self._auth, trusted_origins=origins, calls=relay.hook_calls.auth)
 
-    async def _begin(self) -> tuple[Relay, Principal, dict[str, Any]]:
-        """The engine, the caller, and the JSON object of the request."""
+    async def _begin(self) -> tuple[Relay, Principal, dict[str, Any], int]:
+        """The engine, the caller, the JSON object of the request, and the memory that it takes."""
         relay = self._relay()
         principal = await self._principal(relay)
-        return relay, principal, await read_json(relay)
+        return relay, principal, *await read_json(relay)
 
     def _find(self, relay: Relay, principal: Principal, stream_id: str) -> StreamHandle:
         if not re.fullmatch(STREAM_ID_PATTERN, stream_id):

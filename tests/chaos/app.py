@@ -64,7 +64,7 @@ class ChaosApp:
         """What there is of streams: nothing, once all are over and nobody reads."""
         if (relay := self.relay) is None:
             return {}
-        counts = {"streams": len(relay._streams), "slots": relay.admission.slots.taken, "readers": len(relay.readers)}
+        counts = {"streams": len(relay.streams), "slots": relay.admission.slots.taken, "readers": len(relay.readers)}
         return {name: count for name, count in counts.items() if count}
 
     async def observe(self, event: StreamEvent) -> None:

@@ -70,7 +70,7 @@ def counts(app: ChaosApp) -> dict[str, int]:
         "asyncio tasks": len(asyncio.all_tasks()),
         "file descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
-        "running streams": len(relay._streams),
+        "running streams": len(relay.streams),
         "slots taken": relay.admission.slots.taken,
         "readers": len(relay.readers),
         "streams in the log": len(log._streams),

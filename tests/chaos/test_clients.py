@@ -91,7 +91,7 @@ async def test_a_client_that_left_at_whatever_moment_leaks_nothing() -> None:
 
             await asyncio.gather(*(leave_after(turns * 7) for turns in range(60)))
             relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
-            while relay and (relay._streams or relay.readers):
+            while relay and (relay.streams or relay.readers):
                 await asyncio.sleep(0)
             await simulator.counters.until(lambda: not simulator.counters.totals["running"])
             assert not relay or not relay.admission.slots.taken

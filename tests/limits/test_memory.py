@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import tracemalloc
 import weakref
 from typing import Any
 
@@ -14,7 +15,8 @@ from quart_openai_sse import Principal
 from quart_openai_sse.errors import InvalidRequest, MemoryFull
 from quart_openai_sse.limits import memory
 from quart_openai_sse.limits.memory import MemoryAccount
-from quart_openai_sse.protocol.requests import body_size
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.requests import body_size, json_size
 from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
 
@@ -40,16 +42,30 @@ def test_the_accounts_of_a_process_are_limited_together() -> None:
     one.check()
 
 
-@pytest.mark.parametrize(
-    ("body", "size"),
-    [
-        ({}, 0),
-        ({"model": "m", "messages": [{"role": "user", "content": "four"}]}, 1 + 4 + 4),
-        ({"messages": [{"content": [{"type": "text", "text": "five5"}, {"n": 1, "x": None}]}]}, 4 + 5),
-    ],
-)
-def test_a_body_is_counted_by_its_texts(body: dict[str, Any], size: int) -> None:
-    assert body_size(body) == size
+BODIES = {
+    "text": '{"content":"' + "x" * 200_000 + '"}',
+    "objects": '{"x":[' + ",".join(['{"a":1}'] * 20_000) + "]}",
+    "lists": '{"x":[' + ",".join(["[1]"] * 20_000) + "]}",
+    "floats": '{"x":[' + ",".join(map(str, (number / 7 for number in range(20_000)))) + "]}",
+    "long names": "{" + ",".join(f'"{"k" * 40}{number}":{number}' for number in range(5_000)) + "}",
+    "Cyrillic": '{"content":"' + "ж" * 100_000 + '"}',
+    "Chinese and Latin": '{"content":"字' + "x" * 200_000 + '"}',
+    "one emoji": '{"content":"🌙' + "x" * 200_000 + '"}',
+    "an escaped emoji": '{"content":"\\ud83c\\udf19' + "x" * 200_000 + '"}',
+}
+
+
+@pytest.mark.parametrize("text", BODIES.values(), ids=BODIES)
+def test_a_body_is_counted_for_what_it_takes(text: str) -> None:
+    data = text.encode()
+    tracemalloc.start()
+    try:
+        body = json.decode(data)
+        takes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert takes * 0.7 < json_size(data) < takes * 6
+    assert takes * 0.7 < body_size(body) < takes * 6
 
 
 @pytest.mark.parametrize("often", [1, 2])
@@ -68,7 +84,7 @@ async def test_a_running_stream_holds_its_request_and_an_ended_one_nothing(creat
     async with asyncio.timeout(10):
         await gate.reached()
     account = app.extensions["quart_openai_sse"][ai.name].engines.current().memory
-    assert 100_000 < account.bodies < 101_000
+    assert 100_000 < account.bodies < 102_000
     gate.open()
     assert (await read((await asking).content)).outcome == "completed"
     async with asyncio.timeout(10):
@@ -179,7 +195,7 @@ async def test_a_request_that_failed_is_not_kept(
         del body
     relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
     async with asyncio.timeout(10):
-        while relay._streams:
+        while relay.streams:
             await asyncio.sleep(0)
     for _ in range(3):
         await asyncio.sleep(0)

@@ -36,23 +36,25 @@ async def test_a_stream_and_a_principal_have_so_many_readers() -> None:
     readers = Readers(config)
     opened: list[Any] = [Closable() for _ in range(4)]
     for reader, key in zip(opened, "aab", strict=False):
-        readers.check(handle(key))
+        readers.reserve(handle(key))
         readers.add(reader, handle(key))
     for refused in (handle("a"), handle("c"), handle("a", "bob"), handle("a", "")):
         with pytest.raises(TooManyReaders):
-            readers.check(refused)
+            readers.reserve(refused)
     for allowed in (handle("c", "bob"), handle("c", "")):
-        readers.check(allowed)
+        readers.reserve(allowed)
+        readers.give_back(allowed)
     await readers.leave(opened[0])
     await readers.leave(opened[0])
-    readers.check(handle("a"))
+    readers.reserve(handle("a"))
+    readers.give_back(handle("a"))
     assert len(readers) == 2
 
 
 async def test_anonymous_readers_are_counted_by_their_stream_alone() -> None:
     readers = Readers(Config(base_url="http://127.0.0.1:9/v1", max_readers_per_principal=1))
     for key in "abc":
-        readers.check(handle(key, ""))
+        readers.reserve(handle(key, ""))
         readers.add(Closable(), handle(key, ""))
 
 
@@ -60,12 +62,15 @@ async def test_cutting_a_stream_closes_its_readers_and_no_others() -> None:
     readers = Readers(Config(base_url="http://127.0.0.1:9/v1"))
     opened: list[Any] = [Closable() for _ in range(3)]
     for reader, key in zip(opened, "aba", strict=True):
+        readers.reserve(handle(key))
         readers.add(reader, handle(key))
     await readers.cut(handle("a"))
     assert [reader.closed for reader in opened] == [1, 0, 1]
     assert not await readers.wait_for_none(0)
     await readers.cut(handle("b"))
     assert await readers.wait_for_none(5)
+    assert not readers._of_streams
+    assert not readers._of_owners
 
 
 async def test_one_reader_too_many_is_a_429_and_disturbs_nobody(create_app: CreateApp, serve: Serve) -> None:

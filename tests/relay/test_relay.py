@@ -249,11 +249,11 @@ async def test_whoever_comes_back_before_a_stream_is_seen_off_keeps_it(relays: A
         await anext(readers[-1])
     for reader in readers:
         await relay.readers.leave(reader)
-    while not relay._departures._waiting:
+    while not relay.streams._departures._waiting:
         await asyncio.sleep(0)
-    waiting = [live.handle for live, _ in relay._departures._waiting]
+    waiting = [live.handle for live, _ in relay.streams._departures._waiting]
     back = [await relay.read(handle) for handle in waiting]
-    while relay._departures._running:
+    while relay.streams._departures._running:
         await asyncio.sleep(0)
     assert upstream.running == len(waiting) > 0
     for reader in back:
@@ -370,11 +370,11 @@ async def test_a_stream_that_another_process_has_ended_is_given_up(relays: Any) 
     handle = await relay.start(BODY, principal=ME)
     reader = await relay.read(handle)
     await anext(reader)
-    writer = relay._streams[handle.key].writer
+    writer = relay.streams.get(handle.key).writer
     lost = End("failed", "producer_lost", ErrorValue.of(ProducerLost()))
     await writer.close(lost)  # as a log does that is told so by its store
-    relay._streams[handle.key].lose()
-    while relay._streams:
+    relay.streams.get(handle.key).lose()
+    while relay.streams:
         await asyncio.sleep(0)
     assert (await ended(relay, handle)) == lost
     await relay.readers.leave(reader)
@@ -408,7 +408,7 @@ async def test_no_timer_keeps_the_context_of_a_request(relays: Any, retain: bool
     del request
     await task
     del task
-    while relay._streams:
+    while relay.streams:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     gc.collect()
@@ -876,7 +876,7 @@ async def test_a_limit_is_freed_in_every_ending(relays: Any) -> None:
         if script is scripts[-1]:
             await relay.stop(handle, "enough")
         assert await ended(relay, handle)
-        while relay._streams:
+        while relay.streams:
             await asyncio.sleep(0)
     assert not relay.admission.slots.taken
 

@@ -118,9 +118,9 @@ async def flood(megabytes: int, *, slow: bool) -> tuple[int, int]:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         if slow:
             relay = app.extensions["quart_openai_sse"][ai.name].engines.current()
-            assert len(relay._streams) == 1  # it waits, and is not failed
+            assert len(relay.streams) == 1  # it waits, and is not failed
             writer.transport.abort()
-            while relay._streams:
+            while relay.streams:
                 await asyncio.sleep(0)
     return count, grown
 

@@ -92,7 +92,7 @@ async def test_a_client_that_does_not_read_is_cut_off(
             async with asyncio.timeout(20):
                 while not relay.readers:
                     await asyncio.sleep(0)
-                while relay.readers or relay._streams:
+                while relay.readers or relay.streams:
                     await asyncio.sleep(0.01)
                 received = bytearray()
                 while data := await loop.sock_recv(client, 1 << 16):
