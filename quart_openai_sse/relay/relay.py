@@ -5,31 +5,22 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from types import TracebackType
 from typing import Any, cast
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
     Draining,
-    ErrorValue,
     InvalidRequest,
     LogUnavailable,
-    MemoryFull,
-    OpenAISSEError,
-    StartAbandoned,
-    StreamExpired,
-    StreamNotFound,
-    TokensSpent,
-    TooManyStreams,
 )
 from quart_openai_sse.limits.memory import MemoryAccount
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.logs.entries import About, End
+from quart_openai_sse.logs.entries import About
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal, owner_key, stream_key
 from quart_openai_sse.producers import CLEAN_UP
@@ -39,6 +30,7 @@ from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.admission import Admission
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
+from quart_openai_sse.relay.claims import Claims
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
@@ -87,6 +79,7 @@ class Relay:
             background=self._background,
             scope=scope,
         )
+        self._claims = Claims(log, self.streams)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -127,22 +120,19 @@ class Relay:
         about = About(id=handle.id, owner=handle.owner, thread=thread, model=body["model"], created=time.time())
         fingerprint = digest(body) if idempotency_key else ""
         create = partial(self.log.create, handle.key, about=about, digest=fingerprint, retain=retain)
-        attached = replace(handle, attached=True)
         await self.open()
-        try:
-            place = self.admission.reserve(principal, size=size)
-        except (TooManyStreams, TokensSpent, MemoryFull):
-            if idempotency_key and await self._exists(handle, create):  # attaching needs no place
-                return attached
-            raise
+        reserve = partial(self.admission.reserve, principal, size=size)
+        writer: Writer | None = None
+        if not idempotency_key:
+            place = reserve()
+        elif (claimed := await self._claims.claim(handle, reserve, create)) is None:
+            return replace(handle, attached=True)
+        else:
+            place, writer = claimed
         async with AsyncExitStack() as undo:
             undo.callback(place.release)
-            writer = None
-            if idempotency_key:
-                writer = await create()
-                if writer is None:
-                    return attached
-                undo.push_async_exit(partial(self._refuse, handle, writer))
+            if writer is not None:
+                undo.push_async_exit(partial(self.streams.refuse, handle, writer))
             body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
             record.model = body["model"]
             producer = choose_producer(
@@ -159,7 +149,7 @@ class Relay:
             if writer is None:
                 # `create` returns None only for a key in use, which a random key of 128 bits is not.
                 writer = cast(Writer, await create())
-                undo.push_async_exit(partial(self._refuse, handle, writer))
+                undo.push_async_exit(partial(self.streams.refuse, handle, writer))
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if read or not retain:
                 reader = await self._open_reader(handle, heartbeat=bool(body.get("stream")), counted=retain)
@@ -187,31 +177,6 @@ class Relay:
             self.streams.run(stream, linger=self.config.linger if retain else 0)
             undo.pop_all()
         return handle
-
-    async def _exists(self, handle: StreamHandle, create: Callable[[], Awaitable[Writer | None]]) -> bool:
-        """Whether there is a stream to attach to. *create* compares the digests, and raises `KeyReused`."""
-        try:
-            await self.log.tail(handle.key)
-        except StreamNotFound:
-            return False
-        except StreamExpired:
-            pass
-        writer = await create()
-        if writer is not None:  # the stream failed before its first entry, and does not hold its key
-            await self._refuse(handle, writer)
-        return writer is None
-
-    async def _refuse(
-        self,
-        handle: StreamHandle,
-        writer: Writer,
-        _class: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        _traceback: TracebackType | None = None,
-    ) -> None:
-        """Ends a stream whose start failed with *error*. It does not hold its key."""
-        refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
-        await self.streams.close(handle, writer, End("failed", refusal.code or "", ErrorValue.of(refusal)))
 
     # The upstream -------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import OpenAISSEError, ServerShutdown
+from quart_openai_sse.errors import ErrorValue, OpenAISSEError, ServerShutdown, StartAbandoned
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.logs.entries import End
 from quart_openai_sse.observers import EventKind, StreamRecord
@@ -85,6 +86,18 @@ class Streams:
         except Exception:
             logger.exception("stream %s: the end could not be stored", handle.id)
             await self._readers.cut(handle)
+
+    async def refuse(
+        self,
+        handle: StreamHandle,
+        writer: Writer,
+        _class: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        _traceback: TracebackType | None = None,
+    ) -> None:
+        """Ends a stream whose start failed with *error*, as an `AsyncExitStack` calls it. It does not hold its key."""
+        refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
+        await self.close(handle, writer, End("failed", refusal.code or "", ErrorValue.of(refusal)))
 
     async def drain(self, timeout: float) -> None:
         """Waits *timeout* seconds for the running streams, and ends the rest as failed."""

@@ -93,6 +93,21 @@ class KeysContract(ContractBase):
     # find -------------------------------------------------------------------------------------------------------------
 
     @contract_test
+    async def test_a_key_that_is_used_again_belongs_to_its_new_stream(self, here: StreamLog, there: StreamLog) -> None:
+        """A reader of the stream that failed before, which is still open, takes nothing from the new one."""
+        writer = await create(here, "a")
+        old = await here.read("a")
+        await writer.close(failed(UpstreamTruncated()))
+        assert await there.find("ann") == []
+        again = await create(here, "a")
+        await old.aclose()
+        again.append([entry("one")])
+        assert await there.find("ann") == [about()]
+        assert await there.tail("a") == ("1", False)
+        await again.close(COMPLETED)
+        assert await drain(await there.read("a")) == (numbered("one"), COMPLETED)
+
+    @contract_test
     async def test_a_stream_is_found_with_everything_that_is_known_of_it(
         self, here: StreamLog, there: StreamLog
     ) -> None:

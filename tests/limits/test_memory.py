@@ -223,6 +223,44 @@ async def test_a_request_over_the_limit_is_not_kept(create_app: CreateApp) -> No
     await app.extensions["quart_openai_sse"][ai.name].engines.aclose()
 
 
+async def test_an_answer_that_is_put_together_is_counted(create_app: CreateApp, serve: Serve) -> None:
+    gate = Gate()
+    app, ai = create_app(ScriptedUpstream([chunk("x" * 100_000), gate, finish()]))
+    ends = []
+    ai.on_end(ends.append)
+    client = await serve(app)
+    asking = asyncio.ensure_future(client.post("/v1/chat/completions", json={**BODY, "stream": True}))
+    async with asyncio.timeout(10):
+        await gate.reached()
+    account = app.extensions["quart_openai_sse"][ai.name].engines.current().memory
+    assert account.bodies > 100_000
+    gate.open()
+    await asking
+    async with asyncio.timeout(10):
+        while account.held:
+            await asyncio.sleep(0)
+
+
+async def test_an_answer_that_is_read_whole_is_counted(create_app: CreateApp) -> None:
+    gate = Gate()
+    app, ai = create_app(ScriptedUpstream([gate]))
+
+    @ai.model("long")
+    async def long(chat: Any) -> Any:
+        yield "x" * 100_000
+        await gate()
+
+    async with app.test_request_context("/", method="POST"):
+        asking = asyncio.ensure_future(ai.complete({**BODY, "model": "long"}, principal=PRINCIPAL))
+        async with asyncio.timeout(10):
+            await gate.reached()
+        account = app.extensions["quart_openai_sse"][ai.name].engines.current().memory
+        assert account.unread > 100_000
+        gate.open()
+        assert len((await asking)["content"]) == 100_000
+    assert account.unread == 0
+
+
 async def test_unread_output_is_counted(create_app: CreateApp, serve: Serve) -> None:
     piece = chunk("x" * 100_000)
     app, ai = create_app(ScriptedUpstream([piece] * 200 + [finish()]), max_bytes=1 << 26)
