@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart, Response, has_request_context
+from quart import Blueprint, Quart
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.hooks import Authenticate, authenticate
 from quart_openai_sse.config import KEY_PREFIX, Config, Options, option_names, refuse_unknown
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
-from quart_openai_sse.formats.registry import CreateFormat, Formats
 from quart_openai_sse.logs import StreamLog
-from quart_openai_sse.observers import Observer, StreamEvent
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.app_model import Chat
 from quart_openai_sse.relay.engines import Engines
-from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare, StreamEnd
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
-from quart_openai_sse.web.bodies import read_json, swallow_body
+from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import remember_request_task
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware, add_trace_ids
-from quart_openai_sse.web.responses import error_response, read_message
+from quart_openai_sse.web.registration import Registration
+from quart_openai_sse.web.responses import read_message, respond_to_error
 from quart_openai_sse.web.state import (
     EXTENSION,
     AppState,
@@ -46,14 +43,8 @@ from quart_openai_sse.web.stream import Stream
 _ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
 _LOGGED = f"{EXTENSION}.logged"
 
-# Type checkers name these when a decorated function returns something else.
-FormatT = TypeVar("FormatT", bound=CreateFormat)
-AsyncIteratorT = TypeVar("AsyncIteratorT", bound=AsyncIterator[Any])
-PreparedT = TypeVar("PreparedT", bound=Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None)
-ReturnT = TypeVar("ReturnT")
 
-
-class QuartOpenAISSE:
+class QuartOpenAISSE(Registration):
     """OpenAI-compatible streaming routes for a Quart app, and streams for the app's own routes.
 
     *auth* is the auth hook, which says who makes a request. *routes* are the groups of routes that the app gets.
@@ -81,9 +72,8 @@ class QuartOpenAISSE:
         refuse_unknown("Unknown options", options, known=[*option_names(), *_ARGUMENTS])
         checks.check_collection("routes", routes)
         checks.check_auth(auth)
+        super().__init__()
         self.name = name
-        self.hooks = Hooks()
-        self._formats = Formats()
         self._auth = auth
         self._config_prefix = config_prefix
         self._factories = Factories(upstream=upstream, log=log, client=client)
@@ -113,7 +103,7 @@ class QuartOpenAISSE:
             app.register_blueprint(blueprint)
         if self._translations:
             app.extensions[CATALOGUES] = merged(self._translations)
-        app.register_error_handler(OpenAISSEError, _on_error)
+        app.register_error_handler(OpenAISSEError, respond_to_error)
         app.before_request(remember_request_task)
         app.before_serving(engines.open)
         app.after_serving(engines.aclose)
@@ -206,76 +196,6 @@ class QuartOpenAISSE:
         handle = await relay.start({**body, "stream": False}, principal=principal, retain=False, metadata=metadata)
         return await read_message(relay, handle)
 
-    # Hooks ------------------------------------------------------------------------------------------------------
-
-    def model(self, name: str) -> Callable[[Callable[[Chat], AsyncIteratorT]], Callable[[Chat], AsyncIteratorT]]:
-        """Registers an async generator function `(chat)` as the model *name*.
-
-        It yields strings, chunks (mappings or objects of an SDK) and app events (`Event`).
-        """
-        checks.check_name("model", name)
-
-        def register(function: Callable[[Chat], AsyncIteratorT]) -> Callable[[Chat], AsyncIteratorT]:
-            checks.check_model(name, function, self.hooks.app_models.get(name))
-            self.hooks.app_models[name] = function
-            return function
-
-        return register
-
-    def format(self, name: str) -> Callable[[FormatT], FormatT]:
-        """Registers a class of formats, or a function `(reading)` that creates one, as the format *name*.
-
-        See `quart_openai_sse.formats.Format`. It is called once here, with a `Reading` without a stream.
-        """
-        checks.check_name("format", name)
-
-        def register(create: FormatT) -> FormatT:
-            checks.check_format(name, create, self._formats.by_name.get(name))
-            self._formats.by_name[name] = create
-            return create
-
-        return register
-
-    @checks.needs_function
-    def prepare(
-        self, function: Callable[[dict[str, Any], Principal], PreparedT]
-    ) -> Callable[[dict[str, Any], Principal], PreparedT]:
-        """Registers a function `(body, principal)` that may return another body, or refuse the request by raising.
-
-        A coroutine function runs on the event loop, any other function in a thread, with the request's context. After
-        `prepare_timeout` seconds the request is refused with `HookTimeout` (503).
-        """
-        checks.check_hook("prepare", function)
-        self.hooks.prepare.append(cast(Prepare, function))
-        return function
-
-    @checks.needs_function
-    def transform(
-        self, function: Callable[[AsyncIterator[Any], Chat], AsyncIteratorT]
-    ) -> Callable[[AsyncIterator[Any], Chat], AsyncIteratorT]:
-        """Registers a `Transform`: an async generator function between what produces a stream and its log."""
-        checks.check_generator("A transform", function)
-        self.hooks.transforms.append(function)
-        return function
-
-    @checks.needs_function
-    def on_end(self, function: Callable[[StreamEnd], ReturnT]) -> Callable[[StreamEnd], ReturnT]:
-        """Registers a function that is given every stream's `StreamEnd` before its readers see the end.
-
-        A coroutine function runs on the event loop, any other function in a thread. After `on_end_timeout` seconds the
-        readers see the end, and the function goes on.
-        """
-        checks.check_hook("on_end", function)
-        self.hooks.on_end.append(cast(OnEnd, function))
-        return function
-
-    @checks.needs_function
-    def observe(self, function: Callable[[StreamEvent], ReturnT]) -> Callable[[StreamEvent], ReturnT]:
-        """Registers an `Observer` of every `StreamEvent`: a coroutine function, or a function that runs in a thread."""
-        checks.check_hook("observe", function)
-        self.hooks.observers.append(cast(Observer, function))
-        return function
-
     # Lifecycle --------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout: float = 30, *, app: Quart | None = None) -> None:
@@ -323,11 +243,3 @@ class QuartOpenAISSE:
 
 def _wrap(app: Quart, middleware: Callable[..., Any], **options: Any) -> None:
     app.asgi_app = middleware(app.asgi_app, **options)  # type: ignore[method-assign]
-
-
-async def _on_error(error: OpenAISSEError) -> Response:
-    """The response to an error that a view of the app's own raised."""
-    if has_request_context():  # a websocket has no body
-        # Unread data makes a server reset the connection, and a client that is still sending would get no response.
-        await swallow_body()
-    return error_response(error)

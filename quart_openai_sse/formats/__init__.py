@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from quart_openai_sse.errors import OpenAISSEError, StreamStopped, Translate, english
+from quart_openai_sse.errors import OpenAISSEError, Translate, english
 from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import chunk_text
@@ -76,8 +76,8 @@ class Format(Protocol):
     def end(self, end: End) -> bytes:
         """The events that end the stream as *end* says. The response ends after them.
 
-        It must be plain from them whether the stream is complete. Called once, unless it raises; also if the response
-        itself fails.
+        The client must be able to tell from them whether the stream is complete. Called once, unless it raises; also
+        if the response itself fails.
         """
         ...
 
@@ -101,7 +101,7 @@ class BaseFormat:
         self.reading = reading
 
     def head(self) -> bytes:
-        """Nothing."""
+        """Returns `b""`."""
         return b""
 
     def refusal(self, error: OpenAISSEError) -> tuple[bytes, str]:
@@ -130,19 +130,10 @@ def entry_text(entry: Entry) -> str:
     return "" if entry.kind is Kind.EVENT else chunk_text(entry.data)
 
 
-def end_error(end: End) -> OpenAISSEError | None:
-    """The error for the reader of a stream that failed or was stopped; `None` for one that completed."""
-    if end.outcome == "completed":
-        return None
-    if end.outcome == "stopped":
-        return StreamStopped(f"The stream was stopped: {end.reason}.")
-    return OpenAISSEError() if end.error is None else end.error.exception()
-
-
 def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:
     """The data of a last event that is named after the outcome: `{finish_reason, usage}`, `{error}` or `{reason}`."""
-    if end.outcome == "completed":
-        return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
     if end.outcome == "stopped":
         return {"reason": end.reason}
-    return (OpenAISSEError() if end.error is None else end.error.exception()).body(translate)
+    if (error := end.exception()) is None:
+        return {"finish_reason": end.finish_reasons.get(0), "usage": end.usage}
+    return error.body(translate)

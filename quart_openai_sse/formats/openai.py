@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quart_openai_sse.formats import Reading, SSEFormat, end_error
+from quart_openai_sse.formats import Reading, SSEFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
@@ -43,7 +43,7 @@ class OpenAIFormat(SSEFormat):
 
     def end(self, end: End) -> bytes:
         """`[DONE]` for a completed stream, else an error: SDKs take a stream that ends without one for complete."""
-        error = end_error(end)
+        error = end.exception()
         data = b"[DONE]" if error is None else json.encode(error.body(self.reading.translate))
         return id_line(END_ID, self._ids) + encode_data(data)
 

@@ -20,24 +20,24 @@ FORMATS: Mapping[str, CreateFormat] = {"openai": OpenAIFormat, "text": TextForma
 
 
 class Wire:
-    """The format that a request has chosen, whether there is a stream for it or not."""
+    """The format that a request has chosen. It can exist before there is a stream."""
 
     def __init__(self, create: CreateFormat, reading: Reading) -> None:
         self._create = create
         self._reading = reading
 
     @cached_property
-    def idle(self) -> Format:
-        """The format without a stream: for refusals, and for what is the same for all streams."""
+    def without_stream(self) -> Format:
+        """The format, created without a stream: for refusals, and for what is the same for every stream."""
         return self._create(self._reading)
 
     @property
     def content_type(self) -> str:
         """The content type of a stream."""
-        return self.idle.headers["Content-Type"]
+        return self.without_stream.headers["Content-Type"]
 
     def format(self, about: About, *, after: str = "") -> Format:
-        """The format for the stream *about*, from behind the client's position *after*."""
+        """The format for a response that continues the stream *about* after the client's position *after*."""
         return self._create(replace(self._reading, about=about, after=after))
 
 

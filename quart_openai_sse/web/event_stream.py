@@ -55,7 +55,7 @@ async def resumed_response(relay: Relay, handle: StreamHandle, wire: Wire, *, af
     It is an empty 204 if the client has the end already, which keeps an EventSource from reconnecting, and the headers
     alone for HEAD. It waits for the first output only if *late*. Otherwise see `stream_response`.
     """
-    reader = await relay.read(handle, after="" if wire.idle.replays and after != END_ID else after)
+    reader = await relay.read(handle, after="" if wire.without_stream.replays and after != END_ID else after)
     if reader.at_end:
         await relay.readers.leave(reader)
         return Response(status=204, content_type=wire.content_type)

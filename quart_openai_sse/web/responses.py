@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from quart import Response, g
+from quart import Response, g, has_request_context
 
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
-from quart_openai_sse.formats import end_error, json_refusal
+from quart_openai_sse.formats import json_refusal
 from quart_openai_sse.formats.registry import Wire
 from quart_openai_sse.logs.entries import LOST, End, Kind
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
+from quart_openai_sse.web.bodies import swallow_body
 from quart_openai_sse.web.language import translator
 
 logger = logging.getLogger("quart_openai_sse")
@@ -46,7 +47,7 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
     finally:
         relay.memory.unread -= held
         await relay.readers.leave(reader)
-    if (error := end_error(end or LOST)) is not None:
+    if (error := (end or LOST).exception()) is not None:
         raise error
     if whole is not None:
         return whole
@@ -67,6 +68,14 @@ def refuse_in(wire: Wire) -> None:
     setattr(g, _WIRE, wire)
 
 
+async def respond_to_error(error: OpenAISSEError) -> Response:
+    """The response to an error that a view of the app raised, for `Quart.register_error_handler`."""
+    if has_request_context():  # a websocket has no body
+        # Unread data makes a server reset the connection, and a client that is still sending would get no response.
+        await swallow_body()
+    return error_response(error)
+
+
 def error_response(error: OpenAISSEError) -> Response:
     """An error in the format that the request's route speaks, by default as OpenAI's API reports it."""
     body, content_type = _refusal(error)
@@ -82,7 +91,7 @@ def _refusal(error: OpenAISSEError) -> tuple[bytes, str]:
     wire: Wire | None = g.get(_WIRE)
     if wire is not None:
         try:
-            return wire.idle.refusal(error)
+            return wire.without_stream.refusal(error)
         except Exception:  # in a format of the app
             logger.exception("a format could not write an error")
     return json_refusal(error, translator())

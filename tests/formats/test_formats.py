@@ -19,7 +19,7 @@ from quart_openai_sse.errors import (
     UpstreamFailed,
     UpstreamTruncated,
 )
-from quart_openai_sse.formats import Format, Reading, SSEFormat, end_error
+from quart_openai_sse.formats import Format, Reading, SSEFormat
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.registry import FORMATS, Formats
 from quart_openai_sse.formats.text import TextFormat
@@ -394,8 +394,8 @@ def test_a_format_is_chosen_by_name_and_created_for_a_stream() -> None:
     assert not any(each.replays for each in created)
     assert isinstance(created[2], Twice)
     assert created[2].reading == Reading(about=About(id="a"), after="7", ids=True, retry=5)
-    assert isinstance(wires[2].idle, Twice)
-    assert wires[2].idle.reading == Reading(ids=True, retry=5)
+    assert isinstance(wires[2].without_stream, Twice)
+    assert wires[2].without_stream.reading == Reading(ids=True, retry=5)
     assert "twice" not in Formats().by_name
 
 
@@ -435,9 +435,9 @@ def test_an_unknown_format_is_refused(name: str) -> None:
 
 
 def test_a_reader_is_told_the_ends_own_error() -> None:
-    assert end_error(COMPLETED) is None
-    assert str(end_error(FAILED)) == FAILED.error.message
-    assert type(end_error(FAILED_WITHOUT_ERROR)) is OpenAISSEError
-    stopped = end_error(STOPPED)
+    assert COMPLETED.exception() is None
+    assert str(FAILED.exception()) == FAILED.error.message
+    assert type(FAILED_WITHOUT_ERROR.exception()) is OpenAISSEError
+    stopped = STOPPED.exception()
     assert stopped is not None
     assert (stopped.code, stopped.should_retry) == ("stopped", False)
