@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 
-from quart_openai_sse.errors import (
-    AuthenticationRequired,
-    AuthUnavailable,
-    ConfigurationError,
-    Draining,
-    HookTimeout,
-    InvalidLastEventID,
-    InvalidRequest,
-    KeyReused,
-    LogUnavailable,
-    MemoryFull,
-    ModelFailed,
-    ModelNotFound,
-    ModelTimeout,
-    OpenAISSEError,
-    OriginDenied,
-    PermissionDenied,
-    ProducerLost,
-    RequestTooLarge,
-    RequestTooSlow,
-    ServerShutdown,
-    StartAbandoned,
-    StreamExpired,
-    StreamNotFound,
-    StreamStopped,
-    StreamTooLong,
-    TokensSpent,
-    TooManyReaders,
-    TooManyStarts,
-    TooManyStreams,
-    UnsupportedMediaType,
-    UpstreamError,
-    UpstreamRefused,
-)
+from quart_openai_sse.errors import AuthenticationRequired, ConfigurationError, OpenAISSEError, UpstreamRefused
 from quart_openai_sse.protocol.requests import Schema
 from quart_openai_sse.web.blueprint import ROUTES
-from quart_openai_sse.web.event_stream import STREAM_HEADERS
+from quart_openai_sse.web.openapi_operations import FURTHER_CODES, OPERATIONS, Errors, json_content, subclasses
 from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, ref
 from quart_openai_sse.web.views import view_summary
 
 __all__ = ["openapi_document"]
-
-Errors = tuple[type[OpenAISSEError], ...]
 
 
 def openapi_document(
@@ -113,18 +78,11 @@ def _version() -> str:
         return "0"
 
 
-def subclasses(cls: type[OpenAISSEError]) -> Iterator[type[OpenAISSEError]]:
-    """*cls* and all classes derived from it."""
-    yield cls
-    for each in cls.__subclasses__():
-        yield from subclasses(each)
-
-
 # Operations ---------------------------------------------------------------------------------------------------------
 
 
 def _operation(group: str, endpoint: str) -> Schema:
-    details = dict(_OPERATIONS[endpoint])
+    details = dict(OPERATIONS[endpoint])
     errors: Errors = details.pop("errors", ())
     answers: Mapping[str, Schema] = details.pop("answers")
     parameters = [*details.pop("parameters", ()), *_OF_EVERY_REQUEST]
@@ -168,11 +126,11 @@ def _refusal(errors: list[type[OpenAISSEError]], *, open_codes: bool) -> Schema:
 
 
 def _error_response(description: str, *headers: str) -> Schema:
-    return {**_answer({"description": description, "headers": headers}), "content": _json("Error")}
+    return {**_answer({"description": description, "headers": headers}), "content": json_content("Error")}
 
 
 def _codes(error: type[OpenAISSEError]) -> tuple[str, ...]:
-    return (str(error.code), *_FURTHER_CODES.get(error, ()))
+    return (str(error.code), *FURTHER_CODES.get(error, ()))
 
 
 def _first_sentence(error: type[OpenAISSEError]) -> str:
@@ -191,15 +149,6 @@ def _error_code() -> Schema:
     return {"anyOf": [*ours, {"type": ["string", "null"], "description": "An upstream's own code."}]}
 
 
-def _json(schema: str) -> Schema:
-    return {"application/json": {"schema": ref("schemas", schema)}}
-
-
-def _events(*schemas: str) -> Schema:
-    """A stream of events. The schema is that of one event: OpenAPI 3.1 has no keyword for the items of a stream."""
-    return {"text/event-stream": {"schema": {"anyOf": [ref("schemas", name) for name in schemas]}}}
-
-
 _ABOUT = """OpenAI-compatible streaming routes, and streams that can be resumed, watched and stopped.
 
 For another path below the prefix the response is 404 (`not_found`), and for another method 405 (`method_not_allowed`)
@@ -208,100 +157,3 @@ own hooks may refuse requests with other statuses and codes."""
 
 _RETRY_HEADERS = ("Retry-After", "x-should-retry")
 _OF_EVERY_REQUEST = ("traceparent", "X-Trace-ID", "Accept-Language")
-
-_FURTHER_CODES: Mapping[type[OpenAISSEError], tuple[str, ...]] = {
-    InvalidRequest: ("invalid_json",),
-    UpstreamError: ("upstream_pool_exhausted",),
-}
-"""Codes that some instances of a class have instead of the class's own."""
-
-_ALWAYS: Errors = (AuthenticationRequired, PermissionDenied, InvalidRequest, AuthUnavailable, OpenAISSEError)
-"""The errors of every route that needs a principal: those of an auth hook, and our own failure."""
-_STARTED: Errors = (
-    *(*_ALWAYS, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
-    *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
-    *(MemoryFull, LogUnavailable, TooManyReaders),
-    *(HookTimeout, ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
-    *subclasses(ModelTimeout),
-    *subclasses(UpstreamError),
-)
-"""The errors of a route that starts a stream, until its first output."""
-
-_READING: Schema = {
-    "description": "The stream, running or ended. In the `text` format an app's events have their own names.",
-    "headers": ("X-Stream-Id", *STREAM_HEADERS),
-    "content": _events("TextEvent", "OpenAIEvent"),
-}
-_STREAM: Schema = {"description": "The stream.", "headers": ("Location",), "content": _json("StreamAddress")}
-
-_OPERATIONS: Mapping[str, Schema] = {
-    "chat_completions": {
-        "parameters": ("Idempotency-Key",),
-        "requestBody": {"required": True, "content": _json("ChatRequest")},
-        "answers": {
-            "200": {
-                "description": "A stream of events if the body has `stream: true`, else one object.",
-                "headers": ("X-Stream-Id",),
-                "content": {**_json("ChatCompletion"), **_events("OpenAIEvent")},
-            }
-        },
-        "errors": _STARTED,
-    },
-    "list_models": {
-        "answers": {"200": {"description": "The models.", "content": _json("Models")}},
-        "errors": (*_ALWAYS, *subclasses(UpstreamError)),
-    },
-    "start_stream": {
-        "parameters": ("Idempotency-Key", "format"),
-        "requestBody": {"required": True, "content": _json("StreamRequest")},
-        "answers": {
-            "200": {
-                "description": "The stream of this `Idempotency-Key`; or its events, for a client that accepts those.",
-                "headers": ("Location", *_READING["headers"]),
-                "content": {**_json("StreamAddress"), **_READING["content"]},
-            },
-            "201": {**_STREAM, "description": "The stream was started, and can be read at `url`."},
-        },
-        "errors": _STARTED,
-    },
-    "list_streams": {
-        "parameters": ("thread",),
-        "answers": {"200": {"description": "The caller's running streams.", "content": _json("Streams")}},
-        "errors": (*_ALWAYS, LogUnavailable),
-    },
-    "read_stream": {
-        "parameters": ("stream_id", "Last-Event-ID", "last_event_id", "format"),
-        "answers": {"200": _READING, "204": {"description": "The last event ID is the end of the stream."}},
-        "errors": (*_ALWAYS, InvalidLastEventID, StreamNotFound, StreamExpired, TooManyReaders, LogUnavailable),
-    },
-    "stop_stream": {
-        "parameters": ("stream_id",),
-        "answers": {"204": {"description": "The stream has been stopped, or had ended."}},
-        "errors": (*_ALWAYS, OriginDenied, StreamNotFound, LogUnavailable),
-    },
-    "client": {
-        "security": [],
-        "answers": {
-            "200": {
-                "description": "An ES module.",
-                "content": {"text/javascript": {"schema": {"type": "string"}}},
-            },
-            "304": {"description": "The module has not changed."},
-        },
-    },
-    "health": {
-        "security": [],
-        "answers": {"200": {"description": "The server runs.", "content": _json("Status")}},
-    },
-    "ready": {
-        "security": [],
-        "answers": {
-            "200": {"description": "The server accepts requests.", "content": _json("Status")},
-            "503": {
-                "description": "The server is draining, or the stream log is unavailable.",
-                "content": _json("Status"),
-            },
-        },
-    },
-}
-"""By endpoint: the parameters, the body, the responses and the errors."""

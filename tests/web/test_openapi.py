@@ -24,7 +24,8 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.protocol.requests import check_idempotency_key, check_thread, validate
 from quart_openai_sse.web.blueprint import ROUTES
-from quart_openai_sse.web.openapi import openapi_document, subclasses
+from quart_openai_sse.web.openapi import openapi_document
+from quart_openai_sse.web.openapi_operations import subclasses
 from tests.conftest import QUESTION
 from tests.protocol.test_requests import _bodies
 
