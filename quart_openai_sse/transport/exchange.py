@@ -116,10 +116,7 @@ class Exchange:
         return self._take()
 
     async def push(self, feed: Feed) -> Flow:
-        """Gives *feed* the body as it arrives, until it returns another `Flow` than `MORE`, and returns that.
-
-        Returns `MORE` at the body's end.
-        """
+        """Gives *feed* the body as it arrives. Returns its first `Flow` other than `MORE`, or `MORE` at the end."""
         if self._pieces and (flow := feed(self._take())) is not MORE:
             return flow
         if self._error is not None:
