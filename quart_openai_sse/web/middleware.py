@@ -20,7 +20,7 @@ logger = logging.getLogger("quart_openai_sse.response")
 
 
 class StreamLoggingMiddleware:
-    """Gives each request a trace id, and logs each event stream, and each response below *prefixes*, when it ends."""
+    """Gives each request a trace id. Logs each stream's response, and each one below *prefixes*, when it ends."""
 
     def __init__(self, app: ASGIApp, *, prefixes: Collection[str]) -> None:
         self._app = app
@@ -64,10 +64,7 @@ class _LoggedResponse:
         """Notes what the log line needs of *message*, and passes it on."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self.streams = any(
-                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                for name, value in message["headers"]
-            )
+            self.streams = any(_is_of_stream(name.lower(), value) for name, value in message["headers"])
             message = {**message, "headers": [*message["headers"], (b"x-trace-id", self._trace_id.encode())]}
         elif body := message.get("body"):
             self._bytes += len(body)
@@ -99,6 +96,11 @@ class _LoggedResponse:
             "" if self._complete else " client left",
             extra={f"response_{name}": value for name, value in fields.items()},
         )
+
+
+def _is_of_stream(name: bytes, value: bytes) -> bool:
+    """Whether a response with this header streams: server-sent events, or one of our streams in any format."""
+    return name == b"x-stream-id" or (name == b"content-type" and value.startswith(b"text/event-stream"))
 
 
 class BodyLimit:

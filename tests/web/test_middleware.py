@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypercorn.utils import is_asgi
 from quart import Quart, Response
 
-from quart_openai_sse import QuartOpenAISSE, allow_anonymous, current_trace_id
+from quart_openai_sse import Principal, QuartOpenAISSE, allow_anonymous, current_trace_id
+from quart_openai_sse.formats import BaseFormat
+from quart_openai_sse.logs import Batch, End
 from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
@@ -117,6 +120,35 @@ async def test_one_line_per_response_of_ours(
     while len(lines(caplog)) < 4:
         await asyncio.sleep(0)
     assert "\n" not in lines(caplog)[3].getMessage()
+
+
+async def test_a_stream_in_the_apps_own_route_and_format_gets_its_line(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    app, ai = create_app(ScriptedUpstream("hello"))
+
+    @ai.format("lines")
+    class Lines(BaseFormat):
+        headers: Mapping[str, str] = {"Content-Type": "text/plain"}
+
+        def encode(self, batch: Batch) -> bytes:
+            return b"".join(entry.data + b"\n" for entry in batch.entries)
+
+        def end(self, end: End) -> bytes:
+            return end.outcome.encode()
+
+    @app.get("/ask")
+    async def ask():
+        stream = await ai.start({"messages": QUESTION}, principal=Principal("ann"))
+        return await stream.response(format="lines")
+
+    response = await (await serve(app)).get("/ask")
+    assert response.text.endswith("completed")
+    while not lines(caplog):
+        await asyncio.sleep(0)
+    [line] = lines(caplog)
+    assert (line.response_path, line.response_bytes) == ("/ask", len(response.content))
 
 
 async def test_a_client_that_left_is_in_the_line(
