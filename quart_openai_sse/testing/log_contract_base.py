@@ -36,15 +36,15 @@ class ContractBase:
 
     async def expire(self, log: StreamLog) -> None:
         """Lets time pass until the streams that have ended are no longer kept."""
-        raise SkipTest("`expire` is not defined, which lets time pass until ended streams have expired")
+        raise SkipTest("`expire` is not defined: it lets time pass until ended streams have expired")
 
     def unreachable(self, log: StreamLog) -> AbstractAsyncContextManager[None]:
         """A context in which neither *log* nor the other log can reach their store."""
-        raise SkipTest("`unreachable` is not defined, a context in which the store cannot be reached")
+        raise SkipTest("`unreachable` is not defined: a context in which the store cannot be reached")
 
     async def lose(self, log: StreamLog) -> None:
         """Lets the other processes take the process of *log* for dead, although it runs on."""
-        raise SkipTest("`lose` is not defined, which lets other processes take that of a log for dead")
+        raise SkipTest("`lose` is not defined: it lets the other processes take the process of a log for dead")
 
 
 def contract_test(
@@ -151,7 +151,7 @@ async def take(reader: Reader, count: int) -> list[Entry]:
 async def linger_passes(log: StreamLog, *, linger: float = 0) -> None:
     """Returns when *log* has told the producer of a new stream that no reader has read it for *linger* seconds.
 
-    By then it would have told that of an older stream as well.
+    By then it would also have told the producer of any older stream without readers for as long.
     """
     left = Watched(await create(log, f"unread {next(_numbers)}"), linger=linger).left
     await left.wait()
@@ -168,7 +168,7 @@ async def tasks_wait(log: StreamLog) -> None:
 
 
 async def until(reached: Callable[[], Awaitable[bool]]) -> None:
-    """Waits for what a log may do a moment later. The test's timeout ends it."""
+    """Waits for something that a log may do a moment later. The test's timeout ends the wait."""
     while not await reached():  # noqa: ASYNC110 (nothing of a log's own can be awaited here)
         await asyncio.sleep(0.005)
 

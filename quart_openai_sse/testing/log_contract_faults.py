@@ -36,7 +36,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_an_expired_stream_cannot_be_read_and_holds_its_key(self, here: StreamLog, there: StreamLog) -> None:
-        """It is a 410 and not a 404: a client must not take the same request for a new one."""
+        """`StreamExpired` (410) and not `StreamNotFound` (404): a repeated request must not start a second stream."""
         writer = await create(here, "a", digest="x")
         writer.append([entry("one")])
         await writer.close(COMPLETED)
@@ -58,7 +58,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_an_append_that_is_too_long_adds_nothing(self, here: StreamLog, there: StreamLog) -> None:
-        """`append` raises `StreamTooLong`, and no reader gets a part of what it was given."""
+        """`append` raises `StreamTooLong`, and readers get none of its entries."""
         if self.max_bytes is None:
             raise SkipTest("`max_bytes` is not defined, which is more than a stream can hold")
         writer = await create(here, "a")
@@ -110,7 +110,7 @@ class FaultsContract(ContractBase):
     async def test_an_end_that_cannot_be_stored_at_once_is_stored_later(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """`close` raises `LogUnavailable`. The log tries again, so that no reader elsewhere waits for ever."""
+        """`close` raises `LogUnavailable`, and the log tries again. Otherwise readers elsewhere would wait for ever."""
         writer = await create(here, "a")
         writer.append([entry("one")])
         async with self.unreachable(here):
@@ -164,13 +164,13 @@ class FaultsContract(ContractBase):
     async def test_a_producer_that_was_taken_for_dead_is_told_and_fenced(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """What it appends from then on reaches no reader, and its `close` does nothing."""
+        """No reader gets the entries that it appends from then on, and its `close` has no effect."""
         writer = await create(here, "a")
         watched = Watched(writer)
         writer.append([entry("one")])
         assert await take(await there.read("a"), 1) == [entry("one")]
         await self.lose(here)
-        if there is not here:  # whose own readers may get this, because they read the memory of their process
+        if there is not here:  # readers in the same process may get this, because they read its memory
             writer.append([entry("before it knows")])
         await watched.lost.wait()
         assert writer.append([entry("late")]) is Flow.ENOUGH
@@ -182,7 +182,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_a_stream_that_has_ended_is_not_lost(self, here: StreamLog, there: StreamLog) -> None:
-        """The first end wins: the process may end afterwards."""
+        """It keeps its end when its process is taken for dead afterwards."""
         writer = await create(here, "a")
         watched = Watched(writer)
         writer.append([entry("one")])
@@ -193,7 +193,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_the_readers_of_a_dead_process_do_not_keep_a_stream(self, here: StreamLog, there: StreamLog) -> None:
-        """The producer is told that no reader is left, as if they had closed."""
+        """The producer is told that there are no readers, as if the process had closed them."""
         if there is here:
             raise SkipTest("`other` is not defined, and a log of one process has no readers elsewhere")
         writer = await create(here, "a")
@@ -207,7 +207,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_open_and_aclose_may_be_called_again(self, here: StreamLog, there: StreamLog) -> None:
-        """`open` also by two tasks at the same time, and after `aclose`."""
+        """`open` may also be called by two tasks at the same time, and after `aclose`."""
         await there.aclose()
         await there.aclose()
         await asyncio.gather(there.open(), there.open())
@@ -221,7 +221,7 @@ class FaultsContract(ContractBase):
 
     @contract_test
     async def test_closing_a_log_ends_no_stream_of_another_process(self, here: StreamLog, there: StreamLog) -> None:
-        """Its producer goes on, and the log can be opened again to read it."""
+        """The producer goes on, and the log that was closed can be opened again to read the stream."""
         if there is here:
             raise SkipTest("`other` is not defined: there is no other process")
         writer = await create(here, "a")

@@ -1,4 +1,4 @@
-"""The contract of a stream log: keys, the index, stopping, and which streams are read by nobody."""
+"""The contract of a stream log: keys, finding, stopping, and streams without readers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class KeysContract(ContractBase):
 
     @contract_test
     async def test_of_two_creates_at_once_one_gets_the_stream(self, here: StreamLog, there: StreamLog) -> None:
-        """The same request, sent twice, is produced once."""
+        """One of the two gets a `Writer`, the other `None`: a request that is sent twice is produced once."""
         for key in "abcdefgh":
             writers = await asyncio.gather(
                 here.create(key, about=about(), digest="x", retain=True),
@@ -128,7 +128,7 @@ class KeysContract(ContractBase):
 
     @contract_test
     async def test_an_owner_finds_its_own_running_streams_newest_first(self, here: StreamLog, there: StreamLog) -> None:
-        """No other owner's, no passing ones; and nobody finds the streams of anonymous callers."""
+        """`find` returns no stream of another owner, of an anonymous caller, or that is passing."""
         known = [about("a", created=1.0), about("b", created=2.0), about("c", created=3.0)]
         for number, each in enumerate(known):
             await (here, there)[number % 2].create(each.id, about=each, digest="", retain=True)
@@ -140,7 +140,7 @@ class KeysContract(ContractBase):
 
     @contract_test
     async def test_the_streams_of_one_thread_are_found(self, here: StreamLog, there: StreamLog) -> None:
-        """With a *thread* only its streams; "" is the streams without a thread."""
+        """`find` with a *thread* returns only its streams; with "", only streams without a thread."""
         known = [about("a", thread="t"), about("b", thread="u"), about("c"), about("d", thread="t", owner="bob")]
         for each in known:
             await here.create(each.id, about=each, digest="", retain=True)
@@ -152,7 +152,7 @@ class KeysContract(ContractBase):
     async def test_streams_that_ended_a_moment_ago_are_found_if_asked_for(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """By default only running streams."""
+        """By default `find` returns running streams only."""
         ended, running = about("a", created=1.0), about("b", created=2.0)
         writer = await here.create("a", about=ended, digest="", retain=True)
         await here.create("b", about=running, digest="", retain=True)
@@ -179,7 +179,7 @@ class KeysContract(ContractBase):
 
     @contract_test
     async def test_a_stop_after_the_end_does_nothing(self, here: StreamLog, there: StreamLog) -> None:
-        """The stream keeps its end, and its producer is told nothing more."""
+        """The stream keeps its end, and the producer is not told of the stop."""
         writer = await create(here, "a")
         watched = Watched(writer, linger=0)
         reader = await there.read("a")
@@ -195,7 +195,7 @@ class KeysContract(ContractBase):
     async def test_the_producer_is_told_when_the_last_reader_has_closed(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """It is not told while there is a reader, in whichever process."""
+        """The producer is not told while any process has a reader."""
         writer = await create(here, "a")
         mine, elsewhere = await here.read("a"), await there.read("a")
         left = Watched(writer, linger=0).left
@@ -212,7 +212,7 @@ class KeysContract(ContractBase):
     async def test_a_reader_that_comes_within_the_linger_keeps_the_stream(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """It counts as if there had always been a reader."""
+        """The producer is not told: a new reader ends the linger."""
         writer = await create(here, "a")
         left = Watched(writer, linger=0.3).left
         await (await there.read("a")).aclose()
@@ -224,7 +224,7 @@ class KeysContract(ContractBase):
 
     @contract_test
     async def test_a_stream_without_readers_goes_on_for_its_linger(self, here: StreamLog, there: StreamLog) -> None:
-        """A client that reconnects finds it running."""
+        """The producer is not told before the linger has passed, so that a client can reconnect."""
         left = Watched(await create(here, "a"), linger=60).left
         await (await there.read("a")).aclose()
         await linger_passes(here)
@@ -234,5 +234,5 @@ class KeysContract(ContractBase):
     async def test_the_producer_is_told_when_the_stream_never_had_a_reader(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """The linger begins with the stream."""
+        """The linger of a stream without any reader begins when the stream is created."""
         await Watched(await create(here, "a"), linger=0).left.wait()

@@ -36,11 +36,11 @@ _BATCH = 512 << 10  # bytes that a batch may have, unless it is a single entry
 
 
 class ReadingContract(ContractBase):
-    """The tests of `Reader`, and of what the writer's methods mean for readers."""
+    """The tests of `Reader`, and of how the writer's methods affect readers."""
 
     @contract_test
     async def test_entries_are_read_as_they_were_written(self, here: StreamLog, there: StreamLog) -> None:
-        """Any bytes, the time, the kind, the event's name; with dense ids from 1; and then the end."""
+        """The data, any bytes, the time, the kind and the name are unchanged; ids are dense from 1; the end follows."""
         writer = await create(here, "a")
         for each in ENTRIES:
             writer.append([each])
@@ -51,7 +51,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_the_end_is_read_as_it_was_written(self, here: StreamLog, there: StreamLog) -> None:
-        """Its finish reasons are by number, and its error has its class and all of its values."""
+        """The finish reasons keep their numbers, and the error keeps its class and all of its values."""
         error = UpstreamRefused("Überlastet.", status=429, retry_after=7.5, param="model")
         ends = [
             End("completed", finish_reasons={0: "stop", 1: "length"}, usage={"total_tokens": 3, "details": {"a": [1]}}),
@@ -70,7 +70,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_every_resume_point_gives_exactly_the_rest(self, here: StreamLog, there: StreamLog) -> None:
-        """A reader that has an entry gets the entries that follow it: the ids of a batch are last event IDs."""
+        """`read` after the id of any entry returns the entries that follow it."""
         writer = await create(here, "a")
         writer.append([entry(str(number)) for number in range(1, 4)])
         writer.append([entry(str(number)) for number in range(4, 8)])
@@ -172,7 +172,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_closing_a_reader_ends_its_waiting(self, here: StreamLog, there: StreamLog) -> None:
-        """An iteration, also a later one, ends without the stream's end, and `opened` returns."""
+        """The current iteration and later ones end without the stream's end, and `opened` returns."""
         await create(here, "a")
         iterated, opened = await there.read("a"), await there.read("a")
         iterating = asyncio.ensure_future(_batches(iterated))
@@ -188,7 +188,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_opened_waits_for_output(self, here: StreamLog, there: StreamLog) -> None:
-        """A heartbeat is not output; without output it returns after its timeout."""
+        """`opened` returns at the first output, which a heartbeat is not, or after its timeout."""
         writer = await create(here, "a")
         await (await there.read("a")).opened(0)
         waiting, beating = await there.read("a", heartbeat=0.001), await there.read("a", heartbeat=0.001)
@@ -207,7 +207,7 @@ class ReadingContract(ContractBase):
     async def test_opened_raises_the_failure_of_a_stream_without_output(
         self, here: StreamLog, there: StreamLog
     ) -> None:
-        """So it can still be sent as an HTTP status: the error, or `StreamStopped`."""
+        """It raises the error or `StreamStopped`, so that the response can have its HTTP status."""
         for key, end, error in (
             ("a", failed(UpstreamTruncated()), UpstreamTruncated),
             ("b", End("stopped", "enough"), StreamStopped),
@@ -234,7 +234,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_a_passing_stream_drops_the_entries_that_were_read(self, here: StreamLog, there: StreamLog) -> None:
-        """It pauses its producer until they are read, and its beginning cannot be read again."""
+        """The producer is paused until the entries are read, and the beginning cannot be read again."""
         writer = await create(here, "a", retain=False)
         reader = await here.read("a")
         assert writer.append([entry("one")]) is Flow.MORE
@@ -250,7 +250,7 @@ class ReadingContract(ContractBase):
 
     @contract_test
     async def test_a_passing_stream_is_read_from_its_beginning_only(self, here: StreamLog, there: StreamLog) -> None:
-        """A second reader may begin there if the first one closed without reading anything."""
+        """A second reader may begin there only if the first one closed without reading anything."""
         writer = await create(here, "a", retain=False)
         await (await here.read("a")).aclose()
         writer.append([entry("one"), entry("two")])
@@ -270,7 +270,7 @@ async def _error(log: StreamLog, key: str) -> OpenAISSEError:
 
 
 async def _drain_in_steps(log: StreamLog, key: str) -> tuple[list[tuple[str, Entry]], End | None]:
-    """Like `drain`, by a reader that is replaced by another one after each batch for as long as the stream runs."""
+    """Like `drain`, but with a new reader after each batch, for as long as the stream runs."""
     entries: list[tuple[str, Entry]] = []
     while not (await log.tail(key))[1]:
         reader = await log.read(key, after=entries[-1][0] if entries else "", heartbeat=0.001)
