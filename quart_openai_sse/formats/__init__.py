@@ -23,13 +23,13 @@ class Reading:
     """What a format is created for: one response, and the stream that it reads."""
 
     about: About = _NO_STREAM
-    """The stream. Its id is "" if there is no stream: such a format only writes a refusal."""
+    """The stream. Its id is "" if there is no stream; the format then only writes refusals."""
     after: str = ""
     """The client's position in the stream, as the client sent it."""
     ids: bool = False
     """Whether the client can resume from the id of an event."""
     retry: int | None = None
-    """The reconnection time in milliseconds that a client is to be told; `None`: it is not told."""
+    """The reconnection time in milliseconds that is sent to the client; `None`: none is sent."""
     include_usage: bool = False
     """Whether the client asked for chunks with usage only."""
     translate: Translate = english
@@ -37,7 +37,7 @@ class Reading:
 
 
 class Format(Protocol):
-    """Encodes one stream for one response. A format is created with a `Reading`, for each response anew."""
+    """Encodes one stream for one response. A format is created for each response, with a `Reading`."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -59,7 +59,7 @@ class Format(Protocol):
 
     @property
     def sharing(self) -> Hashable | None:
-        """Formats of one class whose values are equal encode a batch as the same bytes, and one of them encodes it.
+        """Formats of one class with equal values encode a batch as the same bytes, so that it is encoded only once.
 
         `None`: the bytes are this response's own, for example because they depend on the batches before.
         """
@@ -116,7 +116,7 @@ class SSEFormat(BaseFormat):
     heartbeat: bytes = HEARTBEAT
 
     def head(self) -> bytes:
-        """The reconnection time, if the client is to be told it."""
+        """The reconnection time, if there is one in the `Reading`."""
         return b"" if self.reading.retry is None else b"retry: %d\n" % self.reading.retry
 
 

@@ -20,7 +20,7 @@ ReturnT = TypeVar("ReturnT")
 
 
 class Registration:
-    """The base class of `QuartOpenAISSE` that has its decorators. Each checks what it is given, and returns it."""
+    """The decorators of `QuartOpenAISSE`. Each checks a function or a class, and returns it unchanged."""
 
     def __init__(self) -> None:
         self.hooks = Hooks()
@@ -81,7 +81,7 @@ class Registration:
         """Registers a function that is given every stream's `StreamEnd` before its readers see the end.
 
         A coroutine function runs on the event loop, any other function in a thread. After `on_end_timeout` seconds the
-        readers see the end, and the function goes on.
+        readers see the end, and the function continues in the background.
         """
         checks.check_hook("on_end", function)
         self.hooks.on_end.append(cast(OnEnd, function))
