@@ -24,8 +24,7 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.formats.registry import Formats
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.relay import Relay
-from quart_openai_sse.web.bodies import swallow_body
-from quart_openai_sse.web.responses import error_response
+from quart_openai_sse.web.responses import error_response, respond_to_error
 from quart_openai_sse.web.views import Views
 
 logger = logging.getLogger("quart_openai_sse")
@@ -84,7 +83,7 @@ def create_blueprint(
     if url_prefix:
         for path in ("/", "/<path:_>"):
             blueprint.add_url_rule(path, "not_found", _not_found, methods=sorted(_METHODS), strict_slashes=False)
-    blueprint.register_error_handler(OpenAISSEError, _on_error)
+    blueprint.register_error_handler(OpenAISSEError, respond_to_error)
     blueprint.register_error_handler(HTTPException, _on_http_exception)
     blueprint.register_error_handler(Exception, _on_exception)
     blueprint.after_request(_add_request_id)
@@ -109,12 +108,6 @@ def _refuse_other_methods(blueprint: Blueprint, path: str, allowed: Collection[s
 
 async def _not_found(**_: Any) -> Response:
     return error_response(RouteNotFound("There is no such route."))
-
-
-async def _on_error(error: OpenAISSEError) -> Response:
-    # A server that closes a connection with unread data resets it, and the client loses the response.
-    await swallow_body()
-    return error_response(error)
 
 
 async def _on_http_exception(error: HTTPException) -> Response:
