@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from quart_openai_sse.errors import InvalidRequest
@@ -19,17 +19,17 @@ FORMATS: Mapping[str, CreateFormat] = {"openai": OpenAIFormat, "text": TextForma
 """The extension's own formats."""
 
 
+@dataclass
 class Wire:
     """The format that a request has chosen. It can exist before there is a stream."""
 
-    def __init__(self, create: CreateFormat, reading: Reading) -> None:
-        self._create = create
-        self._reading = reading
+    create: CreateFormat
+    reading: Reading
 
     @cached_property
     def without_stream(self) -> Format:
         """The format, created without a stream: for refusals, and for what is the same for every stream."""
-        return self._create(self._reading)
+        return self.create(self.reading)
 
     @property
     def content_type(self) -> str:
@@ -38,7 +38,7 @@ class Wire:
 
     def format(self, about: About, *, after: str = "") -> Format:
         """The format for a response that continues the stream *about* after the client's position *after*."""
-        return self._create(replace(self._reading, about=about, after=after))
+        return self.create(replace(self.reading, about=about, after=after))
 
 
 class Formats:

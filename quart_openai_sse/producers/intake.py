@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -89,21 +90,21 @@ class Intake:
                 message.add(entry.data)
 
 
+@dataclass(slots=True)
 class Attempts:
     """Puts the upstream requests of one stream on its record, and calls *on_retry* before each retry."""
 
-    def __init__(self, record: StreamRecord, *, on_retry: Callable[[], object]) -> None:
-        self._record = record
-        self._on_retry = on_retry
+    record: StreamRecord
+    on_retry: Callable[[], object]
 
     def begin(self, upstream: str) -> None:
         """See `Sink.begin`."""
-        self._record.attempts += 1
-        if self._record.upstream != APP:
-            self._record.upstream = upstream
+        self.record.attempts += 1
+        if self.record.upstream != APP:
+            self.record.upstream = upstream
 
     def failed(self, attempt: Attempt) -> None:
         """See `Sink.failed`."""
-        self._record.failures += (f"{attempt.upstream}: {attempt.error.code}",)
+        self.record.failures += (f"{attempt.upstream}: {attempt.error.code}",)
         if attempt.wait is not None:
-            self._on_retry()
+            self.on_retry()

@@ -43,7 +43,7 @@ def choose_producer(
         allowed = config.models
     if (allowed is not None and name not in allowed) or not principal.may_ask(name):
         raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
-    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry=on_retry), config, hold)
+    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold)
     if function is not None or hooks.transforms:
         return AppModel(
             function,

@@ -45,6 +45,8 @@ class Streams:
         self._config = config
         self._hooks = hooks
         self._calls = calls
+        self.observe: Callable[[EventKind, StreamRecord], None] = partial(hooks.observe, calls=calls)
+        """Reports an event of a stream."""
         self._readers = readers
         self._background = background
         self._scope = scope
@@ -59,10 +61,6 @@ class Streams:
     def get(self, key: str) -> RunningStream | None:
         """The running stream of this key, if there is one."""
         return self._running.get(key)
-
-    def observe(self, kind: EventKind, record: StreamRecord) -> None:
-        """Reports an event of a stream."""
-        self._hooks.observe(kind, record, calls=self._calls)
 
     def run(self, stream: RunningStream, *, linger: float) -> None:
         """Starts the producer of *stream*. It is stopped when no reader has read it for *linger* seconds."""
