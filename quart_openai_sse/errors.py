@@ -73,7 +73,7 @@ class OpenAISSEError(Exception):
     def headers(self) -> dict[str, str]:
         """The response headers that tell a client whether and when to retry."""
         headers = {}
-        if self.retry_after is not None:
+        if self.retry_after is not None and math.isfinite(self.retry_after):
             headers["Retry-After"] = str(math.ceil(max(0, self.retry_after)))
         if self.should_retry is not None:
             headers["x-should-retry"] = "true" if self.should_retry else "false"
@@ -125,7 +125,8 @@ _classes: WeakValueDictionary[str, type[OpenAISSEError]] = WeakValueDictionary()
 
 
 def _create(cls: type[OpenAISSEError], args: tuple[Any, ...], members: dict[str, Any]) -> OpenAISSEError:
-    error = cls.__new__(cls, *args)
+    # Not `cls.__new__`: a class of the app may have one with other arguments.
+    error = Exception.__new__(cls, *args)
     error.args = args
     error.__dict__.update(members)
     return error

@@ -39,6 +39,7 @@ from quart_openai_sse.web.state import (
     current_relay,
 )
 from quart_openai_sse.web.stream import Stream
+from quart_openai_sse.web.writes import CutOff
 
 _ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
 _LOGGED = f"{EXTENSION}.logged"
@@ -107,6 +108,7 @@ class QuartOpenAISSE(Registration):
         app.before_request(remember_request_task)
         app.before_serving(engines.open)
         app.after_serving(engines.aclose)
+        _wrap(app, CutOff)
         _wrap(app, BodyLimit, prefixes=state.prefixes, paths=BODY_PATHS, limit=config.max_body)
         if config.log_responses and not app.extensions.get(_LOGGED):
             app.extensions[_LOGGED] = True

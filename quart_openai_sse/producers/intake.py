@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError
-from quart_openai_sse.flow import Flow
+from quart_openai_sse.flow import ENOUGH, Flow
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.observers import APP, StreamRecord
@@ -38,7 +38,8 @@ class Intake:
         self.record = record
         self.message = Assembly(limit=assemble) if assemble else None
         self.events: list[tuple[str, Any]] = []
-        """The names and data of the app events."""
+        """The names and data of the app events, up to *assemble* bytes."""
+        self._event_room = assemble
         self.room = writer.room
         self.on_first: Callable[[], object] | None = None
         """Called after the first output."""
@@ -63,6 +64,8 @@ class Intake:
         if self.closed:
             raise OpenAISSEError("The stream has ended.")
         flow = self._writer.append(entries)
+        if flow is ENOUGH:  # the stream has ended elsewhere
+            return flow
         record, now = self.record, entries[-1].t
         for entry in entries:
             if entry.kind is not _EVENT:
@@ -84,10 +87,12 @@ class Intake:
     def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
         self._hold(sum(len(entry.data) for entry in entries))
         for entry in entries:
-            if entry.kind is _EVENT:
-                self.events.append((entry.name, json.decode(entry.data)))
-            else:
+            if entry.kind is not _EVENT:
                 message.add(entry.data)
+                continue
+            self._event_room -= len(entry.data)
+            if self._event_room >= 0:
+                self.events.append((entry.name, json.decode(entry.data)))
 
 
 @dataclass(slots=True)

@@ -224,12 +224,14 @@ MEMBERS: Mapping[str, Schema] = {
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """The SHA-256 of *body* in hexadecimal digits, the same for any order of its members.
+    """The SHA-256 of *body* in hexadecimal digits, the same for all ways to write one request.
 
+    The order of members does not count, and neither do those that are `null`, nor a `stream` that is `false`.
     Raises `InvalidRequest` for a body that is nested too deeply.
     """
+    members = {name: value for name, value in body.items() if value is not None and (name != "stream" or value)}
     try:
-        text = dumps(body, sort_keys=True, separators=(",", ":"))
+        text = dumps(members, sort_keys=True, separators=(",", ":"))
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     return hashlib.sha256(text.encode()).hexdigest()

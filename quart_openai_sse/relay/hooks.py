@@ -17,7 +17,7 @@ from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.app_model import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
-from quart_openai_sse.protocol.requests import check_nesting, validate
+from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.bounded_calls import BoundedCalls
 from quart_openai_sse.relay.deliveries import Deliveries
@@ -43,7 +43,7 @@ class StreamEnd:
     """The assistant's message so far; it is whole only if `outcome` is `completed`. `None` if there was no output, or
     more than `max_bytes`."""
     events: tuple[tuple[str, Any], ...]
-    """The names and data of the app's events."""
+    """The names and data of the app's events, as many as have `max_bytes` together."""
     finish_reasons: Mapping[int, str]
     usage: Mapping[str, Any] | None
     record: StreamRecord
@@ -70,7 +70,10 @@ class Hooks:
     observers: list[Observer] = field(default_factory=list)
 
     async def run_prepare(self, body: dict[str, Any], principal: Principal, *, calls: HookCalls) -> dict[str, Any]:
-        """The request as the hooks leave it, validated again. Raises what they raise, and `HookTimeout`."""
+        """The request as the hooks leave it, validated again. Raises what they raise, and `HookTimeout`.
+
+        Its nesting is not checked.
+        """
         if not self.prepare:
             return body
         stream = body.get("stream")
@@ -78,9 +81,7 @@ class Hooks:
         for hook in self.prepare:
             prepared = await calls.prepare.result(hook, body, principal)
             body = dict(body if prepared is None else prepared)
-        body = validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
-        check_nesting(body)
-        return body
+        return validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
 
     async def run_on_end(self, end: StreamEnd, *, calls: HookCalls) -> None:
         """Calls the hooks, and waits for them at most `on_end_timeout` seconds. An exception of theirs is logged."""
@@ -118,7 +119,7 @@ class HookCalls:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a JSON value, which `check_nesting` has accepted. Other objects in it are not copied."""
+    """A copy of a JSON value, whose nesting is limited. Other objects in it are not copied."""
     if isinstance(value, dict):
         return {name: _copied(member) for name, member in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -133,7 +133,10 @@ class Relay:
             undo.callback(place.release)
             if writer is not None:
                 undo.push_async_exit(partial(self.streams.refuse, handle, writer))
-            body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
+            if self.hooks.prepare:
+                body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
+                place.hold(body_size(body) - size)
+                self.memory.check()
             record.model = body["model"]
             producer = choose_producer(
                 body,

@@ -74,13 +74,14 @@ async def _respond(
         # ends. (It may be another than the current task: a view may create its response in a task of its own.)
         task = _request_task.get() or cast("asyncio.Task[Any]", asyncio.current_task())
         task.add_done_callback(lambda _: relay.leave_soon(reader))
+        headers = _headers(handle, format_)
         if late:
             await reader.opened(relay.config.commit_after)
     except BaseException:
         await relay.readers.leave(reader)
         raise
     watch = WriteWatch(task, relay.config.write_timeout)
-    response = Response(_body(relay, reader, format_, watch), headers=_headers(handle, format_))
+    response = Response(_body(relay, reader, format_, watch), headers=headers)
     response.timeout = None  # otherwise Quart would cut the stream at RESPONSE_TIMEOUT, without an error
     return response
 
@@ -88,6 +89,8 @@ async def _respond(
 def _headers(handle: StreamHandle, format_: Format) -> Headers:
     headers = Headers(STREAM_HEADERS)
     headers.update(format_.headers)
+    for framing in ("Content-Length", "Transfer-Encoding"):  # the server's: with a length a cut would look complete
+        headers.pop(framing, None)
     headers["X-Stream-Id"] = handle.id
     return headers
 
@@ -145,7 +148,9 @@ async def _body(relay: Relay, reader: Reader, format_: Format, watch: WriteWatch
         # The client is to be told: a server may end a response whose body raises as if it were complete.
         logger.exception("a response failed")
         error = raised if isinstance(raised, OpenAISSEError) else OpenAISSEError()
+        watch.writes += 1
         yield format_.end(End("failed", error.code or "", ErrorValue.of(error)))
+        watch.writes += 1
     finally:
         memory.unread -= size
         watch.stop()

@@ -91,7 +91,9 @@ def _refusal(error: OpenAISSEError) -> tuple[bytes, str]:
     wire: Wire | None = g.get(_WIRE)
     if wire is not None:
         try:
-            return wire.without_stream.refusal(error)
+            body, content_type = wire.without_stream.refusal(error)
+            # A header is one line, and in Latin-1.
+            return bytes(body), "".join(content_type.encode("latin-1").decode("latin-1").splitlines())
         except Exception:  # in a format of the app
             logger.exception("a format could not write an error")
     return json_refusal(error, translator())

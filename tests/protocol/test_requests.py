@@ -363,14 +363,20 @@ def test_a_digest_is_the_same_for_every_order_and_for_nothing_else() -> None:
         {"a": 1},
         {"a": 2},
         {"a": "1"},
-        {"a": None},
         {"a": True},
+        {"a": {"b": None}},
+        {"stream": True},
         {},
         {"a": [1, 2]},
         {"a": [2, 1]},
         {"a": "\ud800"},
     ]
     assert len({digest(body) for body in others}) == len(others)
+
+
+def test_a_digest_is_the_same_for_what_means_the_same() -> None:
+    plain = digest({"a": 1})
+    assert {digest({"a": 1, **more}) for more in ({"b": None}, {"stream": False}, {"stream": None})} == {plain}
 
 
 def test_a_body_too_deep_for_a_digest_is_refused() -> None:
