@@ -11,8 +11,8 @@ from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.extension import QuartOpenAISSE
 from quart_openai_sse.observers import StreamEvent, StreamRecord
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.app_model import Chat, Event
 from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.chat import Chat, Event
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.hooks import StreamEnd
 from quart_openai_sse.web.blueprint import EXPOSED_HEADERS

@@ -15,7 +15,7 @@ from quart_openai_sse.logs.entries import Outcome
 from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
 from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.app_model import ModelFunction
+from quart_openai_sse.producers.chat import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.relay.background import Background

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from quart_openai_sse.formats.registry import CreateFormat, Formats
 from quart_openai_sse.observers import Observer, StreamEvent
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.app_model import Chat
+from quart_openai_sse.producers.chat import Chat
 from quart_openai_sse.relay.hooks import Hooks, OnEnd, Prepare, StreamEnd
 from quart_openai_sse.web import checks
 
