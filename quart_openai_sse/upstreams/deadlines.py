@@ -14,6 +14,8 @@ from quart_openai_sse.errors import FirstOutputTimeout, GapTimeout, OpenAISSEErr
 Deadline = tuple[float, type[OpenAISSEError], str]
 """When it is met, by `time.monotonic`, and the error that is raised then with its message."""
 _when = itemgetter(0)
+_SHORTEST = 0.01
+"""Seconds between two checks, at least: a gap of 0 seconds must not make a busy loop."""
 
 
 class Progress(Protocol):
@@ -82,7 +84,8 @@ class Deadlines:
         if when <= now:
             self._timeout.reschedule(loop.time())
         else:  # and no later than the end of a gap that begins now
-            self._timer = loop.call_later(min(when - now, self._gap), self._check, context=Context())
+            delay = max(min(when - now, self._gap), _SHORTEST)
+            self._timer = loop.call_later(delay, self._check, context=Context())
 
     def _next(self, now: float) -> Deadline:
         """The deadline that is met first if no data arrives."""
