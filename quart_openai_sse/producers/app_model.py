@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, nullcontext, suppress
+from time import monotonic
 from typing import Any
 
 from quart_openai_sse.config import Config
@@ -16,7 +17,7 @@ from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.calls import Call
 from quart_openai_sse.producers.chat import Chat, Event, ModelFunction
-from quart_openai_sse.producers.generators import AppGenerator
+from quart_openai_sse.producers.generators import ENDING, AppGenerator, throw
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.producers.items import is_output, normalize
 from quart_openai_sse.producers.joined_stream import JoinedStream
@@ -66,6 +67,9 @@ class AppModel:
         try:
             async with self._deadlines if self.upstream == APP else nullcontext():
                 await self._ended
+        except (asyncio.CancelledError, OpenAISSEError):
+            if not self.completion.done:  # a stream that is whole has not failed, and cannot be stopped any more
+                raise
         finally:
             if self._ended.cancelled():  # by the caller, or by a deadline
                 filling.cancel()
@@ -84,19 +88,25 @@ class AppModel:
                 error = OpenAISSEError("The producer was cancelled.")
             except Exception as raised:
                 error = raised
-            if self._ended.done():
-                return
-            if error is None:
-                self._ended.set_result(None)
-            else:
-                self._ended.set_exception(error)
+            except BaseException:  # ends the event loop, which may be run again
+                self._end(OpenAISSEError("The stream failed."))
+                raise
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
 
     async def _append_all(self, intake: Intake, opened: AsyncExitStack) -> None:
         """Appends what the model yields, through the transforms, and the end."""
         opened.push_async_callback(self._close_calls)
         with _failing_app:
-            model, passing = self._open(opened)
-        items = passing.items
+            generators = self._open(opened)
+        model, items = generators[0], generators[-1].items
         while True:
             try:
                 with _failing_app:
@@ -104,27 +114,36 @@ class AppModel:
             except StopAsyncIteration:
                 break
             self._append(intake, self._joined.entries(item, intake.elapsed()))
-            await intake.room()
-            # A generator that never waits must not starve the loop, nor miss that it is stopped.
-            await asyncio.sleep(0)
+            await self._wait_for_room(intake, generators)
         self._append(intake, self._joined.finish(intake.elapsed(), exhausted=model.exhausted))
         self.completion.end()
 
-    def _open(self, opened: AsyncExitStack) -> tuple[AppGenerator, AppGenerator]:
-        """The model, and the last of the transforms behind it. *opened* closes each before the one it iterates over."""
-        self._deadlines.model = model = passing = AppGenerator(self._model(self._chat), self._taken)
+    async def _wait_for_room(self, intake: Intake, generators: list[AppGenerator]) -> None:
+        try:
+            await intake.room()
+            # A generator that never waits must not starve the loop, nor miss that it is stopped.
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            if self._ended.done():
+                raise
+            throw(error, generators)  # the timeout or task group that cancels this task is open in one of them
+
+    def _open(self, opened: AsyncExitStack) -> list[AppGenerator]:
+        """The model, and the transforms behind it. *opened* closes each before the one it iterates over."""
+        self._deadlines.model = model = AppGenerator(self._model(self._chat), self._taken)
+        generators = [model]
         opened.push_async_callback(model.aclose)
         for transform in self._transforms:
-            passing = AppGenerator(transform(passing.items, self._chat), normalize)
-            opened.push_async_callback(passing.aclose)
-        return model, passing
+            generators.append(AppGenerator(transform(generators[-1].items, self._chat), normalize))
+            opened.push_async_callback(generators[-1].aclose)
+        return generators
 
     async def _close_calls(self) -> None:
         for call in self._calls:
             await call.aclose()
 
     def _call(self, body: Mapping[str, Any]) -> Call:
-        call = Call(self._access, body, self._deadlines)
+        call = Call(self._access, body, self._deadlines, self._ended)
         self._calls.append(call)
         return call
 
@@ -143,12 +162,15 @@ class AppModel:
 
 
 class _FailingApp:
-    """A context manager: an exception of the app's code becomes `ModelFailed`; an `OpenAISSEError` is kept."""
+    """A context manager: an exception of the app's code becomes `ModelFailed`; an `OpenAISSEError` is kept.
+
+    So do exceptions that do not derive from `Exception`: `pytest.fail` raises one, and so may any library.
+    """
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, OpenAISSEError | StopAsyncIteration):
+        if error is not None and not isinstance(error, (OpenAISSEError, StopAsyncIteration, *ENDING)):
             raise ModelFailed("The app's model failed.") from error
 
 
@@ -159,14 +181,18 @@ _abandoned: set[asyncio.Task[None]] = set()
 
 
 async def _end_of(task: asyncio.Task[None]) -> None:
-    """Waits for the end of *task*, and leaves it behind if that takes longer than `CLEAN_UP`."""
-    try:
-        await asyncio.wait([task], timeout=CLEAN_UP)
-    finally:
-        if not task.done():
-            logger.warning("%r is being closed, and does not end", task)
-            _abandoned.add(task)
-            task.add_done_callback(_abandoned.discard)
+    """Waits for the end of *task*, and leaves it behind if that takes longer than `CLEAN_UP`.
+
+    If this is cancelled, it still waits: the stream has ended already.
+    """
+    until = monotonic() + CLEAN_UP
+    while not task.done() and (patience := until - monotonic()) > 0:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task], timeout=patience)
+    if not task.done():
+        logger.warning("%r is being closed, and does not end", task)
+        _abandoned.add(task)
+        task.add_done_callback(_abandoned.discard)
 
 
 def _deadlines(config: Config, model: str) -> ModelDeadlines:

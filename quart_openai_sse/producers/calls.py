@@ -23,10 +23,17 @@ class Call:
 
     `async for` iterates over its chunks; `await` returns the whole message. Either raises an `UpstreamError`. It is
     closed once it was awaited, or with the stream it belongs to. A model that may stop half-way uses `async with`,
-    which closes it at once. While the model waits for it, the model's own *deadlines* are paused.
+    which closes it at once. While the model waits for it, the model's own *deadlines* are paused. After *ended*, the
+    end of the stream, nothing is sent, and either raises `CancelledError`.
     """
 
-    def __init__(self, access: UpstreamAccess, body: Mapping[str, Any], deadlines: ModelDeadlines) -> None:
+    def __init__(
+        self,
+        access: UpstreamAccess,
+        body: Mapping[str, Any],
+        deadlines: ModelDeadlines,
+        ended: asyncio.Future[None],
+    ) -> None:
         self._completion = Completion(n=body.get("n") or 1)
         self._message = Assembly(limit=access.config.max_bytes)
         self._entries: deque[Entry] = deque()
@@ -41,6 +48,7 @@ class Call:
         )
         self._access = access
         self._deadlines = deadlines
+        self._ended = ended
         self._body = streaming_body(body, access.config)
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -80,6 +88,11 @@ class Call:
     async def __anext__(self) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError("This call is closed.")
+        if self._ended.done():
+            # A model that is at its `yield` when the stream ends runs on to its next wait, and is cancelled there. A
+            # task that is cancelled before its first step may still write the request, so none is made.
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
         if self._task is None:
             access = self._access
             running = access.upstream.run(self._body, self._sink, principal=access.principal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, cast
 
@@ -12,6 +12,10 @@ logger = logging.getLogger("quart_openai_sse")
 
 _MOST_ITEMS = 1000  # more chunks than the buffer of an HTTP library holds
 _MOST_SECONDS = 0.25
+
+
+ENDING = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""Exceptions that end a task or the event loop. Any other one is a failure of the code that raises it."""
 
 
 class AppGenerator:
@@ -28,6 +32,8 @@ class AppGenerator:
         """Whether it has ended by itself."""
         self._iterator = aiter(iterable)
         self._convert = convert
+        self._task: asyncio.Task[Any] | None = None
+        self._thrown: tuple[asyncio.CancelledError, int] | None = None
 
     async def aclose(self) -> None:
         """Closes the generator, and what it iterates over. Exceptions that it raises meanwhile are logged only.
@@ -43,17 +49,50 @@ class AppGenerator:
                 await self._cancel_next_wait()
             if (close := getattr(self._iterator, "aclose", None)) is not None:
                 await close()
-        except Exception as error:
+        except ENDING:
+            raise
+        except BaseException as error:
             logger.warning("%r raised while it was closed", self._iterator, exc_info=error)
 
     async def _items(self) -> AsyncGenerator[Any, None]:
         convert = self._convert
-        async for item in self._iterator:
+        while True:
+            try:
+                item = await self._next()
+            except StopAsyncIteration:
+                break
+            self._task = asyncio.current_task()
             self.at_yield = True
             yield convert(item)
             self.at_yield = False
             self.resumed = monotonic()
         self.exhausted = True
+
+    def _next(self) -> Awaitable[Any]:
+        thrown, self._thrown = self._thrown, None
+        if thrown is not None and _is_due(thrown, asyncio.current_task()):
+            error, _ = thrown
+            if (athrow := getattr(self._iterator, "athrow", None)) is None:
+                raise error
+            return cast("Awaitable[Any]", athrow(error))
+        return anext(self._iterator)
+
+    def stands_in(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the generator is at a `yield`, and runs in *task*."""
+        return self.at_yield and self._task is task
+
+    def throw(self, error: asyncio.CancelledError, task: asyncio.Task[Any]) -> None:
+        """Raises *error* at the generator's `yield` when it runs on, or in the first wait of *task* before that."""
+        self._thrown = thrown = error, task.cancelling()
+
+        def cancel() -> None:
+            if self._thrown is thrown:
+                self._thrown = None
+                if _is_due(thrown, task):
+                    task.cancel(*error.args)
+                    task.uncancel()  # whoever cancelled it takes back one cancellation
+
+        asyncio.get_running_loop().call_soon(cancel)
 
     async def _cancel_next_wait(self) -> None:
         """Runs the generator on until it waits, and cancels that. A generator that does not wait is left at a `yield`.
@@ -84,3 +123,20 @@ class AppGenerator:
             handle.cancel()
             if cancelled:
                 task.uncancel()
+
+
+def throw(error: asyncio.CancelledError, generators: Sequence[AppGenerator]) -> None:
+    """Lets one of *generators* handle *error*, with which the current task was cancelled between two items.
+
+    Timeouts, task groups and cancel scopes that are open across a `yield` cancel the task, and it is not known in which
+    generator they are. Each generator iterates over the one before it. The first of them that runs on raises the
+    exception at its `yield`, and it passes through those behind it until one handles it, as any other cancellation.
+    """
+    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    next(each for each in generators if each.stands_in(task)).throw(error, task)
+
+
+def _is_due(thrown: tuple[asyncio.CancelledError, int], task: asyncio.Task[Any] | None) -> bool:
+    """Whether the timeout or task group that cancelled *task* is still open: when it is left, it takes that back."""
+    _, cancellations = thrown
+    return task is not None and task.cancelling() >= cancellations

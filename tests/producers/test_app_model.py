@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from quart_openai_sse import Event, StreamEnd
 from quart_openai_sse.errors import InvalidRequest
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
+from tests.producers.relays import read_all, relay_of, start
 
 BODY = {"model": "own", "messages": QUESTION, "stream": True}
 
@@ -152,6 +154,68 @@ async def test_a_model_that_raises_is_a_failure_and_says_nothing_of_why(
     assert (line.stream_outcome, line.stream_reason) == ("failed", "model_failed")
 
 
+class Odd(BaseException):
+    """An exception that `except Exception` does not catch."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Odd("odd"), pytest.fail.Exception("odd"), BaseExceptionGroup("odd", [Odd()]), GeneratorExit("odd")],
+    ids=repr,
+)
+@pytest.mark.parametrize("where", ["a model", "a model after output", "a transform"])
+async def test_exceptions_that_do_not_derive_from_exception_fail_the_stream_too(
+    create_app: CreateApp, serve: Serve, error: BaseException, where: str
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("own")
+    async def own(chat):
+        if where != "a model":
+            yield "so far"
+        raise error
+
+    if where == "a transform":
+
+        @ai.transform
+        async def transform(items, chat):
+            async for item in items:
+                yield item
+                raise error
+
+    client = await serve(app)
+    async with asyncio.timeout(10):
+        response = await client.post("/v1/chat/completions", json=BODY)
+    code = "internal_error" if isinstance(error, GeneratorExit) else "model_failed"
+    assert response.status_code == (500 if where == "a model" else 200)
+    assert f'"code":"{code}"' in response.text
+
+
+def test_a_system_exit_ends_the_event_loop_and_the_stream_too() -> None:
+    async def own(chat):
+        yield "so far"
+        raise SystemExit(3)
+
+    async def begin() -> None:
+        relay = await stack.enter_async_context(relay_of(own))
+        _, reader = await start(relay)
+        begun.append((relay, reader, asyncio.create_task(read_all(reader))))
+        await asyncio.Event().wait()
+
+    async def finish() -> tuple[str, str]:
+        [(relay, reader, reading)] = begun
+        async with asyncio.timeout(10), stack:
+            outcome = await reading
+            await relay.readers.leave(reader)
+        return outcome
+
+    begun, stack = [], AsyncExitStack()
+    with asyncio.Runner() as runner:
+        with pytest.raises(SystemExit):
+            runner.run(begin())
+        assert runner.run(finish()) == ("so far", "failed internal_error")
+
+
 async def test_a_model_can_refuse_with_an_error_of_ours(create_app: CreateApp, serve: Serve) -> None:
     async def own(chat):
         raise InvalidRequest("Too many messages.", param="messages")
@@ -220,6 +284,43 @@ async def test_a_stopped_model_is_closed_with_everything_it_opened(create_app: C
     assert seen.outcome == "stopped"
     assert len(closed) == 1
     assert (upstream.running, upstream.cancelled) == (0, 1)
+
+
+@pytest.mark.parametrize("how", ["stopped", "the client disconnects"])
+async def test_a_stream_that_is_whole_is_not_stopped_while_its_model_cleans_up(
+    caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    cleaning, cleaned, ends = asyncio.Event(), asyncio.Event(), []
+
+    async def own(chat):
+        try:
+            yield "whole"
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await cleaned.wait()
+
+    async def finish_early(items, chat):
+        yield await anext(items)
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+    async with asyncio.timeout(30), relay_of(own, transforms=[finish_early], on_end=ends.append) as relay:
+        handle, reader = await start(relay)
+        reading = asyncio.create_task(read_all(reader))
+        await cleaning.wait()
+        if how == "stopped":
+            await relay.stop(handle, "by its user")
+        else:
+            reading.cancel()
+            await relay.readers.leave(reader)
+        for _ in range(5):  # turns of the event loop: the interruption is delivered
+            await asyncio.sleep(0)
+        cleaned.set()
+        if how == "stopped":
+            assert await reading == ("whole", "completed")
+            await relay.readers.leave(reader)
+    assert [(end.outcome, end.text, end.finish_reasons) for end in ends] == [("completed", "whole", {0: "stop"})]
+    assert "does not end" not in caplog.text
 
 
 async def test_a_call_left_half_way_is_closed_too(create_app: CreateApp, serve: Serve) -> None:

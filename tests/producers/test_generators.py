@@ -276,8 +276,9 @@ async def returns_at_once(items: Any, chat: Any) -> Any:
     yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
 
+@pytest.mark.parametrize("kind", [ValueError, pytest.fail.Exception])
 async def test_an_exception_while_it_is_closed_is_logged_and_does_not_change_the_end(
-    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
     app, ai = create_app(ScriptedUpstream())
 
@@ -287,7 +288,7 @@ async def test_an_exception_while_it_is_closed_is_logged_and_does_not_change_the
             yield "enough"
             await asyncio.Event().wait()
         finally:
-            raise ValueError("cannot clean up")
+            raise kind("cannot clean up")
 
     ai.transform(returns_at_once)
     client = await serve(app)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from quart_openai_sse import Event
-from quart_openai_sse.config import Config
-from quart_openai_sse.logs.memory import MemoryLog
-from quart_openai_sse.principal import Principal
-from quart_openai_sse.relay.hooks import Hooks
-from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.producers import generators, model_deadlines
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
-from tests.conftest import QUESTION, CreateApp, Serve
+from quart_openai_sse.upstreams import deadlines
+from tests.conftest import Clock, CreateApp, Serve
+from tests.producers.relays import BODY, read_all, relay_of, start
 
-BODY = {"model": "own", "messages": QUESTION, "stream": True}
 TINY, LONG = 0.2, 0.5
+
+
+class SlowClock(Clock):
+    """A clock that stands still, so that no limit is met by a slow machine."""
+
+    async def advance(self) -> None:
+        """Sets it forward, by less than the limits that a test leaves alone, and waits until limits were checked."""
+        await asyncio.sleep(TINY / 4)  # everything else waits by now
+        self.now += 100
+        await asyncio.sleep(LONG)  # a limit of `TINY` seconds is checked every `TINY` seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SlowClock:
+    clock = SlowClock()
+    for module in (deadlines, model_deadlines, generators):
+        monkeypatch.setattr(module, "monotonic", clock)
+    return clock
 
 
 async def answer_of(create_app: CreateApp, serve: Serve, model: Any, upstream: Any = None, **options: Any) -> Any:
@@ -67,20 +80,23 @@ async def test_a_model_that_goes_silent_fails(
     assert closed.is_set()
 
 
-async def test_an_event_is_output_and_only_the_gap_counts_after_it(create_app: CreateApp, serve: Serve) -> None:
+async def test_an_event_is_output_and_only_the_gap_counts_after_it(
+    create_app: CreateApp, serve: Serve, clock: SlowClock
+) -> None:
     async def own(chat: Any) -> Any:
         yield Event("searching")
-        await asyncio.sleep(LONG)
+        await clock.advance()
         yield "found"
 
     response = await answer_of(create_app, serve, own, model_first_output_timeout=TINY)
     assert (await read(response.content)).text == "found"
 
 
-async def test_a_whole_answer_that_takes_too_long_fails(create_app: CreateApp, serve: Serve) -> None:
+async def test_a_whole_answer_that_takes_too_long_fails(create_app: CreateApp, serve: Serve, clock: SlowClock) -> None:
     async def own(chat: Any) -> Any:
         while True:
             yield "on and on "
+            clock.now += 1
             await asyncio.sleep(0.001)
 
     response = await answer_of(create_app, serve, own, model_total_timeout=TINY)
@@ -91,7 +107,7 @@ async def test_a_whole_answer_that_takes_too_long_fails(create_app: CreateApp, s
 
 @pytest.mark.parametrize("silent", ["model_first_output_timeout", "model_gap_timeout"])
 async def test_the_clocks_of_a_model_stand_still_while_it_waits_for_its_calls(
-    create_app: CreateApp, serve: Serve, silent: str
+    create_app: CreateApp, serve: Serve, silent: str, clock: SlowClock
 ) -> None:
     async def own(chat: Any) -> Any:
         if silent == "model_gap_timeout":
@@ -101,7 +117,7 @@ async def test_the_clocks_of_a_model_stand_still_while_it_waits_for_its_calls(
                 calls.create_task(chat.call(model, chat.messages)._whole())
         yield "done"
 
-    upstream = ScriptedUpstream([chunk("a"), finish()], [chunk("b"), lambda: asyncio.sleep(LONG), finish()])
+    upstream = ScriptedUpstream([chunk("a"), finish()], [chunk("b"), clock.advance, finish()])
     response = await answer_of(create_app, serve, own, upstream, **{silent: TINY})
     assert (await read(response.content)).text.endswith("done")
 
@@ -117,7 +133,7 @@ async def test_they_run_again_after_the_calls(create_app: CreateApp, serve: Serv
     assert (seen.text, seen.error["code"]) == ("hi", "model_gap_timeout")
 
 
-async def test_a_slow_transform_is_no_gap_of_the_model(create_app: CreateApp, serve: Serve) -> None:
+async def test_a_slow_transform_is_no_gap_of_the_model(create_app: CreateApp, serve: Serve, clock: SlowClock) -> None:
     app, ai = create_app(ScriptedUpstream(), model_gap_timeout=TINY)
 
     @ai.model("own")
@@ -129,8 +145,8 @@ async def test_a_slow_transform_is_no_gap_of_the_model(create_app: CreateApp, se
     async def slow(items: Any, chat: Any) -> Any:
         async for item in items:
             yield item
-            await asyncio.sleep(LONG)
-        await asyncio.sleep(LONG)
+            await clock.advance()
+        await clock.advance()
 
     client = await serve(app)
     seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
@@ -138,9 +154,9 @@ async def test_a_slow_transform_is_no_gap_of_the_model(create_app: CreateApp, se
 
 
 async def test_the_upstreams_answer_through_transforms_has_the_upstreams_deadlines_alone(
-    create_app: CreateApp, serve: Serve
+    create_app: CreateApp, serve: Serve, clock: SlowClock
 ) -> None:
-    upstream = ScriptedUpstream([chunk("one"), lambda: asyncio.sleep(LONG), finish()])
+    upstream = ScriptedUpstream([chunk("one"), clock.advance, finish()])
     tiny = dict.fromkeys(("model_first_output_timeout", "model_gap_timeout", "model_total_timeout"), TINY)
     app, ai = create_app(upstream, **tiny)
 
@@ -154,18 +170,7 @@ async def test_the_upstreams_answer_through_transforms_has_the_upstreams_deadlin
     assert (await read(response.content)).outcome == "completed"
 
 
-@asynccontextmanager
-async def relay_of(model: Any, **options: Any) -> AsyncIterator[Relay]:
-    """A relay without Quart around it."""
-    hooks = Hooks()
-    hooks.app_models["own"] = model
-    config = Config(base_url="http://127.0.0.1:9/v1", **options)
-    relay = Relay(config=config, log=MemoryLog(high_water=1), create_upstream=ScriptedUpstream, hooks=hooks)
-    yield relay
-    await relay.aclose()
-
-
-async def test_a_slow_reader_is_no_gap_of_the_model_and_is_asked_before_it_runs_on() -> None:
+async def test_a_slow_reader_is_no_gap_of_the_model_and_is_asked_before_it_runs_on(clock: SlowClock) -> None:
     made = []
 
     async def own(chat: Any) -> Any:
@@ -174,10 +179,9 @@ async def test_a_slow_reader_is_no_gap_of_the_model_and_is_asked_before_it_runs_
             yield f"{number} "
 
     async with relay_of(own, model_gap_timeout=TINY) as relay:
-        handle = await relay.start(BODY, principal=Principal("me"), retain=False)
-        assert handle.reader is not None
-        await asyncio.sleep(LONG)  # the reader does not read
+        _, reader = await start(relay)
+        await clock.advance()  # the reader does not read
         assert made == [0]
-        ends = [batch.end async for batch in handle.reader if batch.end is not None]
-        await relay.readers.leave(handle.reader)
-    assert ([end.outcome for end in ends], made) == (["completed"], [0, 1, 2, 3, 4])
+        assert await read_all(reader) == ("0 1 2 3 4 ", "completed")
+        await relay.readers.leave(reader)
+    assert made == [0, 1, 2, 3, 4]
