@@ -21,7 +21,7 @@ FLOORS = {
     "the interfaces": ("upstreams", "observers", "formats", "logs", "limits"),
     "the rules": ("protocol",),
     "the transport": ("transport",),
-    "shared by all": ("config", "errors", "flow", "principal"),
+    "shared by all": ("config", "errors", "flow", "functions", "principal"),
 }
 """From the top down. A place imports only from its own floor and those below it."""
 

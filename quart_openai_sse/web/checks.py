@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection
-from functools import partial, wraps
+from functools import wraps
 from inspect import (
     CO_ITERABLE_COROUTINE,
     Parameter,
@@ -23,6 +23,7 @@ from quart import Quart
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.registry import FORMATS
+from quart_openai_sse.functions import called_function, name_of
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
@@ -62,7 +63,7 @@ def check_auth(hook: Any) -> None:
     if not callable(hook) or _yields(hook):
         raise ConfigurationError(f"auth must be a coroutine function without arguments, not {_kind(hook)}.")
     if _needs_arguments(hook):
-        raise ConfigurationError(f"The auth hook {_name(hook)} must not need arguments: it is called without any.")
+        raise ConfigurationError(f"The auth hook {name_of(hook)} must not need arguments: it is called without any.")
 
 
 def check_collection(argument: str, names: Collection[str] | None) -> None:
@@ -98,15 +99,15 @@ def check_hook(name: str, hook: object) -> None:
     if not callable(hook):
         raise TypeError(f"ai.{name} needs a function, not {_kind(hook)}.")
     if _creates_hooks(hook):
-        raise TypeError(f"ai.{name}: {_name(hook)} is a function that creates a hook: write {_name(hook)}(...).")
-    if _yields(_called(hook)):
-        raise TypeError(f"ai.{name} needs a function without yield: {_name(hook)} is {_kind(hook)}.")
+        raise TypeError(f"ai.{name}: {name_of(hook)} is a function that creates a hook: write {name_of(hook)}(...).")
+    if _yields(called_function(hook)):
+        raise TypeError(f"ai.{name} needs a function without yield: {name_of(hook)} is {_kind(hook)}.")
 
 
 def check_generator(what: str, function: object) -> None:
     """Raises `TypeError` unless *function* is an async generator function, or an object that is called like one."""
     if not _generates(function):
-        given = f": {_name(function)} is {_kind(function)}" if callable(function) else f", not {_kind(function)}"
+        given = f": {name_of(function)} is {_kind(function)}" if callable(function) else f", not {_kind(function)}"
         raise TypeError(f"{what} must be an async generator function (async def, with yield){given}.")
 
 
@@ -123,7 +124,7 @@ def check_model(name: object, function: object, registered: object) -> None:
 def check_name(what: str, name: object) -> None:
     """Raises `TypeError` unless *name* is text: `@ai.model`, without parentheses, passes the function."""
     if callable(name):
-        raise TypeError(f'ai.{what} needs a name: write @ai.{what}("{_name(name)}") above {_name(name)}.')
+        raise TypeError(f'ai.{what} needs a name: write @ai.{what}("{name_of(name)}") above {name_of(name)}.')
     if not isinstance(name, str):
         raise TypeError(f"ai.{what} needs the name of the {what} as text, not {_kind(name)}.")
 
@@ -140,7 +141,7 @@ def check_format(name: str, create: Any, registered: object) -> None:
     if name in FORMATS:
         raise ConfigurationError(f"The extension has a format named {name!r} already: choose another name.")
     what = f"The format {name!r}"
-    if not callable(create) or iscoroutinefunction(_called(create)) or _yields(_called(create)):
+    if not callable(create) or iscoroutinefunction(called_function(create)) or _yields(called_function(create)):
         raise TypeError(f"{what} must be a class, or a function that creates a format, not {_kind(create)}.")
     if not _takes_one_argument(create):
         raise TypeError(f"{what} must take one argument: the Reading that it is created for.")
@@ -204,17 +205,8 @@ def _takes_one_argument(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _called(function: Any) -> Any:
-    """The function that runs when *function* is called: below `functools.partial`, or an object's `__call__`."""
-    while isinstance(function, partial):
-        function = function.func
-    if isfunction(function) or not hasattr(function, "__call__") or isinstance(function, type):  # noqa: B004
-        return function
-    return getattr(function, "__func__", None) or type(function).__call__
-
-
 def _generates(function: object) -> bool:
-    called = _called(function)
+    called = called_function(function)
     if not isfunction(called) or iscoroutinefunction(called) or isgeneratorfunction(called):
         return False
     # A decorator of the app's own may return a plain function that names the function it calls (functools.wraps).
@@ -229,7 +221,7 @@ def _same_definition(one: object, other: object) -> bool:
 
 def _definition(function: object) -> tuple[str, str, str]:
     """The qualified name of a `def` or a class, its module and its file."""
-    called = unwrap(_called(function))
+    called = unwrap(called_function(function))
     if isinstance(called, type):
         file = getattr(sys.modules.get(called.__module__), "__file__", None) or ""
         return called.__qualname__, called.__module__, file
@@ -241,15 +233,8 @@ def _place(function: object) -> str:
     return f"{module}.{name}"
 
 
-def _name(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    name: str = getattr(function, "__name__", None) or type(function).__name__
-    return name
-
-
 def _kind(value: object) -> str:
-    called = _called(value)
+    called = called_function(value)
     if isasyncgenfunction(called):
         return "an async generator function"
     if iscoroutinefunction(called):
