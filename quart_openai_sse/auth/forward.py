@@ -71,7 +71,7 @@ def forward_auth(
         )
     )
 
-    async def hook() -> Principal | None:
+    async def forward_auth_hook() -> Principal | None:
         received = current_connection().headers
         cookies = "; ".join(received.getlist("Cookie"))
         if not cookies:
@@ -81,7 +81,7 @@ def forward_auth(
         user = await lookups.get().user({name: value.encode("latin-1") for name, value in headers.items()})
         return None if user is None else Principal(user, realm=realm, cookie=True)
 
-    return hook
+    return forward_auth_hook
 
 
 class _UserLookup:

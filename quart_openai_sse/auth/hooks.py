@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from hashlib import sha256
-from inspect import isawaitable, iscoroutinefunction
+from inspect import isawaitable
 from typing import Any, Protocol
 
 from quart import has_websocket_context, request, session
@@ -18,11 +19,11 @@ from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.auth.origin import SAFE_METHODS, check_origin
 from quart_openai_sse.errors import (
     AuthenticationRequired,
-    AuthUnavailable,
     ConfigurationError,
     InvalidRequest,
     PermissionDenied,
 )
+from quart_openai_sse.functions import name_of, runs_on_loop
 from quart_openai_sse.principal import Principal, is_id
 
 __all__ = [
@@ -45,19 +46,13 @@ or `None` if it does not recognise the caller. It may raise an `OpenAISSEError`,
 class AuthCalls(Protocol):
     """The limits of an auth hook."""
 
-    timeout: float
-    """Seconds after which a hook is cancelled."""
+    async def result(self, hook: Callable[..., Any], *args: Any) -> Any:
+        """Returns or raises what *hook* does. Raises `AuthUnavailable` after the time limit."""
+        ...
 
     async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Returns or raises what *function* does in a thread."""
         ...
-
-    def report_late(self, name: str) -> None:
-        """The hook called *name* was cancelled."""
-        ...
-
-
-_calls: ContextVar[AuthCalls | None] = ContextVar("quart_openai_sse_auth_calls", default=None)
 
 
 async def authenticate(
@@ -71,7 +66,7 @@ async def authenticate(
     returns something else.
     """
     try:
-        caller = await (_ask(hook) if calls is None else _ask_within(hook, calls))
+        caller = await (_ask(hook) if calls is None or not _waits(hook) else _Question(hook, calls).caller())
     except Unauthorized:
         caller = None
     except Forbidden as error:
@@ -87,32 +82,68 @@ async def authenticate(
     return principal
 
 
-async def _ask_within(hook: Authenticate, calls: AuthCalls) -> Principal | str | int | None:
-    """The caller that *hook* returns. Raises `AuthUnavailable` after the time limit."""
-    token = _calls.set(calls)
-    try:
-        async with asyncio.timeout(calls.timeout) as limit:
-            return await _ask(hook)
-    except TimeoutError:
-        if not limit.expired():  # an error of the hook's own
-            raise
-        calls.report_late(getattr(hook, "__qualname__", type(hook).__name__))
-        raise AuthUnavailable(f"The auth hook took longer than {calls.timeout:g} s.") from None
-    finally:
-        _calls.reset(token)
+class _Question:
+    """One call of an auth hook with a time limit.
+
+    Its `__name__`, which log lines show, is that of the function that is running: a hook in `first_of`, or the `load`
+    of `session_user`.
+    """
+
+    def __init__(self, hook: Authenticate, calls: AuthCalls) -> None:
+        self.__name__ = name_of(hook)
+        self.calls = calls
+        self._hook = hook
+
+    async def caller(self) -> Principal | str | int | None:
+        """The caller that the hook returns. Raises `AuthUnavailable` after the time limit."""
+        token = _question.set(self)
+        try:
+            caller: Principal | str | int | None = await self.calls.result(self)
+            return caller
+        finally:
+            _question.reset(token)
+
+    async def __call__(self) -> Principal | str | int | None:
+        return await _ask(self._hook)
+
+    @contextmanager
+    def running(self, function: Callable[..., Any]) -> Iterator[None]:
+        """Shows the name of *function* within the block."""
+        outer, self.__name__ = self.__name__, name_of(function)
+        try:
+            yield
+        finally:
+            self.__name__ = outer
+
+
+_question: ContextVar[_Question | None] = ContextVar("quart_openai_sse_auth_question", default=None)
+"""Not set if the app calls a hook by itself."""
 
 
 async def _ask(hook: Authenticate) -> Principal | str | int | None:
     """The caller that *hook* returns, with `None` for every value that means no caller (`False`, `""`)."""
-    answer = hook()
-    if not isawaitable(answer):
-        name = getattr(hook, "__name__", type(hook).__name__)
-        raise TypeError(
-            f"The auth hook {name} returned {type(answer).__name__} instead of an awaitable. "
-            f"A hook must be a coroutine function: write `async def {name}(): ...`."
-        )
-    caller = await answer
+    question = _question.get()
+    with nullcontext() if question is None else question.running(hook):
+        answer = hook()
+        if not isawaitable(answer):
+            name = name_of(hook)
+            raise TypeError(
+                f"The auth hook {name} returned {type(answer).__name__} instead of an awaitable. "
+                f"A hook must be a coroutine function: write `async def {name}(): ...`."
+            )
+        caller = await answer
     return None if caller is False or caller == "" else caller
+
+
+def _at_once(hook: Authenticate) -> Authenticate:
+    """Marks a hook that awaits nothing: it needs no time limit, and no task of its own."""
+    vars(hook)["answers_at_once"] = hook
+    return hook
+
+
+def _waits(hook: Authenticate) -> bool:
+    # The mark names its function, since `functools.wraps` copies it to a decorator's function, which may wait.
+    return getattr(hook, "answers_at_once", None) is not hook
 
 
 def _principal(caller: Principal | str | int) -> Principal:
@@ -137,7 +168,7 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
         if token
     ]
 
-    async def hook() -> Principal | None:
+    async def bearer_tokens_hook() -> Principal | None:
         token = bearer_token()
         if token is None:
             return None
@@ -148,7 +179,7 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
                 found = principal
         return found
 
-    return hook
+    return _at_once(bearer_tokens_hook)
 
 
 def bearer_token() -> str | None:
@@ -164,7 +195,7 @@ def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None
     it is a coroutine function it is awaited; any other function runs in a thread.
     """
 
-    async def hook() -> Principal | None:
+    async def session_user_hook() -> Principal | None:
         user = session.get(key)
         if user in (None, ""):
             return None
@@ -177,15 +208,17 @@ def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None
             raise TypeError(f"load must return a Principal, an id, True, False or None, not {type(loaded).__name__}.")
         return Principal(str(user if loaded is True else loaded), realm="session", cookie=True)
 
-    return hook
+    return _at_once(session_user_hook) if load is None else session_user_hook
 
 
 async def _call_load(load: Callable[[Any], Any], user: Any) -> Any:
-    if iscoroutinefunction(load):
-        return await load(user)
-    calls = _calls.get()  # not set if the app calls the hook by itself
-    result = await (asyncio.to_thread(load, user) if calls is None else calls.run_in_thread(load, user))
-    return await result if isawaitable(result) else result
+    question = _question.get()
+    with nullcontext() if question is None else question.running(load):
+        if runs_on_loop(load):
+            return await load(user)
+        in_thread = asyncio.to_thread if question is None else question.calls.run_in_thread
+        result = await in_thread(load, user)
+        return await result if isawaitable(result) else result
 
 
 def on_behalf_of(
@@ -205,7 +238,7 @@ def on_behalf_of(
         raise ConfigurationError("on_behalf_of: allowed must be a collection of ids or a function.")
     is_allowed = allowed if callable(allowed) else lambda principal, ids=frozenset(allowed): principal.id in ids
 
-    async def hook() -> Principal | str | int | None:
+    async def on_behalf_of_hook() -> Principal | str | int | None:
         caller = await _ask(service)
         named = current_connection().headers.getlist("X-On-Behalf-Of")
         if not named:
@@ -217,7 +250,7 @@ def on_behalf_of(
             raise PermissionDenied("You are not allowed to act on behalf of another user.")
         return Principal(_named_user(named), realm=realm, cookie=False, models=principal.models)
 
-    return hook
+    return on_behalf_of_hook
 
 
 def _named_user(values: list[str]) -> str:
@@ -236,24 +269,24 @@ def quart_auth_user() -> Authenticate:
     """Returns an auth hook that recognises the user logged in with quart-auth (extra `auth`)."""
     from quart_auth import current_user
 
-    async def hook() -> Principal | None:
+    async def quart_auth_user_hook() -> Principal | None:
         if not await current_user.is_authenticated:
             return None
         return Principal(str(current_user.auth_id), realm="quart-auth")
 
-    return hook
+    return quart_auth_user_hook
 
 
 def first_of(*hooks: Authenticate) -> Authenticate:
     """Returns an auth hook that asks *hooks* in turn and returns the first caller that one of them recognises."""
 
-    async def hook() -> Principal | str | int | None:
+    async def first_of_hook() -> Principal | str | int | None:
         for each in hooks:
             if (caller := await _ask(each)) is not None:
                 return caller
         return None
 
-    return hook
+    return first_of_hook if any(map(_waits, hooks)) else _at_once(first_of_hook)
 
 
 def allow_anonymous() -> Authenticate:
@@ -262,7 +295,7 @@ def allow_anonymous() -> Authenticate:
     Anyone who can reach the app can then spend your tokens.
     """
 
-    async def hook() -> Principal:
+    async def allow_anonymous_hook() -> Principal:
         return Principal("", realm="anonymous", cookie=False, anonymous=True)
 
-    return hook
+    return _at_once(allow_anonymous_hook)

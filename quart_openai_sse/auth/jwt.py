@@ -79,14 +79,14 @@ def jwt_bearer(
         read_max_streams=_claim_reader(max_streams_claim, missing=None),
     )
 
-    async def hook() -> Principal | None:
+    async def jwt_bearer_hook() -> Principal | None:
         token = bearer_token()
         if token is None or (header := _header(token)) is None or header["alg"] not in allowed:
             return None
         found = await find(header.get("kid"), header["alg"])
         return None if found is None else check.principal(token, found)
 
-    return hook
+    return jwt_bearer_hook
 
 
 # Configuration ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
+from inspect import isawaitable
 from typing import Any
 
 from quart_openai_sse.errors import HookTimeout, OpenAISSEError
+from quart_openai_sse.functions import name_of, runs_on_loop
 from quart_openai_sse.relay.background import Background
+from quart_openai_sse.relay.contexts import adopt
 from quart_openai_sse.relay.threads import HookThreads, ThreadCall
 
 logger = logging.getLogger("quart_openai_sse")
@@ -26,18 +28,27 @@ class BoundedCalls:
     A call that exceeds *timeout* seconds is late: a warning names its hook, at most once in 10 seconds.
     """
 
-    def __init__(self, kind: str, *, timeout: float, threads: int, background: Background) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        timeout: float,
+        threads: int,
+        background: Background,
+        late_error: type[OpenAISSEError] = HookTimeout,
+    ) -> None:
         self.kind = kind
         self.timeout = timeout
         self.threads = HookThreads(threads, name=f"quart_openai_sse {kind} hook")
         self.background = background
         self.late = 0
         """Calls that have exceeded the time limit."""
-        self.not_made = 0
-        """Calls that have waited for a free thread until their time limit."""
+        self.skipped = 0
+        """Calls that were never made: no thread was free until their time limit."""
+        self._late_error = late_error
         self._going_on: set[asyncio.Task[Any]] = set()
-        self._warn_late = Sparingly()
-        self._warn_not_made = Sparingly()
+        self._late_log = RateLimitedLog()
+        self._skipped_log = RateLimitedLog()
 
     @property
     def hanging(self) -> int:
@@ -46,14 +57,17 @@ class BoundedCalls:
 
     def call(self, hook: Callable[..., Any], *args: Any, context: Context | None = None) -> HookCall:
         """Calls *hook*, in *context* or in a copy of the current one."""
-        return HookCall(self.threads, hook, args, context)
+        return HookCall(self.threads, hook, args, copy_context() if context is None else context)
 
     async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Returns or raises what *function* does in a thread, without a time limit."""
         return await self.threads.submit(function, *args).result()
 
     async def result(self, hook: Callable[..., Any], *args: Any) -> Any:
-        """Returns or raises what *hook* does. Raises `HookTimeout` if it is late; then it is cancelled or abandoned."""
+        """Returns or raises what *hook* does. The context variables that it has set are set here then.
+
+        Raises *late_error* (`HookTimeout`) if it is late; then it is cancelled or abandoned.
+        """
         call = self.call(hook, *args)
         try:
             await asyncio.wait({call.task}, timeout=self.timeout)
@@ -63,9 +77,11 @@ class BoundedCalls:
             raise
         if not call.task.done():
             self.give_up(call)
-            raise HookTimeout(f"A {self.kind} hook of the app took longer than {self.timeout:g} s.")
+            raise self._late_error(f"The app's {self.kind} hook took longer than {self.timeout:g} s.")
+        adopt(call.context)
         if call.task.cancelled():
-            raise OpenAISSEError(f"A {self.kind} hook of the app was cancelled.")
+            self.log_failure(call)
+            raise OpenAISSEError(f"The app's {self.kind} hook was cancelled.")
         return call.task.result()
 
     def give_up(self, call: HookCall) -> bool:
@@ -75,41 +91,56 @@ class BoundedCalls:
         """
         if self._was_waiting(call):
             return False
-        call.task.cancel()
         self._keep(call)
-        self.report_late(call.name)
+        call.task.cancel()
         return True
 
-    def let_go_on(self, call: HookCall) -> bool:
+    def let_go_on(self, call: HookCall, *, stream: str) -> bool:
         """Like `give_up`, but the call goes on in the background, unless 100 late calls do."""
         if len(self._going_on) >= _MAX_LATE:
             return self.give_up(call)
         if self._was_waiting(call):
             return False
         self._keep(call)
-        self.report_late(call.name)
+        call.task.add_done_callback(partial(self._went_on, call, stream))
         return True
 
-    def report_late(self, name: str) -> None:
-        """Counts a late call of the hook called *name*, and logs a warning."""
-        self.late += 1
-        self._warn_late.log(partial(self._log_late, name))
+    def log_failure(self, call: HookCall, *, stream: str = "") -> None:
+        """Logs the exception with which a call has ended, if there is one.
+
+        A cancellation is one too: it came from code of the app, and the hook has not done its work.
+        """
+        try:
+            error, failure = call.task.exception(), "raised"
+        except asyncio.CancelledError as cancelled:
+            error, failure = cancelled, "was cancelled"
+        if error is not None:
+            place = f"stream {stream}: " if stream else ""
+            logger.error("%s%s hook %r %s", place, self.kind, call.name, failure, exc_info=error)
+
+    def _went_on(self, call: HookCall, stream: str, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():  # `Background` logs exceptions
+            self.log_failure(call, stream=stream)
 
     def _was_waiting(self, call: HookCall) -> bool:
+        exhausted = self.threads.exhausted
         if not call.withdraw():
             return False
-        self.not_made += 1
-        self._warn_not_made.log(partial(self._log_not_made, call.name))
+        self.skipped += 1
+        self._skipped_log.log(partial(self._log_skipped, call.name, exhausted))
         return True
 
     def _keep(self, call: HookCall) -> None:
+        """Counts a late call as such, until it ends, and logs a warning."""
         self._going_on.add(call.task)
         call.task.add_done_callback(self._going_on.discard)
         self.background.hold(call.task)
+        self.late += 1
+        self._late_log.log(partial(self._log_late, call.name))
 
     def _log_late(self, name: str) -> None:
         logger.warning(
-            "%s hook %r has been running for more than %g s; calls that hang: %d, that have been late so far: %d",
+            "%s hook %r has been running for more than %g s; still running: %d; late in total: %d",
             self.kind,
             name,
             self.timeout,
@@ -118,33 +149,38 @@ class BoundedCalls:
             extra={"hook": name, "hanging": self.hanging, "late": self.late},
         )
 
-    def _log_not_made(self, name: str) -> None:
+    def _log_skipped(self, name: str, exhausted: bool) -> None:
+        reason = "all threads (%d) are in use" if exhausted else "none of at most %d threads has begun the call in time"
         logger.error(
-            "%s hook %r was not called: its %d threads are in use, by %d calls that hang; calls not made so far: %d",
+            f"%s hook %r was not called: {reason}; late calls still running: %d; calls skipped in total: %d",
             self.kind,
             name,
             self.threads.limit,
             self.hanging,
-            self.not_made,
-            extra={"hook": name, "hanging": self.hanging, "not_made": self.not_made},
+            self.skipped,
+            extra={"hook": name, "hanging": self.hanging, "skipped": self.skipped},
         )
 
 
 class HookCall:
     """One call of a hook, in a task of its own."""
 
-    def __init__(
-        self, threads: HookThreads, hook: Callable[..., Any], args: tuple[Any, ...], context: Context | None
-    ) -> None:
-        self.name = hook_name(hook)
+    def __init__(self, threads: HookThreads, hook: Callable[..., Any], args: tuple[Any, ...], context: Context) -> None:
+        self.context = context
         self._threads = threads
+        self._hook = hook
         self._in_thread: ThreadCall | None = None
-        self.task = asyncio.get_running_loop().create_task(self._run(hook, args), context=context)
+        self.task = asyncio.get_running_loop().create_task(self._run(args), context=context)
 
-    async def _run(self, hook: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if runs_on_loop(hook):
-            return await hook(*args)
-        self._in_thread = self._threads.submit(hook, *args)
+    @property
+    def name(self) -> str:
+        """The hook's name. It may change while the hook runs."""
+        return name_of(self._hook)
+
+    async def _run(self, args: tuple[Any, ...]) -> Any:
+        if runs_on_loop(self._hook):
+            return await self._hook(*args)
+        self._in_thread = self._threads.submit(self._hook, *args)
         result = await self._in_thread.result()
         return await result if isawaitable(result) else result
 
@@ -153,7 +189,7 @@ class HookCall:
         return self._in_thread is not None and self._in_thread.withdraw()
 
 
-class Sparingly:
+class RateLimitedLog:
     """Logs a message at once, and then the last one that came, at most once in 10 seconds."""
 
     def __init__(self) -> None:
@@ -164,25 +200,10 @@ class Sparingly:
         """Calls *message* now or later, or not at all if another one follows before."""
         self._last = message
         if self._timer is None:
-            self._say()
+            self._log()
 
-    def _say(self) -> None:
+    def _log(self) -> None:
         message, self._last, self._timer = self._last, None, None
         if message is not None:
             message()
-            self._timer = asyncio.get_running_loop().call_later(_QUIET, self._say, context=Context())
-
-
-def runs_on_loop(hook: Callable[..., Any]) -> bool:
-    """Whether *hook* is a coroutine function, or an object that is called like one."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    return iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
-
-
-def hook_name(hook: Any) -> str:
-    """The name of *hook* in log lines and errors."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    name: str = getattr(hook, "__name__", None) or type(hook).__name__
-    return name
+            self._timer = asyncio.get_running_loop().call_later(_QUIET, self._log, context=Context())

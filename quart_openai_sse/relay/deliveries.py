@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 
+from quart_openai_sse.functions import name_of
 from quart_openai_sse.observers import Observer, StreamEvent
-from quart_openai_sse.relay.bounded_calls import BoundedCalls, Sparingly, hook_name
+from quart_openai_sse.relay.bounded_calls import BoundedCalls, RateLimitedLog
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -26,12 +27,12 @@ class Deliveries:
         """Events that an observer was not called for: too many were pending, or no thread was free in time."""
         self._calls = calls
         self._observers: list[_Delivery] = []
-        self._warn_dropped = Sparingly()
+        self._warn_dropped = RateLimitedLog()
 
     def add(self, event: StreamEvent, observers: Sequence[Observer]) -> None:
         """Calls each of *observers* soon. The list may have grown since the last call."""
         for observer in observers[len(self._observers) :]:
-            self._observers.append(_Delivery(observer, self._calls, on_drop=partial(self._drop, hook_name(observer))))
+            self._observers.append(_Delivery(observer, self._calls, on_drop=partial(self._drop, name_of(observer))))
         for delivery in self._observers:
             delivery.add(event)
 
@@ -89,5 +90,5 @@ class _Delivery:
         if not call.task.done():
             if not self._calls.give_up(call):
                 self._on_drop()
-        elif not call.task.cancelled() and (error := call.task.exception()) is not None:
-            logger.error("an observer raised", exc_info=error)
+        else:
+            self._calls.log_failure(call, stream=event.record.id)

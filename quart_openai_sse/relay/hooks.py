@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import OpenAISSEError
+from quart_openai_sse.errors import AuthUnavailable, OpenAISSEError
 from quart_openai_sse.logs.entries import Outcome
 from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
 from quart_openai_sse.observers.log_line import log_stream
@@ -84,16 +84,16 @@ class Hooks:
         return validate({**body, "stream": stream})  # hooks cannot change whether the answer is streamed
 
     async def run_on_end(self, end: StreamEnd, *, calls: HookCalls) -> None:
-        """Calls the hooks, and waits for them at most `on_end_timeout` seconds. An exception of theirs is logged."""
+        """Calls the hooks, and waits for them at most `on_end_timeout` seconds. What they raise is logged."""
         if not self.on_end:
             return
         made = [calls.on_end.call(hook, end) for hook in self.on_end]
         await asyncio.wait([call.task for call in made], timeout=calls.on_end.timeout)
         for call in made:
             if not call.task.done():
-                calls.on_end.let_go_on(call)
-            elif not call.task.cancelled() and (error := call.task.exception()) is not None:
-                logger.error("stream %s: on_end raised", end.id, exc_info=error)
+                calls.on_end.let_go_on(call, stream=end.id)
+            else:
+                calls.on_end.log_failure(call, stream=end.id)
 
     def observe(self, kind: EventKind, record: StreamRecord, *, calls: HookCalls) -> None:
         """Writes the log line of an ended stream, and calls the observers. Nothing waits for them."""
@@ -111,7 +111,7 @@ class HookCalls:
 
     def __init__(self, config: Config, background: Background) -> None:
         create = partial(BoundedCalls, threads=config.hook_threads, background=background)
-        self.auth = create("auth", timeout=config.auth_timeout)
+        self.auth = create("auth", timeout=config.auth_timeout, late_error=AuthUnavailable)
         self.prepare = create("prepare", timeout=config.prepare_timeout)
         self.on_end = create("on_end", timeout=config.on_end_timeout)
         self.observe = create("observe", timeout=config.observe_timeout)

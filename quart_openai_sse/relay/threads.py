@@ -12,6 +12,8 @@ from functools import partial
 from inspect import iscoroutine
 from typing import Any
 
+from quart_openai_sse.relay.contexts import adopt
+
 _IDLE = 10.0  # seconds after which a thread without a call ends
 
 
@@ -33,10 +35,16 @@ class HookThreads:
         self._waiting: deque[ThreadCall] = deque()
         self._threads = 0
         self._idle = 0
+        self._running = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a call runs in each of the threads. A thread that has just been started runs none yet."""
+        return self._running >= self.limit
 
     def submit(self, function: Callable[..., Any], *args: Any) -> ThreadCall:
         """Calls `function(*args)` in a thread, in a copy of the current context, as `asyncio.to_thread` does."""
-        call = ThreadCall(self, partial(copy_context().run, function, *args))
+        call = ThreadCall(self, partial(function, *args))
         with self._changed:
             self._waiting.append(call)
             if self._idle >= len(self._waiting):
@@ -68,6 +76,8 @@ class HookThreads:
         while (call := self._next()) is not None:
             call.make()
             del call  # its arguments are not kept until the next call
+            with self._changed:
+                self._running -= 1
 
     def _next(self) -> ThreadCall | None:
         with self._changed:
@@ -78,6 +88,7 @@ class HookThreads:
                 if not woken and not self._waiting:
                     self._threads -= 1
                     return None
+            self._running += 1
             return self._waiting.popleft()
 
 
@@ -87,17 +98,21 @@ class ThreadCall:
     def __init__(self, threads: HookThreads, function: Callable[[], Any]) -> None:
         self._threads = threads
         self._function = function
+        self._context = copy_context()
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[Any] = self._loop.create_future()
         self._left = self._finished = False
 
     async def result(self) -> Any:
-        """Returns or raises what the function does."""
+        """Returns or raises what the function does. The context variables that it has set are set here then."""
         try:
             return await self._future
         except asyncio.CancelledError:
             self.leave()
             raise
+        finally:
+            if not self._future.cancelled():
+                adopt(self._context)
 
     def withdraw(self) -> bool:
         """Whether the call was still waiting for a thread. Then it is never made, and `result` is cancelled."""
@@ -117,7 +132,7 @@ class ThreadCall:
         """Calls the function and passes its result to the event loop."""
         result, error = None, None
         try:
-            result = self._function()
+            result = self._context.run(self._function)
         except Exception as raised:
             error = raised
             if isinstance(raised, StopIteration):  # which a future does not accept

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import sqlite3
 import threading
+from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import httpx
 import pytest
 from flask import Flask
 from flask import session as flask_session
-from quart import Quart, abort, request, session
+from quart import Quart, abort, current_app, g, request, session
+from quart.sessions import SecureCookieSession, SecureCookieSessionInterface
 from quart_auth import AuthUser, QuartAuth, login_user, logout_user
 
 from quart_openai_sse import (
@@ -148,7 +152,155 @@ async def test_a_hook_that_takes_too_long_is_cancelled_and_a_503(
         response = await client.get(path)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "auth_unavailable")
     assert cancelled == ["/v1/models", "/who"]
-    assert caplog.text.count("auth hook 'first_of.<locals>.hook' has been running for more than 0.01 s") == 1
+    assert caplog.text.count("auth hook 'hook' has been running for more than 0.01 s") == 1
+
+
+async def test_a_hook_that_swallows_its_cancellation_is_a_503_all_the_same(create_app: CreateApp, serve: Serve) -> None:
+    released = asyncio.Event()
+
+    async def stubborn():
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        return "ann"
+
+    app, ai = create_app(ScriptedUpstream(), auth=stubborn, auth_timeout=0.01)
+    client = await whoami(app, ai, serve)
+    try:
+        for path in ("/v1/models", "/who"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "auth_unavailable")
+    finally:
+        released.set()
+
+
+async def test_a_hook_that_is_cancelled_by_its_own_code_is_a_500_and_logged(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cancels():
+        raise asyncio.CancelledError
+
+    client = await serve(create_app(ScriptedUpstream(), auth=cancels)[0])
+    response = await client.get("/v1/models")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "auth hook 'cancels' was cancelled" in caplog.text
+
+
+async def never(*args: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def waits_first(hook: Any) -> Any:
+    @functools.wraps(hook)
+    async def decorated():
+        await never()
+        return await hook()
+
+    return decorated
+
+
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [
+        (session_user("user", load=never), "never"),
+        (session_user("user", load=functools.partial(never, 1)), "never"),
+        (session_user("user", load=lambda user: never(user)), "<lambda>"),
+        (first_of(bearer_tokens({}), session_user("user", load=never)), "never"),
+        (first_of(bearer_tokens({}), never), "never"),
+        (on_behalf_of(never, allowed={"x"}), "never"),
+        (waits_first(bearer_tokens({})), "bearer_tokens_hook"),
+    ],
+)
+async def test_a_warning_names_the_function_that_hangs(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, hook: Any, name: str
+) -> None:
+    app, _ = create_app(ScriptedUpstream(), auth=hook, auth_timeout=0.05)
+    client = await serve(app, headers=session_cookie(user=42))
+    assert (await client.get("/v1/models")).status_code == 503
+    assert f"auth hook {name!r} has been running for more than 0.05 s; still running: 1; late" in caplog.text
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="none")
+
+
+@pytest.mark.parametrize("kind", ["hook", "load", "load in a thread"])
+async def test_what_a_hook_puts_into_a_context_variable_reaches_the_view(
+    create_app: CreateApp, serve: Serve, kind: str
+) -> None:
+    def load(user):
+        tenant.set(f"blue {request.path}")
+        g.user = user
+        return "ann"
+
+    async def load_asynchronously(user):
+        await asyncio.sleep(0)
+        return load(user)
+
+    async def hook():
+        return await load_asynchronously(42)
+
+    auth = {
+        "hook": hook,
+        "load": session_user("user", load=load_asynchronously),
+        "load in a thread": session_user("user", load=load),
+    }[kind]
+    app, ai = create_app(ScriptedUpstream(), auth=auth)
+
+    @app.get("/tenant")
+    async def view():
+        await ai.principal()
+        return {"tenant": tenant.get(), "g": g.user}
+
+    client = await serve(app, headers=session_cookie(user=42))
+    for _ in range(2):
+        assert (await client.get("/tenant")).json() == {"tenant": "blue /tenant", "g": 42}
+    assert tenant.get() == "none"
+
+
+async def test_an_app_context_that_a_hook_leaves_open_is_not_that_of_the_view(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    other = Quart("other")
+
+    async def hook():
+        await other.app_context().push()
+        return "ann"
+
+    app, ai = create_app(ScriptedUpstream(), auth=hook)
+
+    @app.get("/app")
+    async def view():
+        await ai.principal()
+        return {"app": current_app.name, "path": request.path}
+
+    client = await serve(app)
+    assert (await client.get("/app")).json() == {"app": app.name, "path": "/app"}
+
+
+async def test_a_hook_that_awaits_nothing_runs_in_the_task_of_its_request(create_app: CreateApp) -> None:
+    tasks = []
+
+    class Watched(SecureCookieSession):
+        """A session that notes which task reads it."""
+
+        def get(self, *args: Any) -> Any:
+            tasks.append(asyncio.current_task())
+            return "ann"
+
+    class Sessions(SecureCookieSessionInterface):
+        session_class = Watched
+
+    async def waits():
+        return None
+
+    at_once = [session_user(), first_of(bearer_tokens({}), session_user())]
+    for hook in [*at_once, first_of(waits, session_user()), session_user(load=lambda user: True)]:
+        app, ai = create_app(ScriptedUpstream(), auth=hook)
+        app.session_interface = Sessions()
+        async with app.test_request_context("/"):
+            await ai.principal()
+    current = asyncio.current_task()
+    assert [task is current for task in tasks] == [True, True, False, False]
 
 
 async def test_a_timeout_of_the_hooks_own_is_its_own_error(create_app: CreateApp) -> None:

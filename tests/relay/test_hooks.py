@@ -20,7 +20,7 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.errors import HookTimeout, InvalidRequest, OpenAISSEError
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay import bounded_calls, deliveries
-from quart_openai_sse.relay.bounded_calls import Sparingly, runs_on_loop
+from quart_openai_sse.relay.bounded_calls import RateLimitedLog
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.threads import HookThreads
@@ -109,27 +109,6 @@ async def in_a_coroutine(*args: Any) -> None:
     pass
 
 
-class Called:
-    async def __call__(self, *args: Any) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("hook", "on_loop"),
-    {
-        "a coroutine function": (in_a_coroutine, True),
-        "a part of one": (functools.partial(in_a_coroutine, 1), True),
-        "an object that is called like one": (Called(), True),
-        "a method": (Called().__call__, True),
-        "a plain function": (len, False),
-        "a lambda": (lambda *args: in_a_coroutine(*args), False),
-        "an object that is called like a plain function": (functools.lru_cache(len), False),
-    }.values(),
-)
-def test_only_coroutine_functions_run_on_the_event_loop(hook: Any, on_loop: bool) -> None:
-    assert runs_on_loop(hook) is on_loop
-
-
 async def test_hooks_run_in_threads_of_their_own_and_coroutines_on_the_loop(relays: Any) -> None:
     relay, seen = relays(), []
 
@@ -212,6 +191,55 @@ async def test_g_of_the_request_is_not_that_of_a_model_or_of_on_end(create_app: 
     assert seen == [("model", False, "blue"), ("on_end", False, "blue"), ("the model's", True)]
 
 
+tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "lambda"])
+async def test_what_prepare_puts_into_a_context_variable_reaches_the_view_and_the_model(
+    create_app: CreateApp, serve: Serve, kind: str
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    seen = []
+
+    def plain(body: Any, principal: Principal) -> None:
+        seen.append(tenant.get())
+        tenant.set(tenant.get() + " blue")
+
+    async def coroutine(body: Any, principal: Principal) -> None:
+        plain(body, principal)
+
+    hook = {"plain": plain, "coroutine": coroutine, "lambda": lambda *args: coroutine(*args)}[kind]
+    ai.prepare(hook)
+    ai.prepare(hook)
+
+    @ai.model("own")
+    async def own(chat):
+        seen.append(tenant.get())
+        yield "hi"
+
+    @app.post("/ask")
+    async def ask():
+        stream = await ai.start({**BODY, "model": "own"}, principal=ME)
+        seen.append(tenant.get())
+        return await stream.response()
+
+    client = await serve(app)
+    assert (await read((await client.post("/ask")).content)).text == "hi"
+    assert sorted(seen) == ["none", "none blue", "none blue blue", "none blue blue"]
+
+
+async def test_a_refusal_by_prepare_leaves_its_context_variables(relays: Any) -> None:
+    async def refuse(body: Any, principal: Principal) -> None:
+        tenant.set("refused")
+        raise InvalidRequest("No.")
+
+    relay = relays()
+    relay.hooks.prepare.append(refuse)
+    with pytest.raises(InvalidRequest):
+        await relay.start(BODY, principal=ME)
+    assert tenant.get() == "refused"
+
+
 # prepare ------------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +280,7 @@ async def test_a_prepare_hook_that_takes_too_long_is_a_refusal(
     assert (await read(again.content)).outcome == "completed"
 
 
-async def test_a_prepare_hook_that_cancels_itself_has_failed(relays: Any) -> None:
+async def test_a_prepare_hook_that_cancels_itself_has_failed(relays: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def cancels(body: Any, principal: Principal) -> None:
         raise asyncio.CancelledError
 
@@ -260,6 +288,7 @@ async def test_a_prepare_hook_that_cancels_itself_has_failed(relays: Any) -> Non
     relay.hooks.prepare.append(cancels)
     with pytest.raises(OpenAISSEError, match="was cancelled"):
         await relay.start(BODY, principal=ME)
+    assert "prepare hook 'cancels' was cancelled" in caplog.text
 
 
 async def test_a_prepare_hook_ends_with_the_request_that_leaves(relays: Any) -> None:
@@ -300,8 +329,10 @@ async def test_a_hook_that_would_wait_for_a_thread_for_too_long_is_not_called(
         clock.put_forward(5)
         with pytest.raises(HookTimeout):
             await starting
-    assert (len(called), calls.hanging, calls.late, calls.not_made) == (2, 2, 2, 2)
-    assert "prepare hook 'hang' was not called: its 2 threads are in use, by 2 calls that hang" in caplog.text
+    assert (len(called), calls.hanging, calls.late, calls.skipped) == (2, 2, 2, 2)
+    assert (
+        "prepare hook 'hang' was not called: all threads (2) are in use; late calls still running: 2; " in caplog.text
+    )
     gate.set()
     await until(lambda: calls.hanging == 0)
     assert len(called) == 2
@@ -359,7 +390,7 @@ async def test_a_late_on_end_hook_goes_on_and_stores_the_answer(
     [warning] = [each for each in caplog.records if each.levelno == logging.WARNING]
     name = "store" if kind == "plain" else "store_later"
     assert warning.getMessage() == (
-        f"on_end hook {name!r} has been running for more than 5 s; calls that hang: 1, that have been late so far: 1"
+        f"on_end hook {name!r} has been running for more than 5 s; still running: 1; late in total: 1"
     )
     assert (warning.hook, warning.hanging, warning.late) == (name, 1, 1)
 
@@ -396,9 +427,58 @@ async def test_a_stream_ends_where_no_thread_is_left_for_its_on_end(
 
     relay.hooks.on_end.append(store)
     assert [await outcome(relay) for _ in range(3)] == ["completed"] * 3
-    assert (called, calls.not_made) == ([], 3)
-    assert "on_end hook 'store' was not called: its 1 threads are in use, by 1 calls that hang" in caplog.text
+    assert (called, calls.skipped) == ([], 3)
+    assert (
+        "on_end hook 'store' was not called: all threads (1) are in use; late calls still running: 1; " in caplog.text
+    )
     assert [each.levelname for each in caplog.records if "was not called" in each.getMessage()] == ["ERROR"]
+
+
+async def cancelled_by_a_library(*args: Any) -> None:
+    """Ends as a hook does that awaits a task which something else has cancelled."""
+    raise asyncio.CancelledError
+
+
+async def test_a_cancelled_hook_is_logged_as_an_error(relays: Any, caplog: pytest.LogCaptureFixture) -> None:
+    relay = relays()
+    relay.hooks.on_end.append(cancelled_by_a_library)
+    relay.hooks.observers.append(cancelled_by_a_library)
+    assert await outcome(relay) == "completed"
+    expected = {"on_end hook 'cancelled_by_a_library' was cancelled": 1}
+    expected["observe hook 'cancelled_by_a_library' was cancelled"] = 3
+    await until(lambda: sum("was cancelled" in each.getMessage() for each in caplog.records) == 4)
+    assert {text: caplog.text.count(text) for text in expected} == expected
+    assert caplog.text.count("in cancelled_by_a_library\n") == 4  # the traceback
+    assert {each.levelname for each in caplog.records if "was cancelled" in each.getMessage()} == {"ERROR"}
+
+
+async def test_a_late_on_end_hook_that_is_cancelled_is_logged_as_an_error(
+    relays: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay, opened = relays(on_end_timeout=0.001), asyncio.Event()
+
+    async def store(end: StreamEnd) -> None:
+        await opened.wait()
+        raise asyncio.CancelledError
+
+    relay.hooks.on_end.append(store)
+    assert await outcome(relay) == "completed"
+    opened.set()
+    await until(lambda: relay.hook_calls.on_end.hanging == 0)
+    await until(lambda: "on_end hook 'store' was cancelled" in caplog.text)
+
+
+async def test_a_call_that_no_thread_has_begun_does_not_count_the_threads_as_in_use(
+    relays: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(HookThreads, "_start_thread", lambda threads, call: None)
+    relay = relays(on_end_timeout=0.001)
+    relay.hooks.on_end.append(len)
+    assert await outcome(relay) == "completed"
+    assert (
+        "on_end hook 'len' was not called: none of at most 64 threads has begun the call in time; "
+        "late calls still running: 0; calls skipped in total: 1"
+    ) in caplog.text
 
 
 # Observers ----------------------------------------------------------------------------------------------------------
@@ -649,11 +729,11 @@ async def test_a_prepare_hook_cannot_nest_a_body_too_deeply(relays: Any) -> None
 async def test_a_flood_of_warnings_is_two_the_first_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded_calls, "_QUIET", 0)
     said: list[int] = []
-    sparingly = Sparingly()
+    log = RateLimitedLog()
     for number in range(1000):
-        sparingly.log(functools.partial(said.append, number))
+        log.log(functools.partial(said.append, number))
     assert said == [0]
-    await until(lambda: sparingly._timer is None)
+    await until(lambda: log._timer is None)
     assert said == [0, 999]
-    sparingly.log(functools.partial(said.append, 1000))
+    log.log(functools.partial(said.append, 1000))
     assert said == [0, 999, 1000]
