@@ -23,6 +23,7 @@ from quart_openai_sse.observers import StreamRecord
 
 TYPES = {
     "Seconds": "seconds, 0 or more",
+    "PositiveSeconds": "seconds, more than 0",
     "Count": "a whole number, 1 or more",
     "Annotated[int, msgspec.Meta(ge=0)]": "a whole number, 0 or more",
     "bool": "true or false",
@@ -30,9 +31,9 @@ TYPES = {
     "Mapping[str, str]": "names and values",
     "tuple[str, ...]": "a list, or text with commas",
     "tuple[str, ...] | None": "a list, or text with commas, or `None`",
-    "Seconds | None": "seconds, 0 or more, or `None`",
+    "PositiveSeconds | None": "seconds, more than 0, or `None`",
     "Count | None": "a whole number, 1 or more, or `None`",
-    "Mapping[str, Seconds]": "names and seconds",
+    "Mapping[str, PositiveSeconds]": "names and seconds, more than 0",
     "tuple[UpstreamConfig, ...]": "a list of objects",
     "str | ApiKey | None": "text, or a coroutine function",
 }

@@ -21,6 +21,8 @@ ApiKey = Callable[[Principal], Awaitable[str]]
 """A coroutine function that returns the upstream's key for a principal: keys that rotate, or one per customer."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+"""For an option whose docstring says what 0 means."""
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 Names = str | Sequence[str] | Set[str]
@@ -88,42 +90,42 @@ class Config:
     include_usage: bool = True
     """Whether to ask the upstream for usage. Switch it off for a server that refuses `stream_options`."""
 
-    connect_timeout: Seconds = 3
+    connect_timeout: PositiveSeconds = 3
     """Seconds to connect to the upstream."""
-    first_output_timeout: Seconds = 60
+    first_output_timeout: PositiveSeconds = 60
     """Seconds from the request to the first output; empty deltas do not count."""
-    first_output_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
+    first_output_timeouts: Mapping[str, PositiveSeconds] = field(default_factory=dict)
     """`first_output_timeout` for single models, by name: for models that reason for a long time before any output. The
     app's models can be named as well."""
-    gap_timeout: Seconds = 30
+    gap_timeout: PositiveSeconds = 30
     """Seconds without a byte from the upstream in the middle of a stream; its comments count as bytes."""
-    gap_timeouts: Mapping[str, Seconds] = field(default_factory=dict)
+    gap_timeouts: Mapping[str, PositiveSeconds] = field(default_factory=dict)
     """`gap_timeout` for single models, by name; the app's models can be named as well."""
-    total_timeout: Seconds = 600
+    total_timeout: PositiveSeconds = 600
     """Seconds for one complete answer of the upstream."""
-    model_first_output_timeout: Seconds = 300
+    model_first_output_timeout: PositiveSeconds = 300
     """Seconds from the request to the first output or event of a model of the app, unless `first_output_timeouts` names
     the model. While the model waits for `chat.call`, the request upstream has its own deadlines, and this one waits."""
-    model_gap_timeout: Seconds = 300
+    model_gap_timeout: PositiveSeconds = 300
     """Seconds between two items of a model of the app, unless `gap_timeouts` names the model. The time in which the
     model waits for `chat.call`, or for a slow reader, does not count."""
-    model_total_timeout: Seconds = 1800
+    model_total_timeout: PositiveSeconds = 1800
     """Seconds for one complete answer of a model of the app."""
 
     retries: Annotated[int, msgspec.Meta(ge=0)] = 3
     """How often a request that failed before any output is sent to the same upstream again."""
     retry_delay: Seconds = 1
-    """Seconds before the first retry; each further retry waits twice as long as the one before it."""
+    """Seconds before the first retry; each further retry waits twice as long as the one before it. 0: no wait."""
     retry_after_max: Seconds = 20
     """The longest `Retry-After` of an upstream, in seconds, that is waited for. If an upstream asks for more, the
-    request is not retried, and the caller receives the error."""
+    request is not retried, and the caller receives the error. 0: no `Retry-After` is waited for."""
     upstreams: tuple[UpstreamConfig, ...] = ()
     """Several upstreams instead of the one at `base_url`: `UpstreamConfig`s, or mappings with their fields."""
     breaker_failures: Count = 5
     """Failures in a row after which an upstream is not asked while there are others."""
     breaker_reset: Seconds = 15
-    """Seconds after which such an upstream is asked again, by a single request at first."""
-    slow_first_output: Seconds | None = None
+    """Seconds after which such an upstream is asked again, by a single request at first. 0: with the next request."""
+    slow_first_output: PositiveSeconds | None = None
     """Seconds without output that count as one of those failures; `None`: a slow upstream is no failure."""
 
     max_connections: Count = 1000
@@ -131,7 +133,7 @@ class Config:
     max_keepalive_connections: Count = 100
     """Maximum number of idle connections to the upstream that are kept open."""
     keepalive_expiry: Seconds = 60
-    """Seconds after which an idle connection to the upstream is closed."""
+    """Seconds after which an idle connection to the upstream is closed. 0: none stays open."""
     trust_env: bool = False
     """Whether to reach the upstream through the proxies named in the environment (`HTTPS_PROXY` …)."""
     own_transport: bool = True
@@ -149,18 +151,20 @@ class Config:
     extension's routes."""
 
     commit_after: Seconds = 10
-    """Seconds without output after which the status 200 is sent. A failure before that is sent with its own status."""
+    """Seconds without output after which the status 200 is sent. A failure before that is sent with its own status.
+    0: the status is sent without waiting for output."""
     keepalive: Seconds = 15
-    """Seconds without an event after which a comment is sent, so that the connection stays open."""
+    """Seconds without an event after which a comment is sent, so that the connection stays open. 0: no comments."""
     retry: Annotated[int, msgspec.Meta(ge=0)] = 1000
     """SSE's reconnection time, in milliseconds, sent to readers of `/streams`."""
 
     linger: Seconds = 30
-    """Seconds that a stream which can be resumed goes on without a reader, also before its first one."""
+    """Seconds that a stream which can be resumed goes on without a reader, also before its first one. 0: it ends when
+    its last reader disconnects, and at once if it begins without one."""
     retention: Seconds = 300
-    """Seconds that a stream can be read after its end."""
+    """Seconds that a stream can be read after its end. 0: only by the readers that it has then."""
     tombstone: Seconds = 3600
-    """Seconds after `retention` in which the response for such a stream is 410 instead of 404."""
+    """Seconds after `retention` in which the response for such a stream is 410 instead of 404. 0: it is 404."""
 
     max_streams: Count = 1000
     """Maximum number of running streams."""
@@ -170,17 +174,17 @@ class Config:
     """Tokens that a principal may use in each window, prompts included; `None`: no limit. They are counted while a
     stream runs, by its `usage` or, without that, by its chunks; a stream that exceeds the limit fails. Each process
     counts on its own."""
-    token_window: Seconds = 3600
+    token_window: PositiveSeconds = 3600
     """Length of that window in seconds. It begins with a principal's first token."""
     max_readers_per_stream: Count = 100
     """Maximum number of readers that a stream has at a time."""
     max_readers_per_principal: Count = 200
-    """Maximum number of readers that the streams of one principal have at a time. It does not concern the responses
-    that are plain answers of the OpenAI route, nor anonymous callers."""
+    """Maximum number of readers that the streams of one principal have at a time. Plain answers of the OpenAI
+    route and anonymous callers do not count."""
     max_memory: Count = 1 << 30
     """Maximum size, in bytes, of all requests, streams in the log and unread output that the process holds. Beyond it
     no stream is started: the response is 503 with `Retry-After`."""
-    write_timeout: Seconds = 60
+    write_timeout: PositiveSeconds = 60
     """Seconds that a client may take to accept one write of a streamed response; then the response is cut off."""
     max_event: Count = 1 << 20
     """Maximum size of one event from the upstream, in bytes."""
@@ -193,15 +197,15 @@ class Config:
     """Maximum size, in bytes, of all streams in the log of one process; ended streams are removed first."""
     high_water: Count = 256 << 10
     """Unread bytes at which the upstream of a stream that can't be resumed is paused."""
-    max_duration: Seconds = 3600
+    max_duration: PositiveSeconds = 3600
     """Maximum seconds that a stream may run, whatever produces it."""
-    on_end_timeout: Seconds = 5
+    on_end_timeout: PositiveSeconds = 5
     """Seconds that readers wait for `on_end` before they see the end. A hook that takes longer goes on afterwards."""
-    prepare_timeout: Seconds = 10
+    prepare_timeout: PositiveSeconds = 10
     """Seconds that one `prepare` hook may take. After that the request is refused with 503."""
-    auth_timeout: Seconds = 10
+    auth_timeout: PositiveSeconds = 10
     """Seconds that the auth hook may take. After that the request is refused with 503."""
-    observe_timeout: Seconds = 5
+    observe_timeout: PositiveSeconds = 5
     """Seconds that an observer may take for one event."""
     hook_threads: Count = 64
     """Maximum number of threads for the `def` hooks of each kind: `prepare`, `on_end`, observers, and the `load` of an
