@@ -64,6 +64,24 @@ async def test_more_calls_than_threads_wait_for_one_in_their_order(gate: threadi
     assert most == 3
 
 
+async def test_the_threads_are_exhausted_while_each_runs_a_call(gate: threading.Event) -> None:
+    threads = HookThreads(2, name="hooks")
+    await threads.submit(bool).result()
+    while not threads._idle:
+        await asyncio.sleep(0)
+    begun: list[int] = []
+    found = [threads.exhausted]
+    calls = []
+    for number in (1, 2):
+        calls.append(threads.submit(lambda number=number: begun.append(number) or gate.wait()))
+        while len(begun) < number:
+            await asyncio.sleep(0)
+        found.append(threads.exhausted)
+    assert found == [False, False, True]
+    gate.set()
+    await asyncio.gather(*(each.result() for each in calls))
+
+
 async def test_a_call_that_waits_for_a_thread_can_be_withdrawn_and_is_never_made(gate: threading.Event) -> None:
     threads, made = HookThreads(1, name="hooks"), []
     hanging = asyncio.ensure_future(threads.submit(gate.wait).result())
