@@ -74,9 +74,9 @@ async def _respond(
         # ends. (It may be another than the current task: a view may create its response in a task of its own.)
         task = _request_task.get() or cast("asyncio.Task[Any]", asyncio.current_task())
         task.add_done_callback(lambda _: relay.leave_soon(reader))
-        headers = _headers(handle, format_)
         if late:
             await reader.opened(relay.config.commit_after)
+        headers = _headers(handle, format_)
     except BaseException:
         await relay.readers.leave(reader)
         raise
