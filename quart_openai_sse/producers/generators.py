@@ -33,6 +33,9 @@ class AppGenerator:
         self._iterator = aiter(iterable)
         self._convert = convert
         self._task: asyncio.Task[Any] | None = None
+        """The task that has had its last item."""
+        self._waiting: asyncio.Task[Any] | None = None
+        """The task that waits for its next item."""
         self._thrown: tuple[asyncio.CancelledError, int] | None = None
 
     async def aclose(self) -> None:
@@ -44,6 +47,10 @@ class AppGenerator:
         is cancelled there.
         """
         try:
+            if (waiting := self._waiting) is not None and waiting is not asyncio.current_task():
+                # A transform reads ahead in a task of its own. A generator that runs there cannot be closed from here.
+                waiting.cancel()
+                await asyncio.wait([waiting])
             await self.items.aclose()
             if self.at_yield:
                 await self._cancel_next_wait()
@@ -57,11 +64,13 @@ class AppGenerator:
     async def _items(self) -> AsyncGenerator[Any, None]:
         convert = self._convert
         while True:
+            self._task = self._waiting = asyncio.current_task()
             try:
                 item = await self._next()
             except StopAsyncIteration:
                 break
-            self._task = asyncio.current_task()
+            finally:
+                self._waiting = None
             self.at_yield = True
             yield convert(item)
             self.at_yield = False

@@ -164,6 +164,57 @@ async def test_it_is_closed_when_the_stream_is_stopped_or_its_reader_leaves(
     assert (end.reason == "client_left") == (how == "client_left")
 
 
+async def reads_ahead(items: Any, chat: Any) -> Any:
+    """Tells the reader that the model is still at work, whenever it has been silent for a moment."""
+    task = None
+    while True:
+        task = task or asyncio.ensure_future(anext(items))
+        if not (await asyncio.wait([task], timeout=0.01))[0]:
+            yield Event("working")
+            continue
+        try:
+            item = task.result()
+        except StopAsyncIteration:
+            return
+        task = None
+        yield item
+
+
+async def pumps(items: Any, chat: Any) -> Any:
+    """Reads in a task that runs beside it."""
+
+    async def pump() -> None:
+        async for item in items:
+            await queue.put(item)
+
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.ensure_future(pump())
+    while not task.done() or not queue.empty():
+        yield await queue.get()
+
+
+@pytest.mark.parametrize("transform", [reads_ahead, pumps])
+async def test_a_transform_that_reads_in_another_task_leaves_no_model_behind(
+    create_app: CreateApp, serve: Serve, transform: Any
+) -> None:
+    library = Library(fast=False)
+    app, ai = serve_model(create_app, library)
+    ai.transform(transform)
+    ends: list[tuple[str, bool]] = []
+    ai.on_end(lambda end: ends.append((end.outcome, library.closed)))
+    client = await serve(app)
+    async with client.stream("POST", "/v1/streams", json=BODY, headers=EVENTS) as response:
+        pieces = response.aiter_text()
+        text = ""
+        while '"9 "' not in text:
+            text += await anext(pieces)
+        await client.delete(f"/v1/streams/{response.headers['x-stream-id']}")
+        async for piece in pieces:
+            text += piece
+    assert "event: stopped" in text
+    assert ends == [("stopped", True)]
+
+
 @pytest.mark.parametrize("model", ["sim-length-4000-rate-20", "sim-length-100000-rate-0"], ids=["slow", "fast"])
 async def test_openais_sdk_closes_its_request(
     create_app: CreateApp, serve: Serve, simulator: Simulator, model: str
