@@ -30,11 +30,11 @@ MYPY = {
         'expected "Callable[[], Awaitable[Principal | str | int | None]] | None"'
     ),
     "an argument of the wrong type": (
-        'Argument 1 to "on_end" of "QuartOpenAISSE" has incompatible type '
+        'Argument 1 to "on_end" of "Registration" has incompatible type '
         '"Callable[[str], Coroutine[Any, Any, None]]"; expected "Callable[[StreamEnd], Coroutine[Any, Any, None]]"'
     ),
     "a transform without yield": (
-        'Value of type variable "AsyncIteratorT" of "transform" of "QuartOpenAISSE" cannot be '
+        'Value of type variable "AsyncIteratorT" of "transform" of "Registration" cannot be '
         '"Coroutine[Any, Any, AsyncIterator[Any]]"'
     ),
     "a format without its end": ('Value of type variable "FormatT" of function cannot be "type[Half]"'),
