@@ -159,7 +159,8 @@ class MemoryLog:
             return
         del self._streams[stream.key]
         self._ended.pop(stream.key, None)
-        self._disown(stream)
+        if stream.retain:
+            self._disown(stream)
         self.size -= stream.size + STREAM_OVERHEAD
         stream.size = 0
 

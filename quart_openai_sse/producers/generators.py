@@ -108,15 +108,24 @@ class AppGenerator:
 
         Items are dropped meanwhile: those that a library has read already are yielded without any wait.
         """
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        task, loop = cast("asyncio.Task[Any]", asyncio.current_task()), asyncio.get_running_loop()
         before, cancelled = task.cancelling(), False
+        handle: asyncio.Handle
+
+        def cancel_when_begun() -> None:
+            # A library may wait in a task of its own, and nothing is closed by cancelling one that has not begun.
+            nonlocal handle
+            if isinstance(getattr(task, "_fut_waiter", None), asyncio.Task):
+                handle = loop.call_soon(cancel)
+            else:
+                cancel()
 
         def cancel() -> None:
             nonlocal cancelled
             cancelled = task.cancel()
 
         # The event loop runs it as soon as the generator waits.
-        handle = asyncio.get_running_loop().call_soon(cancel)
+        handle = loop.call_soon(cancel_when_begun)
         until = monotonic() + _MOST_SECONDS
         try:
             for _ in range(_MOST_ITEMS):

@@ -109,7 +109,8 @@ class Relay:
         body = validate(body, default_model=self.config.model)
         size = body_size(body) if size is None else size
         retain = retain or bool(idempotency_key)
-        handle = self.handle(_stream_id(idempotency_key, principal), principal)
+        stream_id = _id_of_key(idempotency_key, principal) if idempotency_key else secrets.token_hex(16)
+        handle = self.handle(stream_id, principal)
         record = StreamRecord(
             id=handle.id,
             thread=thread,
@@ -159,6 +160,7 @@ class Relay:
                 undo.push_async_callback(self.readers.leave, reader)
                 handle = replace(handle, reader=reader)
                 record.readers = 1
+            record.upstream = producer.upstream
             if self.draining:  # since the first check
                 raise Draining(SHUTTING_DOWN)
             stream = RunningStream(
@@ -225,8 +227,8 @@ class Relay:
         self.readers.add(reader, handle, counted=counted)
         return reader
 
-    def leave_soon(self, reader: Reader) -> None:
-        """Closes a reader, for callers that cannot await."""
+    def leave_soon(self, reader: Reader, _task: object = None) -> None:
+        """Closes a reader, for callers that cannot await: a task's done callback."""
         if reader in self.readers:
             self._background.hold(self.readers.leave(reader))
 
@@ -290,9 +292,8 @@ class Relay:
         await self.log.aclose()
 
 
-def _stream_id(idempotency_key: str, principal: Principal) -> str:
-    if not idempotency_key:
-        return secrets.token_hex(16)
+def _id_of_key(idempotency_key: str, principal: Principal) -> str:
+    """The id of the stream that an `Idempotency-Key` names."""
     if principal.anonymous:
         raise InvalidRequest("Anonymous callers cannot use Idempotency-Key.", param="Idempotency-Key")
     return sha256(b"idempotency-key:" + check_idempotency_key(idempotency_key).encode()).hexdigest()[:32]

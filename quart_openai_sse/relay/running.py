@@ -65,9 +65,6 @@ class RunningStream:
     _producing: asyncio.Task[None] | None = None
     _interruption: tuple[Interruption, str, OpenAISSEError | None] | None = None
 
-    def __post_init__(self) -> None:
-        self.record.upstream = self.producer.upstream
-
     async def produce(self, background: Background) -> End:
         """Runs the producer until it is done or interrupted. To be called in the stream's own task."""
         task = cast("asyncio.Task[None]", asyncio.current_task())

@@ -130,7 +130,11 @@ class _DirectAnswer:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return _by_name(self._exchange.headers)
+        found: dict[str, str] = {}
+        for raw, value in self._exchange.headers:
+            name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+            found[name] = f"{found[name]}, {text}" if name in found else text  # RFC 9110, 5.3
+        return found
 
     async def finish(self) -> None:
         with suppress(Exception):  # the answer is complete in any case
@@ -139,14 +143,6 @@ class _DirectAnswer:
 
     async def aclose(self) -> None:
         self._exchange.close()
-
-
-def _by_name(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
-    found: dict[str, str] = {}
-    for raw, value in headers:
-        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
-        found[name] = f"{found[name]}, {text}" if name in found else text  # RFC 9110, 5.3
-    return found
 
 
 def _discard(data: bytes) -> Flow:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Hashable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, cast
 
 from quart import Response, request
@@ -73,7 +74,7 @@ async def _respond(
         # If the client disconnects before the body begins, the body's `finally` never runs, but the request's task
         # ends. (It may be another than the current task: a view may create its response in a task of its own.)
         task = _request_task.get() or cast("asyncio.Task[Any]", asyncio.current_task())
-        task.add_done_callback(lambda _: relay.leave_soon(reader))
+        task.add_done_callback(partial(relay.leave_soon, reader))
         if late:
             await reader.opened(relay.config.commit_after)
         headers = _headers(handle, format_)

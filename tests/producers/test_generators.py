@@ -30,12 +30,14 @@ speeds = pytest.mark.parametrize("fast", [False, True], ids=["slow upstream", "f
 class Library:
     """The stream of another SDK, as openai's is made: an object in a reference cycle, with a generator that closes it.
 
-    After ten pieces it waits forever. If it is *fast*, it has them all before they are asked for.
+    After ten pieces it waits forever. If it is *fast*, it has them all before they are asked for. With *tasks* it waits
+    for each piece in a task of its own, as autogen does.
     """
 
-    def __init__(self, *, fast: bool) -> None:
+    def __init__(self, *, fast: bool, tasks: bool = False) -> None:
         self.closed = False
         self._fast = fast
+        self._tasks = tasks
         self._items = self._read()
 
     async def _read(self) -> AsyncIterator[str]:
@@ -49,8 +51,9 @@ class Library:
             self.closed = True
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        async for item in self._items:
-            yield item
+        while True:
+            step = anext(self._items)
+            yield await (asyncio.ensure_future(step) if self._tasks else step)
 
 
 def serve_model(create_app: CreateApp, library: Library, **options: Any) -> Any:
@@ -126,6 +129,17 @@ async def test_the_stream_of_a_library_is_closed_before_the_readers_see_the_end(
     response = await client.post("/v1/streams", json=BODY, headers=EVENTS)
     assert "0 " in (await read(response.content)).text
     assert ends == [(outcome, True)]
+
+
+async def test_a_library_that_waits_in_tasks_is_closed_too(create_app: CreateApp, serve: Serve) -> None:
+    library = Library(fast=False, tasks=True)
+    app, ai = serve_model(create_app, library)
+    ai.transform(raises)
+    ends: list[tuple[str, bool]] = []
+    ai.on_end(lambda end: ends.append((end.reason, library.closed)))
+    client = await serve(app)
+    await client.post("/v1/streams", json=BODY, headers=EVENTS)
+    assert ends == [("policy", True)]
 
 
 @speeds
