@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from quart_openai_sse.errors import OpenAISSEError, Translate, english
 from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
@@ -18,8 +19,7 @@ __all__ = ["BaseFormat", "Format", "Reading", "SSEFormat", "end_data", "entry_te
 _NO_STREAM = About(id="")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What a format is created for: one response, and the stream that it reads."""
 
     about: About = _NO_STREAM

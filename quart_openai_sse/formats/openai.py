@@ -36,7 +36,13 @@ class OpenAIFormat(SSEFormat):
                 event = b"data: " + data + b"\n\n"
                 return id_line(batch.id(batch.first), True) + event if self._ids else event
         if not self._ids:
-            return encode_all([data for entry in batch.entries for data in self._shown(entry)])
+            return encode_all(
+                [
+                    data
+                    for entry in batch.entries
+                    for data in ((entry.data,) if entry.kind is _CHUNK and not entry.usage else self._shown(entry))
+                ]
+            )
         return b"".join(
             self._with_id(batch.id(place), self._shown(entry)) for place, entry in enumerate(batch.entries, batch.first)
         )

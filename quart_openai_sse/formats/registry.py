@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+
+from msgspec import structs
 
 from quart_openai_sse.errors import InvalidRequest
 from quart_openai_sse.formats import Format, Reading
@@ -38,7 +40,7 @@ class Wire:
 
     def format(self, about: About, *, after: str = "") -> Format:
         """The format for a response that continues the stream *about* after the client's position *after*."""
-        return self.create(replace(self.reading, about=about, after=after))
+        return self.create(structs.replace(self.reading, about=about, after=after))
 
 
 class Formats:

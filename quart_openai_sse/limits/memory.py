@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import Lock
 from typing import Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from quart_openai_sse.errors import MemoryFull
 
@@ -28,8 +28,7 @@ class MemoryAccount:
         """Bytes that were taken from the log, and that the server has not accepted yet."""
         self._limit = limit
         self._log = log
-        with _lock:
-            _accounts.add(self)
+        _change_accounts(add=self)
 
     @property
     def held(self) -> int:
@@ -38,16 +37,22 @@ class MemoryAccount:
 
     def close(self) -> None:
         """Takes the account out of the sum: its engine is closed."""
-        with _lock:
-            _accounts.discard(self)
+        _change_accounts(remove=self)
 
     def check(self, more: int = 0) -> None:
         """Raises `MemoryFull` if with *more* bytes the engines of this process together hold more than the limit."""
-        with _lock:
-            held = sum(account.held for account in _accounts)
+        held = sum(account.held for each in _accounts if (account := each()) is not None)
         if held + more > self._limit:
             raise MemoryFull(f"The process would hold more than {self._limit} bytes of requests and streams.")
 
 
-_accounts: WeakSet[MemoryAccount] = WeakSet()
-_lock = Lock()  # event loops of several threads have accounts
+# A tuple, which is replaced as a whole: event loops of several threads have accounts, and each start looks at all.
+_accounts: tuple[ref[MemoryAccount], ...] = ()
+_lock = Lock()
+
+
+def _change_accounts(*, add: MemoryAccount | None = None, remove: MemoryAccount | None = None) -> None:
+    global _accounts
+    with _lock:
+        kept = [each for each in _accounts if (account := each()) is not None and account is not remove]
+        _accounts = (*kept, *([] if add is None else [ref(add)]))

@@ -39,8 +39,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """The app event's name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class About(msgspec.Struct, frozen=True, kw_only=True):
     """What a log knows of a stream besides its entries."""
 
     id: str

@@ -136,7 +136,10 @@ class MemoryLog:
 
     def charge(self, size: int) -> None:
         """See `OwningLog.charge`."""
-        self._reserve(size, StreamTooLong)
+        if self.size + size <= self.max_log_bytes:
+            self.size += size
+        else:
+            self._reserve(size, StreamTooLong)
 
     def closed(self, stream: MemoryStream) -> None:
         """See `OwningLog.closed`."""
@@ -145,7 +148,7 @@ class MemoryLog:
             self._sweep()
         elif not stream.readers:
             self._forget(stream)
-        else:  # the last reader forgets it
+        elif stream.retain:  # the last reader forgets it
             self._disown(stream)
 
     def left(self, stream: MemoryStream) -> None:

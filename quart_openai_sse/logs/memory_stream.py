@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Protocol
 
 from quart_openai_sse.flow import Flow
@@ -153,6 +154,7 @@ def size_of(entries: Sequence[Entry]) -> int:
     return size
 
 
+@dataclass(slots=True)
 class _Watch:
     """Calls *stopped* when the stream is to stop, and *left* when no reader has read it for *linger* seconds.
 
@@ -160,26 +162,39 @@ class _Watch:
     it is due, and with its context everything that the request's contextvars refer to.
     """
 
-    def __init__(self, *, stopped: Callable[[str], object], left: Callable[[], object], linger: float) -> None:
-        self.stopped = stopped
-        self._left = left
-        self._linger = linger
-        self._timer: asyncio.TimerHandle | None = None
+    stopped: Callable[[str], object]
+    left: Callable[[], object]
+    linger: float
+    timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """The last reader has left."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._linger, self._left, context=Context())
+        if self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(self.linger, self.left, context=Context())
 
     def cancel(self) -> None:
         """There is a reader again, or the stream has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class MemoryReader:
     """See `Reader`."""
+
+    # There are very many: with slots each takes 100 bytes less.
+    __slots__ = (
+        "_closed",
+        "_loop",
+        "_next",
+        "_opening",
+        "_silent_since",
+        "_stream",
+        "_timer",
+        "about",
+        "at_end",
+        "place",
+    )
 
     def __init__(self, stream: MemoryStream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         self.place = place

@@ -7,10 +7,11 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, cast
+
+from msgspec import structs
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
@@ -127,13 +128,11 @@ class Relay:
         if not idempotency_key:
             place = reserve()
         elif (claimed := await self._claims.claim(handle, reserve, create)) is None:
-            return replace(handle, attached=True)
+            return structs.replace(handle, attached=True)
         else:
             place, writer = claimed
-        async with AsyncExitStack() as undo:
-            undo.callback(place.release)
-            if writer is not None:
-                undo.push_async_exit(partial(self.streams.refuse, handle, writer))
+        reader: Reader | None = None
+        try:
             if self.hooks.prepare:
                 body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
                 place.hold(body_size(body) - size)
@@ -153,12 +152,10 @@ class Relay:
             if writer is None:
                 # `create` returns None only for a key in use, which a random key of 128 bits is not.
                 writer = cast(Writer, await create())
-                undo.push_async_exit(partial(self.streams.refuse, handle, writer))
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if read or not retain:
                 reader = await self._open_reader(handle, heartbeat=bool(body.get("stream")), counted=retain)
-                undo.push_async_callback(self.readers.leave, reader)
-                handle = replace(handle, reader=reader)
+                handle = structs.replace(handle, reader=reader)
                 record.readers = 1
             record.upstream = producer.upstream
             if self.draining:  # since the first check
@@ -180,8 +177,22 @@ class Relay:
                 ),
             )
             self.streams.run(stream, linger=self.config.linger if retain else 0)
-            undo.pop_all()
+        except BaseException as error:
+            place.release()
+            await self._take_back(handle, writer, reader, error)
+            raise
         return handle
+
+    async def _take_back(
+        self, handle: StreamHandle, writer: Writer | None, reader: Reader | None, error: BaseException
+    ) -> None:
+        """Ends what a start that failed with *error* has created."""
+        try:
+            if reader is not None:
+                await self.readers.leave(reader)
+        finally:
+            if writer is not None:
+                await self.streams.refuse(handle, writer, error)
 
     # The upstream -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+import msgspec
+
 from quart_openai_sse.errors import (
     ErrorValue,
     ModelFailed,
@@ -34,8 +36,7 @@ logger = logging.getLogger("quart_openai_sse")
 Interruption = Literal["failed", "stopped"]
 
 
-@dataclass(frozen=True, slots=True)
-class StreamHandle:
+class StreamHandle(msgspec.Struct, frozen=True):
     """A stream that was started, or attached to. *reader* is set if the stream is not retained."""
 
     id: str

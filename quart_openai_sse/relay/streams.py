@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from quart_openai_sse.config import Config
@@ -85,15 +84,8 @@ class Streams:
             logger.exception("stream %s: the end could not be stored", handle.id)
             await self._readers.cut(handle)
 
-    async def refuse(
-        self,
-        handle: StreamHandle,
-        writer: Writer,
-        _class: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        _traceback: TracebackType | None = None,
-    ) -> None:
-        """Ends a stream whose start failed with *error*, as an `AsyncExitStack` calls it. It does not hold its key."""
+    async def refuse(self, handle: StreamHandle, writer: Writer, error: BaseException | None = None) -> None:
+        """Ends a stream whose start failed with *error*. It does not hold its key."""
         refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
         await self.close(handle, writer, End("failed", refusal.code or "", ErrorValue.of(refusal)))
 

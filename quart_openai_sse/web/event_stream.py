@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, cast
 
 from quart import Response, request
-from werkzeug.datastructures import Headers
 
 from quart_openai_sse.errors import ErrorValue, OpenAISSEError
 from quart_openai_sse.formats import Format
@@ -38,6 +37,8 @@ STREAM_HEADERS = {
     "Incremental": "?1",
 }
 """The headers of every response that streams; a format can replace them."""
+
+_FRAMING = ("Content-Length", "Transfer-Encoding")  # the server's: with a length, a cut response would look complete
 
 
 async def stream_response(relay: Relay, handle: StreamHandle, wire: Wire) -> Response:
@@ -87,11 +88,12 @@ async def _respond(
     return response
 
 
-def _headers(handle: StreamHandle, format_: Format) -> Headers:
-    headers = Headers(STREAM_HEADERS)
-    headers.update(format_.headers)
-    for framing in ("Content-Length", "Transfer-Encoding"):  # the server's: with a length a cut would look complete
-        headers.pop(framing, None)
+def _headers(handle: StreamHandle, format_: Format) -> dict[str, str]:
+    headers = dict(STREAM_HEADERS)
+    for name, value in format_.headers.items():
+        name = name.title()
+        if name not in _FRAMING:
+            headers[name] = value
     headers["X-Stream-Id"] = handle.id
     return headers
 

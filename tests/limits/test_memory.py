@@ -30,7 +30,7 @@ class Log:
 
 
 def test_the_accounts_of_a_process_are_limited_together() -> None:
-    others = sum(account.held for account in memory._accounts)
+    others = sum(account.held for each in memory._accounts if (account := each()) is not None)
     one, two = MemoryAccount(others + 100, Log()), MemoryAccount(others + 1000, Log())
     one.bodies, two.unread = 60, 40
     one.check()

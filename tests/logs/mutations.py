@@ -221,13 +221,13 @@ MUTATIONS = [
     Mutation(
         "find loses the echo",
         "msgpack.encode(about), self.process",
-        "msgpack.encode(dataclasses.replace(about, echo=b'')), self.process",
+        "msgpack.encode(structs.replace(about, echo=b'')), self.process",
         (FOUND,),
     ),
     Mutation(
         "find rounds the time of the start",
         "msgpack.encode(about), self.process",
-        "msgpack.encode(dataclasses.replace(about, created=int(about.created))), self.process",
+        "msgpack.encode(structs.replace(about, created=int(about.created))), self.process",
         (FOUND,),
     ),
     Mutation(
