@@ -25,6 +25,7 @@ logger = logging.getLogger("quart_openai_sse")
 
 # Until a write is accepted, hypercorn holds it twice, and after a response is cut off as long as the client stays.
 _MOST_WRITE = 64 << 10  # bytes
+_SMALL = 4 << 10  # bytes; less is not counted as unread
 _LOST = Batch(0, (), LOST)
 
 _request_task: ContextVar[asyncio.Task[Any] | None] = ContextVar("quart_openai_sse_request_task", default=None)
@@ -120,14 +121,19 @@ async def _body(relay: Relay, reader: Reader, format_: Format, watch: WriteWatch
     try:
         data = format_.head()
         while True:
-            size = len(data)
-            memory.unread += size
-            for start in range(0, size, _MOST_WRITE):
+            if len(data) > _SMALL:
+                size = len(data)
+                memory.unread += size
+                for start in range(0, size, _MOST_WRITE):
+                    watch.writes += 1
+                    yield data[start : start + _MOST_WRITE]
+                    watch.writes += 1
+                memory.unread -= size
+                size = 0
+            elif data:
                 watch.writes += 1
-                yield data[start : start + _MOST_WRITE]
+                yield data
                 watch.writes += 1
-            memory.unread -= size
-            size = 0
             if end is not None:
                 return
             try:
