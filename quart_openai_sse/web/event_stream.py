@@ -110,7 +110,10 @@ async def remember_request_task() -> None:
     _request_task.set(asyncio.current_task())
 
 
-async def _body(relay: Relay, reader: Reader, format_: Format, watch: WriteWatch) -> AsyncGenerator[bytes, None]:
+# One loop: each further call would cost something with each event.
+async def _body(  # noqa: C901
+    relay: Relay, reader: Reader, format_: Format, watch: WriteWatch
+) -> AsyncGenerator[bytes, None]:
     keepalive = relay.config.keepalive or math.inf
     memory = relay.memory
     encode = format_.encode
