@@ -13,7 +13,7 @@ from weakref import WeakSet
 from quart import Blueprint, Quart
 from quart.blueprints import BlueprintSetupState
 
-from quart_openai_sse.auth.hooks import Authenticate, authenticate
+from quart_openai_sse.auth.authentication import Authenticate, authenticate
 from quart_openai_sse.config import KEY_PREFIX, Config, Options, option_names, refuse_unknown
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog

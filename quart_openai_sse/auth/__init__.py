@@ -1,8 +1,8 @@
 """The auth hooks that need no extra; `jwt_bearer` is in `quart_openai_sse.auth.jwt`."""
 
+from quart_openai_sse.auth.authentication import Authenticate
 from quart_openai_sse.auth.forward import forward_auth
 from quart_openai_sse.auth.hooks import (
-    Authenticate,
     allow_anonymous,
     bearer_tokens,
     first_of,

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from quart_openai_sse.auth.authentication import Authenticate
 from quart_openai_sse.auth.connection import current_connection
-from quart_openai_sse.auth.hooks import Authenticate
 from quart_openai_sse.auth.lookups import (
     BadAnswer,
     ClientFactory,

@@ -1,160 +1,39 @@
-"""The auth hook: how a request's principal is found, and the hooks that need no extra."""
+"""The auth hooks that need no extra."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from inspect import isawaitable
-from typing import Any, Protocol
+from typing import Any
 
-from quart import has_websocket_context, request, session
-from werkzeug.exceptions import Forbidden, Unauthorized
+from quart import session
 
+from quart_openai_sse.auth.authentication import Authenticate, ask, at_once, current_question, to_principal, waits
 from quart_openai_sse.auth.connection import current_connection
-from quart_openai_sse.auth.origin import SAFE_METHODS, check_origin
 from quart_openai_sse.errors import (
     AuthenticationRequired,
     ConfigurationError,
     InvalidRequest,
     PermissionDenied,
 )
-from quart_openai_sse.functions import name_of, runs_on_loop
+from quart_openai_sse.functions import runs_on_loop
 from quart_openai_sse.principal import Principal, is_id
 
 __all__ = [
     "Authenticate",
     "Principal",
     "allow_anonymous",
-    "authenticate",
     "bearer_tokens",
     "first_of",
     "on_behalf_of",
     "quart_auth_user",
     "session_user",
 ]
-
-Authenticate = Callable[[], Awaitable[Principal | str | int | None]]
-"""A coroutine function that reads `quart.request` or `quart.session` and returns the caller: a `Principal` or an id,
-or `None` if it does not recognise the caller. It may raise an `OpenAISSEError`, or abort with 401 or 403."""
-
-
-class AuthCalls(Protocol):
-    """The limits of an auth hook."""
-
-    async def result(self, hook: Callable[..., Any], *args: Any) -> Any:
-        """Returns or raises what *hook* does. Raises `AuthUnavailable` after the time limit."""
-        ...
-
-    async def run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Returns or raises what *function* does in a thread."""
-        ...
-
-
-async def authenticate(
-    hook: Authenticate, *, trusted_origins: Collection[str] = (), calls: AuthCalls | None = None
-) -> Principal:
-    """The principal that makes the current request or opens the current websocket, as *hook* recognises it.
-
-    Raises `AuthenticationRequired` if *hook* returns no caller, `PermissionDenied` if it aborts with 403,
-    `AuthUnavailable` if it takes longer than *calls* allows, `OriginDenied` if a page of another origin uses a cookie
-    for a websocket or with a method that changes something, and `TypeError` if *hook* is not a coroutine function or
-    returns something else.
-    """
-    try:
-        caller = await (_ask(hook) if calls is None or not _waits(hook) else _Question(hook, calls).caller())
-    except Unauthorized:
-        caller = None
-    except Forbidden as error:
-        raise PermissionDenied(error.description or "") from error
-    if caller is None:
-        raise AuthenticationRequired("No valid credentials were sent.")
-    if isinstance(caller, bool) or not isinstance(caller, Principal | str | int):
-        raise TypeError(f"An auth hook must return a Principal, an id or None, not {type(caller).__name__}.")
-    principal = _principal(caller)
-    # A browser lets a page of any origin open a websocket, with the cookies (RFC 6455, section 10.2).
-    if principal.cookie and (has_websocket_context() or request.method not in SAFE_METHODS):
-        check_origin(trusted_origins)
-    return principal
-
-
-class _Question:
-    """One call of an auth hook with a time limit.
-
-    Its `__name__`, which log lines show, is that of the function that is running: a hook in `first_of`, or the `load`
-    of `session_user`.
-    """
-
-    def __init__(self, hook: Authenticate, calls: AuthCalls) -> None:
-        self.__name__ = name_of(hook)
-        self.calls = calls
-        self._hook = hook
-
-    async def caller(self) -> Principal | str | int | None:
-        """The caller that the hook returns. Raises `AuthUnavailable` after the time limit."""
-        token = _question.set(self)
-        try:
-            caller: Principal | str | int | None = await self.calls.result(self)
-            return caller
-        finally:
-            _question.reset(token)
-
-    async def __call__(self) -> Principal | str | int | None:
-        return await _ask(self._hook)
-
-    @contextmanager
-    def running(self, function: Callable[..., Any]) -> Iterator[None]:
-        """Shows the name of *function* within the block."""
-        outer, self.__name__ = self.__name__, name_of(function)
-        try:
-            yield
-        finally:
-            self.__name__ = outer
-
-
-_question: ContextVar[_Question | None] = ContextVar("quart_openai_sse_auth_question", default=None)
-"""Not set if the app calls a hook by itself."""
-
-
-async def _ask(hook: Authenticate) -> Principal | str | int | None:
-    """The caller that *hook* returns, with `None` for every value that means no caller (`False`, `""`)."""
-    question = _question.get()
-    with nullcontext() if question is None else question.running(hook):
-        answer = hook()
-        if not isawaitable(answer):
-            name = name_of(hook)
-            raise TypeError(
-                f"The auth hook {name} returned {type(answer).__name__} instead of an awaitable. "
-                f"A hook must be a coroutine function: write `async def {name}(): ...`."
-            )
-        caller = await answer
-    return None if caller is False or caller == "" else caller
-
-
-def _at_once(hook: Authenticate) -> Authenticate:
-    """Marks a hook that awaits nothing: it needs no time limit, and no task of its own."""
-    vars(hook)["answers_at_once"] = hook
-    return hook
-
-
-def _waits(hook: Authenticate) -> bool:
-    # The mark names its function, since `functools.wraps` copies it to a decorator's function, which may wait.
-    return getattr(hook, "answers_at_once", None) is not hook
-
-
-def _principal(caller: Principal | str | int) -> Principal:
-    """The principal for what a hook returned. If the hook left `cookie` open, any cookie counts as the proof."""
-    principal = caller if isinstance(caller, Principal) else Principal(str(caller))
-    if principal.cookie is not None:
-        return principal
-    return replace(principal, cookie="Cookie" in current_connection().headers)
-
-
-# The hooks ------------------------------------------------------------------------------------------------------------
 
 
 def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
@@ -179,7 +58,7 @@ def bearer_tokens(tokens: Mapping[str, str]) -> Authenticate:
                 found = principal
         return found
 
-    return _at_once(bearer_tokens_hook)
+    return at_once(bearer_tokens_hook)
 
 
 def bearer_token() -> str | None:
@@ -208,11 +87,11 @@ def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None
             raise TypeError(f"load must return a Principal, an id, True, False or None, not {type(loaded).__name__}.")
         return Principal(str(user if loaded is True else loaded), realm="session", cookie=True)
 
-    return _at_once(session_user_hook) if load is None else session_user_hook
+    return at_once(session_user_hook) if load is None else session_user_hook
 
 
 async def _call_load(load: Callable[[Any], Any], user: Any) -> Any:
-    question = _question.get()
+    question = current_question.get()
     with nullcontext() if question is None else question.running(load):
         if runs_on_loop(load):
             return await load(user)
@@ -239,13 +118,13 @@ def on_behalf_of(
     is_allowed = allowed if callable(allowed) else lambda principal, ids=frozenset(allowed): principal.id in ids
 
     async def on_behalf_of_hook() -> Principal | str | int | None:
-        caller = await _ask(service)
+        caller = await ask(service)
         named = current_connection().headers.getlist("X-On-Behalf-Of")
         if not named:
             return caller
         if caller is None:
             raise AuthenticationRequired("X-On-Behalf-Of needs the credentials of a service.")
-        principal = _principal(caller)
+        principal = to_principal(caller)
         if principal.cookie or principal.anonymous or not is_allowed(principal):
             raise PermissionDenied("You are not allowed to act on behalf of another user.")
         return Principal(_named_user(named), realm=realm, cookie=False, models=principal.models)
@@ -282,11 +161,11 @@ def first_of(*hooks: Authenticate) -> Authenticate:
 
     async def first_of_hook() -> Principal | str | int | None:
         for each in hooks:
-            if (caller := await _ask(each)) is not None:
+            if (caller := await ask(each)) is not None:
                 return caller
         return None
 
-    return first_of_hook if any(map(_waits, hooks)) else _at_once(first_of_hook)
+    return first_of_hook if any(map(waits, hooks)) else at_once(first_of_hook)
 
 
 def allow_anonymous() -> Authenticate:
@@ -298,4 +177,4 @@ def allow_anonymous() -> Authenticate:
     async def allow_anonymous_hook() -> Principal:
         return Principal("", realm="anonymous", cookie=False, anonymous=True)
 
-    return _at_once(allow_anonymous_hook)
+    return at_once(allow_anonymous_hook)

@@ -10,7 +10,8 @@ from typing import Any
 import jwt
 from jwt.algorithms import get_default_algorithms
 
-from quart_openai_sse.auth.hooks import Authenticate, bearer_token
+from quart_openai_sse.auth.authentication import Authenticate
+from quart_openai_sse.auth.hooks import bearer_token
 from quart_openai_sse.auth.jwks import Key, remote_keys, static_key
 from quart_openai_sse.auth.lookups import ClientFactory
 from quart_openai_sse.errors import ConfigurationError

@@ -126,7 +126,7 @@ def json_refusal(error: OpenAISSEError, translate: Translate) -> tuple[bytes, st
 
 
 def entry_text(entry: Entry) -> str:
-    """The text of the first choice in *entry*; "" if there is none, and for an app event."""
+    """The text of the first choice in *entry*; "" if it has no text, or is an app event."""
     return "" if entry.kind is Kind.EVENT else chunk_text(entry.data)
 
 

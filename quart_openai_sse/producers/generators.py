@@ -99,7 +99,7 @@ class AppGenerator:
                 self._thrown = None
                 if _is_due(thrown, task):
                     task.cancel(*error.args)
-                    task.uncancel()  # whoever cancelled it takes back one cancellation
+                    task.uncancel()  # this one: the code that made the first cancellation takes that back
 
         asyncio.get_running_loop().call_soon(cancel)
 
@@ -135,7 +135,7 @@ class AppGenerator:
         except StopAsyncIteration:
             pass
         except asyncio.CancelledError:
-            if task.cancelling() > before + cancelled:  # somebody else cancels the task as well
+            if task.cancelling() > before + cancelled:  # the task was cancelled from outside as well
                 raise
         finally:
             handle.cancel()

@@ -179,20 +179,9 @@ class Relay:
             self.streams.run(stream, linger=self.config.linger if retain else 0)
         except BaseException as error:
             place.release()
-            await self._take_back(handle, writer, reader, error)
+            await self.streams.take_back(handle, writer, reader, error)
             raise
         return handle
-
-    async def _take_back(
-        self, handle: StreamHandle, writer: Writer | None, reader: Reader | None, error: BaseException
-    ) -> None:
-        """Ends what a start that failed with *error* has created."""
-        try:
-            if reader is not None:
-                await self.readers.leave(reader)
-        finally:
-            if writer is not None:
-                await self.streams.refuse(handle, writer, error)
 
     # The upstream -------------------------------------------------------------------------------------------------
 

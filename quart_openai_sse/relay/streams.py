@@ -13,7 +13,7 @@ from typing import Any
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ErrorValue, OpenAISSEError, ServerShutdown, StartAbandoned
-from quart_openai_sse.logs import Writer
+from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End
 from quart_openai_sse.observers import EventKind, StreamRecord
 from quart_openai_sse.producers import CLEAN_UP
@@ -88,6 +88,17 @@ class Streams:
         """Ends a stream whose start failed with *error*. It does not hold its key."""
         refusal = error if isinstance(error, OpenAISSEError) else StartAbandoned()
         await self.close(handle, writer, End("failed", refusal.code or "", ErrorValue.of(refusal)))
+
+    async def take_back(
+        self, handle: StreamHandle, writer: Writer | None, reader: Reader | None, error: BaseException
+    ) -> None:
+        """Ends what a start that failed with *error* has created."""
+        try:
+            if reader is not None:
+                await self._readers.leave(reader)
+        finally:
+            if writer is not None:
+                await self.refuse(handle, writer, error)
 
     async def drain(self, timeout: float) -> None:
         """Waits *timeout* seconds for the running streams, and ends the rest as failed."""

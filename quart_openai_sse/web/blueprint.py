@@ -9,7 +9,7 @@ from typing import Any
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException
 
-from quart_openai_sse.auth.hooks import Authenticate
+from quart_openai_sse.auth.authentication import Authenticate
 from quart_openai_sse.errors import (
     AuthenticationRequired,
     Draining,

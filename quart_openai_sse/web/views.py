@@ -12,7 +12,7 @@ from typing import Any
 
 from quart import Response, request, url_for
 
-from quart_openai_sse.auth.hooks import Authenticate, authenticate
+from quart_openai_sse.auth.authentication import Authenticate, authenticate
 from quart_openai_sse.errors import StreamNotFound
 from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.registry import Formats, Wire

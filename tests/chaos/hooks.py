@@ -213,7 +213,10 @@ def _drive(address: str, hang: Hang) -> Figures:
 
 
 def _wait_until_they_hang(hang: Hang) -> None:
-    """Returns when no further hook has been called for a second."""
+    """Returns when no further hook has been called for a second.
+
+    How many hooks a build lets begin is a part of what is measured, so there is no number to wait for.
+    """
     before = -1
     while before != hang.entered:
         before = hang.entered

@@ -14,7 +14,7 @@ from unicodedata import category
 
 from quart import Quart
 
-from quart_openai_sse.auth.hooks import authenticate
+from quart_openai_sse.auth.authentication import authenticate
 from quart_openai_sse.auth.jwks import _read_key
 from quart_openai_sse.auth.jwt import _header, jwt_bearer
 from quart_openai_sse.errors import AuthenticationRequired, InvalidLastEventID, OpenAISSEError, UpstreamError
