@@ -70,11 +70,12 @@ class Streams:
             linger=linger,
         )
         loop = asyncio.get_running_loop()
-        stream.task = loop.create_task(self._live(stream))
         self._running[stream.handle.key] = stream
         if self._timer is None:
             self._timer = loop.call_later(self._config.max_duration, self._expire, context=Context())
         self.observe("started", stream.record)
+        # Last: an eager task may run to the end of the stream here.
+        stream.task = loop.create_task(self._live(stream))
 
     async def close(self, handle: StreamHandle, writer: Writer, end: End) -> None:
         """Writes the end of a stream to its log. If the log fails, the readers end without it, which is a failure."""

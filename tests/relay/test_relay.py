@@ -234,7 +234,20 @@ if sys.version_info >= (3, 12):  # the first with eager tasks
         loop.set_task_factory(asyncio.eager_task_factory)
         try:
             relay = relays(scripted(chunk("hi"), finish(), cancels_at_once=True))
-            assert (await ended(relay, await relay.start(BODY, principal=ME))).outcome == "completed"
+            told: list[str] = []
+            over = asyncio.Event()
+
+            async def observer(event: StreamEvent) -> None:
+                told.append(event.kind)
+                if {"started", "ended"} <= set(told):
+                    over.set()
+
+            relay.hooks.observers.append(observer)
+            handle = await relay.start(BODY, principal=ME)
+            assert (await ended(relay, handle)).outcome == "completed"
+            await over.wait()
+            assert told == ["started", "first_chunk", "ended"]
+            assert len(relay.streams) == 0
         finally:
             loop.set_task_factory(None)
 
