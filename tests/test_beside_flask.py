@@ -22,7 +22,7 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 from flask import Flask
-from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, expect
 from sqlalchemy.pool import QueuePool
 
 from example_app.beside_flask import PREFIXES, create_streaming_app, main
@@ -695,6 +695,32 @@ async def test_an_answer_survives_a_reload_and_a_log_out_and_is_its_users_alone(
         await log_in_at(page, "ada", "lovelace")  # whose answer went on
         await expect(completed).to_have_text([first, second])
     assert stored(site.folder, "content, outcome")[2:] == [("And the sun?", ""), (second, "completed")]
+
+
+@pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="session")
+async def test_who_asks_before_the_script_is_there_is_not_shown_json(site: Site, browser: Browser) -> None:
+    arrived = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await arrived.wait()
+        await route.continue_()
+
+    async with page_at(site.address, browser) as page:
+        await page.route("**/old.js", hold)
+        await page.fill("#username", "ada")
+        await page.fill("#password", "lovelace")
+        await page.click("#login", no_wait_after=True)
+        await page.fill("#question", QUESTION)
+        await page.press("#question", "Enter")
+        await expect(page.locator("#send")).to_be_disabled()
+        arrived.set()
+        await expect(page.locator("#send")).to_be_enabled()
+        async with page.expect_response("**/ask") as asked:
+            await page.press("#question", "Enter")
+        assert (await asked.value).status == 201
+        await page.click("#stop")
+        await expect(page.locator("#status")).to_have_text("Stopped.")
 
 
 @pytest.mark.browser

@@ -78,3 +78,4 @@ if (running && unanswered) {
 } else {
   sessionStorage.removeItem("reloaded");
 }
+send.disabled = false; // The page has it disabled until the script is ready.
