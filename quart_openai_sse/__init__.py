@@ -13,6 +13,8 @@ from quart_openai_sse.observers import StreamEvent, StreamRecord
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.calls import Call
 from quart_openai_sse.producers.chat import Chat, Event
+from quart_openai_sse.producers.items import finish
+from quart_openai_sse.protocol.texts import places_of, text_of, with_text
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.hooks import StreamEnd
 from quart_openai_sse.web.blueprint import EXPOSED_HEADERS
@@ -36,7 +38,11 @@ __all__ = [
     "allow_anonymous",
     "bearer_tokens",
     "current_trace_id",
+    "finish",
     "first_of",
+    "places_of",
     "quart_auth_user",
     "session_user",
+    "text_of",
+    "with_text",
 ]

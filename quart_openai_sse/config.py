@@ -58,6 +58,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     priority: int | None = None
     """By default its position in the list: each upstream is a fallback of those before it."""
     weight: Count = 1
+    require_finish_reason: bool | None = None
 
     def __repr__(self) -> str:
         return f"UpstreamConfig({self.name or self.base_url!r})"
@@ -87,6 +88,9 @@ class Config:
     """The model for requests that do not name one."""
     models: tuple[str, ...] | None = None
     """The upstream's models that callers may use (a list, or names separated by commas); `None` allows all."""
+    require_finish_reason: bool = True
+    """Whether a stream of the upstream is complete only after a `finish_reason`. Switch it off for a server that never
+    sends one (Snowflake): then `[DONE]` alone completes a stream, and one that ends without it was cut."""
     include_usage: bool = True
     """Whether to ask the upstream for usage. Switch it off for a server that refuses `stream_options`."""
 
@@ -244,7 +248,10 @@ class Config:
         given = {name: value for name in _SENT if (value := getattr(upstream, name)) is not None}
         if "api_key" in given or "api_keys" in given:
             sent |= {"api_key": None, "api_keys": ()}
-        return replace(self, upstreams=(), base_url=upstream.base_url, **(sent | given))
+        required = upstream.require_finish_reason
+        if required is None:
+            required = self.require_finish_reason
+        return replace(self, upstreams=(), base_url=upstream.base_url, require_finish_reason=required, **(sent | given))
 
     def check(self, prefix: str = KEY_PREFIX) -> None:
         """Raises `ConfigurationError` for an invalid configuration."""
@@ -289,6 +296,7 @@ class Options(TypedDict, total=False):
     headers: Mapping[str, str]
     model: str
     models: Names | None
+    require_finish_reason: bool
     include_usage: bool
     connect_timeout: float
     first_output_timeout: float

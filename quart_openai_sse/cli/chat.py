@@ -15,8 +15,9 @@ from quart_openai_sse.cli.advice import RequestInfo, explain
 from quart_openai_sse.cli.target import CLI_PRINCIPAL, Target, find_targets, likely_model, target_options
 from quart_openai_sse.cli.terminal import safe
 from quart_openai_sse.flow import MORE, Flow
+from quart_openai_sse.formats import chunk_of, entry_text, first_delta
 from quart_openai_sse.logs.entries import Entry
-from quart_openai_sse.protocol.chunks import chunk_text
+from quart_openai_sse.protocol.chunks import reasoning_of_delta
 
 HELP = """Chat with a model in the terminal; the answer appears as it is written.
 
@@ -154,9 +155,10 @@ class _Answer:
     def take(self, entries: list[Entry]) -> Flow:
         """Prints the entries of one read. The upstream can go on."""
         for entry in entries:
-            if self._terminal and (reasoning := chunk_text(entry.data, ("reasoning_content", "reasoning"))):
+            delta = first_delta(chunk_of(entry.data), whole=entry.whole, n=1)
+            if self._terminal and (reasoning := reasoning_of_delta(delta)):
                 self._write(click.style(safe(reasoning), dim=True), reasoning=True)
-            if text := chunk_text(entry.data):
+            if text := entry_text(entry):
                 self.text += text
                 self._write(safe(text) if self._terminal else text, reasoning=False)
         sys.stdout.flush()

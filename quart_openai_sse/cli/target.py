@@ -85,10 +85,10 @@ class WatchingSink(ChunkSink):
     ended_with_done = True
     """Whether `[DONE]` ended the stream."""
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, *, require_finish_reason: bool = True) -> None:
         """See `Sink.head`."""
         self.status, self.headers = status, headers
-        super().head(status, headers)
+        super().head(status, headers, require_finish_reason=require_finish_reason)
 
     def feed(self, data: bytes) -> Flow:
         """See `Sink.feed`."""

@@ -10,7 +10,7 @@ import msgspec
 from quart_openai_sse.errors import OpenAISSEError, Translate, english
 from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import chunk_text
+from quart_openai_sse.protocol.chunks import delta_of, first_choice, refusal_of_delta, text_of_delta
 from quart_openai_sse.protocol.sse import HEARTBEAT
 
 __all__ = ["BaseFormat", "Format", "Reading", "SSEFormat", "end_data", "entry_text"]
@@ -125,9 +125,30 @@ def json_refusal(error: OpenAISSEError, translate: Translate) -> tuple[bytes, st
     return json.encode(error.body(translate)), "application/json"
 
 
-def entry_text(entry: Entry) -> str:
-    """The text of the first choice in *entry*; "" if it has no text, or is an app event."""
-    return "" if entry.kind is Kind.EVENT else chunk_text(entry.data)
+def entry_text(entry: Entry, *, n: int = 1) -> str:
+    """The text of the first choice in *entry*, or the refusal; "" if it has neither, or is an app event.
+
+    *n* is how many choices were asked for: `Reading.about.n`.
+    """
+    if entry.kind is Kind.EVENT:
+        return ""
+    delta = first_delta(chunk_of(entry.data), whole=entry.whole, n=n)
+    return text_of_delta(delta) + refusal_of_delta(delta)
+
+
+def chunk_of(data: bytes) -> Mapping[str, Any]:
+    """The JSON object in *data*; an empty one if there is none."""
+    try:
+        chunk = json.decode(data)
+    except ValueError:
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
+
+
+def first_delta(chunk: Mapping[str, Any], *, whole: bool, n: int) -> Mapping[str, Any]:
+    """What the first choice of *chunk* says; see `delta_of` for *whole*. Empty if there is no such choice."""
+    choice = first_choice(chunk, n=n)
+    return {} if choice is None else delta_of(choice, whole=whole)
 
 
 def end_data(end: End, translate: Translate = english) -> Mapping[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from quart_openai_sse.formats import Reading, SSEFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import calls_of, delta_of
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
 
 _CHUNK = Kind.CHUNK
@@ -89,10 +89,10 @@ def answer_chunks(data: bytes) -> list[bytes]:
 
 
 def _as_delta(choice: object) -> object:
-    if not isinstance(choice, dict) or not isinstance(message := choice.get("message"), dict):
+    if not isinstance(choice, dict):
         return choice
-    delta: Mapping[str, Any] = message
-    if isinstance(calls := message.get("tool_calls"), list):  # the tool calls of a stream are numbered
-        numbered = [{**call, "index": n} if isinstance(call, dict) else call for n, call in enumerate(calls)]
-        delta = {**message, "tool_calls": numbered}
-    return {member: value for member, value in choice.items() if member != "message"} | {"delta": delta}
+    delta = delta_of(choice, whole=True)
+    if calls := delta.get("tool_calls"):  # the tool calls of a stream are numbered
+        numbered = [{**call, "index": n} for n, call in enumerate(calls_of(calls))]
+        delta = {**delta, "tool_calls": numbered}
+    return {member: value for member, value in choice.items() if member not in ("message", "text")} | {"delta": delta}

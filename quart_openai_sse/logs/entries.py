@@ -22,6 +22,7 @@ class Kind(Enum):
     """What an entry is."""
 
     CHUNK = "a chunk's bytes as the upstream sent them"
+    MESSAGE = "such a chunk, of which the message counts: it has one, and no delta came before it"
     ANSWER = "an upstream's whole answer, which was not streamed"
     EVENT = "an app event's data as JSON"
 
@@ -38,6 +39,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     name: str = ""
     """The app event's name."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it says what it says in a `message`, and not in deltas."""
+        return self.kind is Kind.ANSWER or self.kind is Kind.MESSAGE
+
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What a log knows of a stream besides its entries."""
@@ -50,6 +56,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     """The model that the request named."""
     created: float = 0.0
     """When it started, in Unix time."""
+    n: int = 1
+    """How many choices the request asked for."""
     echo: bytes = b""
     """A wire format's own bytes, at most 64 KiB: the part of the request that it must repeat to every reader."""
 
@@ -106,5 +114,7 @@ def parse_place(after: str, *, last: int) -> int:
 
 _PLACE = re.compile(r"[1-9][0-9]{0,15}")
 
-RESERVED_EVENTS = frozenset({"", "message", "delta", "completed", "failed", "stopped", "error", "open"})
+RESERVED_EVENTS = frozenset(
+    {"", "message", "delta", "reasoning", "details", "completed", "failed", "stopped", "error", "open"}
+)
 """Names that an app event cannot have: the formats' own, and those that trigger EventSource's own listeners."""

@@ -10,20 +10,22 @@ from time import monotonic
 from typing import Any
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import ModelFailed, OpenAISSEError
+from quart_openai_sse.errors import ModelFailed, OpenAISSEError, UpstreamTruncated
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.observers import APP
 from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.access import UpstreamAccess
-from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.calls import Call, CallChunk
 from quart_openai_sse.producers.chat import Chat, Event, ModelFunction
+from quart_openai_sse.producers.foreign import ForeignStreams
 from quart_openai_sse.producers.generators import ENDING, AppGenerator, throw
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.producers.items import is_output, normalize
+from quart_openai_sse.producers.items import InvalidItem, is_output, normalize, says_why
 from quart_openai_sse.producers.joined_stream import JoinedStream
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.completeness import Completion
+from quart_openai_sse.protocol.usage import add_usage
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -48,7 +50,8 @@ class AppModel:
         transforms: Sequence[Transform] = (),
     ) -> None:
         self.upstream = access.upstream.name if model is None else APP
-        self.completion = Completion()
+        n = body.get("n") or 1
+        self.completion = Completion(n=n)
         self._model = model or _pass_on
         self._access = access
         self._chat = Chat(body, principal=access.principal, metadata=metadata, call=self._call)
@@ -56,9 +59,10 @@ class AppModel:
         self._ended: asyncio.Future[None]
         self._deadlines = _deadlines(access.config, body["model"])
         self._calls: list[Call] = []
-        self._joined = JoinedStream(
-            self.completion, stream_id=stream_id, model=body["model"], calls=self._calls, relays=model is None
-        )
+        self._foreign = ForeignStreams(n=n)
+        self._joined = JoinedStream(self.completion, stream_id=stream_id, model=body["model"])
+        self._says_why = False
+        """Whether the model has yielded anything, or the reason why there is nothing."""
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`. Within `CLEAN_UP` seconds after the stream's end, the app's generators are closed."""
@@ -113,10 +117,36 @@ class AppModel:
                     item = await anext(items)
             except StopAsyncIteration:
                 break
-            self._append(intake, self._joined.entries(item, intake.elapsed()))
+            self._append(intake, self._entries(item, intake.elapsed(), generators[-1]))
             await self._wait_for_room(intake, generators)
-        self._append(intake, self._joined.finish(intake.elapsed(), exhausted=model.exhausted))
+        self._append(intake, self._finish(intake.elapsed(), exhausted=model.exhausted))
         self.completion.end()
+
+    def _entries(self, item: Event | Mapping[str, Any], t: float, source: AppGenerator) -> list[Entry]:
+        """The entries for an item of *source*."""
+        with _failing_app:
+            try:
+                return self._joined.entries(item, t)
+            except InvalidItem as error:
+                error.add_note(source.place)
+                raise
+
+    def _finish(self, t: float, *, exhausted: bool) -> list[Entry]:
+        """The last entries. *exhausted*: the model has ended by itself, and not because a transform ended the stream.
+
+        Raises `UpstreamTruncated` and `ModelFailed` if the model's answer is not complete.
+        """
+        if exhausted and self._foreign.cut:
+            # OpenAI's SDK does not tell a stream that was cut from one that ended.
+            raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
+        if exhausted and self.upstream == APP and not self._says_why:
+            raise ModelFailed("The app's model failed.") from ValueError(
+                "The model yielded neither text nor a tool call nor an event. Did a library keep an error to itself?"
+            )
+        usage = self._foreign.usage
+        for call in self._calls:
+            usage = add_usage(usage, call.usage)
+        return self._joined.finish(t, exhausted=exhausted, usage=usage)
 
     async def _wait_for_room(self, intake: Intake, generators: list[AppGenerator]) -> None:
         try:
@@ -145,13 +175,21 @@ class AppModel:
     def _call(self, body: Mapping[str, Any]) -> Call:
         call = Call(self._access, body, self._deadlines, self._ended)
         self._calls.append(call)
+        if self.upstream != APP:
+            self._joined.call = call
         return call
 
-    def _taken(self, item: Any) -> Event | Mapping[str, Any]:
-        """The event or chunk for an item of the model."""
+    def _taken(self, item: Any) -> Event | Mapping[str, Any] | None:
+        """The event or chunk for an item of the model; `None` for none."""
         normal = normalize(item)
+        if normal is None:
+            return None
+        if not isinstance(normal, Event | CallChunk) and not any(call.has_sent(normal) for call in self._calls):
+            normal = self._foreign.take(normal)
         if not self._deadlines.started:
             self._deadlines.started = is_output(normal)
+        if not self._says_why:
+            self._says_why = says_why(normal)
         return normal
 
     def _append(self, intake: Intake, entries: list[Entry]) -> None:

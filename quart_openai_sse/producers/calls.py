@@ -14,8 +14,23 @@ from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import decode_chunk
+from quart_openai_sse.protocol.chunks import delta_of, find_index, reasoning_of_delta
 from quart_openai_sse.protocol.completeness import Completion
+from quart_openai_sse.protocol.parsing import decode_chunk
+
+_MOST_IDS = 1000  # of the chunks of one call; servers that need more send a new one with each chunk
+
+
+class CallChunk(dict[str, Any]):
+    """A chunk of a `Call`: a model that passes it on need not say whose it is."""
+
+    __slots__ = ()
+
+
+class CountedUsage(dict[str, Any]):
+    """A chunk's usage that is counted already. It keeps its type if a model or a transform copies the chunk."""
+
+    __slots__ = ()
 
 
 class Call:
@@ -35,7 +50,8 @@ class Call:
         ended: asyncio.Future[None],
     ) -> None:
         self._completion = Completion(n=body.get("n") or 1)
-        self._message = Assembly(limit=access.config.max_bytes)
+        self._message = Assembly(n=body.get("n") or 1, limit=access.config.max_bytes)
+        self._ids: set[str] = set()
         self._entries: deque[Entry] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
@@ -56,16 +72,22 @@ class Call:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message so far, tool calls included."""
-        completion = self._message.message()
-        choices = (completion or {}).get("choices") or [{}]
-        message: dict[str, Any] = choices[0].get("message", {})
-        return message
+        """The assistant's message so far, tool calls included: as it can be sent back to the upstream."""
+        return self._message.first_message(sent=True) or {}
 
     @property
-    def ids(self) -> set[str]:
-        """The `id` of its chunks, and the one that chunks without an id were given."""
-        return {self._message.id, self._id} - {""}
+    def reasoning(self) -> str:
+        """The reasoning so far, in whichever member the upstream sends it; "" without any."""
+        return reasoning_of_delta(self._message.first_message() or {})
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What came besides words so far, such as `citations` or `images`, by the members' names."""
+        return self._message.details
+
+    def has_sent(self, chunk: Mapping[str, Any]) -> bool:
+        """Whether *chunk* has the id of one of its chunks: it may be a copy that the model has made of it."""
+        return str(chunk.get("id") or "") in self._ids
 
     @property
     def finish_reason(self) -> str | None:
@@ -143,9 +165,19 @@ class Call:
             task.exception()  # retrieved, because a model that has left the call does not
 
     def _chunk(self, entry: Entry) -> dict[str, Any]:
-        chunk = decode_chunk(entry.data)
+        chunk = CallChunk(decode_chunk(entry.data))
+        if not _has_deltas(choices := chunk.get("choices")):
+            chunk["choices"] = _with_deltas(choices, whole=entry.whole)
         self._message.add_chunk(chunk, size=len(entry.data))
-        return chunk if chunk.get("id") else {**chunk, "id": self._id}
+        if chunk.get("usage"):
+            chunk["usage"] = CountedUsage(chunk["usage"])
+        # Some upstreams leave the id out, some of them only in the chunk with the usage.
+        origin = chunk.get("id")
+        if not origin or type(origin) is not str:
+            chunk["id"] = origin = self._id
+        if len(self._ids) < _MOST_IDS:
+            self._ids.add(origin)
+        return chunk
 
     def _take(self, entries: list[Entry]) -> Flow:
         self._entries.extend(entries)
@@ -156,3 +188,21 @@ class Call:
     async def _room(self) -> None:
         if self._entries:
             await self._space.wait()
+
+
+def _has_deltas(choices: object) -> bool:
+    """Whether *choices* is the one choice with nothing but a delta, as in most chunks."""
+    if type(choices) is not list or len(choices) != 1:
+        return choices == []
+    [choice] = choices
+    return type(choice) is dict and type(choice.get("delta")) is dict and "message" not in choice
+
+
+def _with_deltas(choices: object, *, whole: bool) -> list[dict[str, Any]]:
+    """The choices of a chunk, each with a delta in place of its message."""
+    listed = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    return [
+        {name: value for name, value in choice.items() if name not in ("message", "text")}
+        | {"index": find_index(choice) or 0, "delta": dict(delta_of(choice, whole=whole))}
+        for choice in listed
+    ]

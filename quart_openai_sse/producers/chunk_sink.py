@@ -7,12 +7,12 @@ from time import monotonic
 
 from quart_openai_sse.errors import OpenAISSEError, UpstreamGarbled
 from quart_openai_sse.flow import ENOUGH, MORE, Flow
-from quart_openai_sse.logs.entries import Entry
+from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.completeness import Completion, Signal
 from quart_openai_sse.protocol.sse import EventTooLarge, SSEDecoder
-from quart_openai_sse.protocol.upstream_errors import stream_error
+from quart_openai_sse.protocol.upstream_errors import failure_of, reported_error
 from quart_openai_sse.upstreams import Attempt, Headers
 
 # Looking up an Enum's member costs, with each event, 15 % of `ChunkSink.feed` on Python 3.11 and 2 % on 3.13.
@@ -66,8 +66,9 @@ class ChunkSink:
         if self._attempts is not None:
             self._attempts.failed(attempt)
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, *, require_finish_reason: bool = True) -> None:
         """See `Sink.head`."""
+        self._completion.require_finish_reason = require_finish_reason
         if headers.get("content-encoding", "identity") != "identity":
             self._fail(UpstreamGarbled("The upstream compressed its stream."))
         elif headers.get("content-type", "").startswith(("application/json", "text/html")):
@@ -84,14 +85,17 @@ class ChunkSink:
             events = [event.data for event in error.events]
             self._fail(UpstreamGarbled(str(error)))
         entries = []
-        t = now - self._began
+        completion, t = self._completion, now - self._began
         try:
             for event in events:
-                signal = self._completion.feed(event)
+                signal = completion.feed(event)
                 if signal is _DONE:  # whatever follows is not part of the stream
                     self._over, self._failure = True, None
                     break
-                entries.append(Entry(event, t, signal is _USAGE))
+                if completion.by_message:
+                    entries.append(Entry(event, t, kind=Kind.MESSAGE))
+                else:
+                    entries.append(Entry(event, t, signal is _USAGE))
         except OpenAISSEError as error:
             self._fail(error)
         if not self.started:
@@ -141,5 +145,7 @@ def _not_a_stream(body: bytes) -> OpenAISSEError:
         decoded = json.decode(body)
     except ValueError:
         decoded = None
-    failure = stream_error(decoded) if isinstance(decoded, dict) else None
-    return failure or UpstreamGarbled("The upstream answered with a document instead of a stream.")
+    error = reported_error(decoded) if isinstance(decoded, dict) else None
+    if error is not None:
+        return failure_of(error)
+    return UpstreamGarbled("The upstream answered with a document instead of a stream.")

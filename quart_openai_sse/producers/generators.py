@@ -19,7 +19,10 @@ ENDING = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 
 class AppGenerator:
-    """An async generator of the app, or any other async iterator. *convert* is called with each of its items."""
+    """An async generator of the app, or any other async iterator.
+
+    *convert* is called with each of its items. An item for which it returns `None` is left out.
+    """
 
     def __init__(self, iterable: AsyncIterable[Any], convert: Callable[[Any], Any]) -> None:
         self.items = self._items()
@@ -62,7 +65,6 @@ class AppGenerator:
             logger.warning("%r raised while it was closed", self._iterator, exc_info=error)
 
     async def _items(self) -> AsyncGenerator[Any, None]:
-        convert = self._convert
         while True:
             self._task = self._waiting = asyncio.current_task()
             try:
@@ -72,10 +74,28 @@ class AppGenerator:
             finally:
                 self._waiting = None
             self.at_yield = True
-            yield convert(item)
+            if (converted := self._converted(item)) is not None:
+                yield converted
+            else:
+                await asyncio.sleep(0)  # a generator that never waits must not starve the loop
             self.at_yield = False
             self.resumed = monotonic()
         self.exhausted = True
+
+    def _converted(self, item: Any) -> Any:
+        try:
+            return self._convert(item)
+        except Exception as error:
+            error.add_note(self.place)
+            raise
+
+    @property
+    def place(self) -> str:
+        """The line of its last `yield`, for the log."""
+        frame = getattr(self._iterator, "ag_frame", None)
+        if frame is None:
+            return f"Yielded by {type(self._iterator).__qualname__}."
+        return f"Yielded in {frame.f_code.co_filename}, line {frame.f_lineno}, in {frame.f_code.co_name}."
 
     def _next(self) -> Awaitable[Any]:
         thrown, self._thrown = self._thrown, None

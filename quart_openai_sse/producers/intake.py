@@ -23,7 +23,8 @@ class Intake:
     """The producer's side of the log.
 
     *charge* is called after each addition. *assemble* is the most bytes of chunks that are put together to a message
-    for `on_end`; with 0 no message is put together. *hold* is called with the bytes that are kept for it.
+    for `on_end`, the first of *n* choices; with 0 no message is put together. *hold* is called with the bytes that are
+    kept for it.
     """
 
     def __init__(
@@ -32,11 +33,12 @@ class Intake:
         record: StreamRecord,
         *,
         assemble: int = 0,
+        n: int = 1,
         hold: Callable[[int], object],
         charge: Callable[[], None] | None = None,
     ) -> None:
         self.record = record
-        self.message = Assembly(limit=assemble) if assemble else None
+        self.message = Assembly(n=n, limit=assemble) if assemble else None
         self.events: list[tuple[str, Any]] = []
         """The names and data of the app events, up to *assemble* bytes."""
         self._event_room = assemble
@@ -88,7 +90,7 @@ class Intake:
         self._hold(sum(len(entry.data) for entry in entries))
         for entry in entries:
             if entry.kind is not _EVENT:
-                message.add(entry.data)
+                message.add(entry.data, whole=entry.whole)
                 continue
             self._event_room -= len(entry.data)
             if self._event_room >= 0:

@@ -6,27 +6,23 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quart_openai_sse.errors import ModelFailed, UpstreamTruncated
+from quart_openai_sse.errors import ModelFailed
 from quart_openai_sse.logs.entries import Entry, Kind
-from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.calls import Call, CountedUsage
 from quart_openai_sse.producers.chat import Event
 from quart_openai_sse.producers.items import encode, new_choice
-from quart_openai_sse.protocol.assembly import add_usage
-from quart_openai_sse.protocol.completeness import Completion, Signal
+from quart_openai_sse.protocol.chunks import find_index, finish_of, has_output
+from quart_openai_sse.protocol.completeness import Completion
+from quart_openai_sse.protocol.usage import Usage, add_usage, update_usage
 
 
 class JoinedStream:
-    """Makes the entries of one stream, which has one id, one role, one finish and the sum of all usage.
+    """Makes the entries of one stream, which has one id, one role, one finish and the sum of all usage."""
 
-    *calls* are the requests upstream of the model. With *relays* the first of them is the stream itself.
-    """
-
-    def __init__(
-        self, completion: Completion, *, stream_id: str, model: str, calls: Sequence[Call], relays: bool
-    ) -> None:
+    def __init__(self, completion: Completion, *, stream_id: str, model: str) -> None:
+        self.call: Call | None = None
+        """The request upstream that the stream is the answer to, if it is not a model's own."""
         self._completion = completion
-        self._calls = calls
-        self._relays = relays
         self._head = {
             "id": f"chatcmpl-{stream_id}",
             "object": "chat.completion.chunk",
@@ -35,68 +31,80 @@ class JoinedStream:
         }
         self._roles: set[int] = set()
         self._finish_reasons: dict[int, str] = {}
-        self._usage: dict[str, Mapping[str, Any]] = {}  # of foreign chunks, by their id
-        self._unfinished: set[tuple[str, int]] = set()  # choices of foreign streams
+        self._usage: dict[str, Any] | None = None  # of chunks that transforms have added
+        # Members of chunks without output go with the next chunk that is written.
+        self._others: dict[str, Any] = {}
+        self._others_of_choices: dict[int, dict[str, Any]] = {}
 
     def entries(self, item: Event | Mapping[str, Any], t: float) -> list[Entry]:
-        """The entries for an event or a chunk."""
+        """The entries for an event or a chunk. Raises `InvalidItem` for a value that JSON cannot hold."""
         if isinstance(item, Event):
             return [Entry(encode(item.data), t, kind=Kind.EVENT, name=item.name)]
-        return self._chunk(item, t)
-
-    def _chunk(self, chunk: Mapping[str, Any], t: float) -> list[Entry]:
-        """The entries for a chunk: with this stream's id, without the chunk's own role, finish and usage."""
-        origin = str(chunk.get("id") or "")
-        foreign = not any(origin in call.ids for call in self._calls)
-        if foreign and isinstance(usage := chunk.get("usage"), Mapping):
-            self._usage[origin] = usage
         entries, choices = [], []
-        for choice in chunk["choices"]:
-            index = choice.get("index") or 0
+        for choice in item["choices"]:
+            index = find_index(choice) or 0
             delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
-            if any(delta.values()):
-                if index not in self._roles:
-                    self._roles.add(index)
-                    entries.append(self._entry([new_choice(index, {"role": "assistant", "content": ""})], t))
+            if reason := finish_of(choice.get("finish_reason")):
+                self._finish_reasons[index] = reason
+            if not has_output(delta):
+                self._put_by(index, choice)
+                continue
+            if index not in self._roles:
+                self._roles.add(index)
+                entries.append(self._entry([new_choice(index, {"role": "assistant", "content": ""})], t))
+            if not reason:
                 self._finish_reasons.pop(index, None)
-                if foreign and origin:
-                    self._unfinished.add((origin, index))
-                choices.append({**choice, "index": index, "delta": delta, "finish_reason": None})
-            if choice.get("finish_reason"):
-                self._finish_reasons[index] = choice["finish_reason"]
-                self._unfinished.discard((origin, index))
+            put_by = self._others_of_choices.pop(index, None) or {}
+            choices.append({**put_by, **choice, "index": index, "delta": delta, "finish_reason": None})
+        others = {name: value for name, value in item.items() if name not in _REPLACED}
+        usage = item.get("usage")
+        if usage and type(usage) is not CountedUsage and isinstance(usage, Mapping):
+            self._usage = update_usage(self._usage, usage)
         if choices:
-            others = {name: value for name, value in chunk.items() if name not in ("usage", "error")}
             entries.append(self._entry(choices, t, others))
+        elif not others.keys() <= _COMMON:
+            self._others |= others
         return entries
 
-    def finish(self, t: float, *, exhausted: bool) -> list[Entry]:
-        """The one finish of each choice, and the usage of all calls together."""
-        if self._unfinished:
-            # OpenAI's SDK does not tell a stream that was cut from one that ended.
-            raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
+    def finish(self, t: float, *, exhausted: bool, usage: Usage | None) -> list[Entry]:
+        """The one finish of each choice, and the *usage* of all other streams, with that of the transforms.
+
+        Raises `ModelFailed` if a transform has ended the stream without a reason.
+        """
         indices = sorted(self._roles or {0})
         if not exhausted and not self._finish_reasons.keys() >= set(indices):
-            raise ModelFailed("A transform ended the stream without a finish_reason, and without StreamStopped.")
+            raise ModelFailed("The app's model failed.") from ValueError(
+                "A transform ended the stream without a finish_reason, and without StreamStopped."
+            )
         entries = []
         for index in indices:
             delta = {} if self._roles else {"role": "assistant", "content": ""}
-            entries.append(self._entry([new_choice(index, delta, self._finish_reason(index))], t))
-        usage: dict[str, Any] | None = None
-        for each in (*self._usage.values(), *(call.usage for call in self._calls)):
-            usage = add_usage(usage, each)
-        if usage is not None:
-            entries.append(self._entry([], t, {"usage": usage}))
+            choice = new_choice(index, delta, self._finish_reason(index))
+            entries.append(self._entry([self._others_of_choices.pop(index, {}) | choice], t))
+        if (total := add_usage(usage, self._usage)) is not None:
+            entries.append(self._entry([], t, {"usage": total}))
         return entries
+
+    def _put_by(self, index: int, choice: Mapping[str, Any]) -> None:
+        """Keeps the further members of a choice without output, such as Azure's content filter results."""
+        others = {name: value for name, value in choice.items() if name not in _OF_CHOICES and value is not None}
+        if others:
+            self._others_of_choices.setdefault(index, {}).update(others)
 
     def _finish_reason(self, index: int) -> str:
         """The reason that a chunk gave, or else, where a transform left it out, the reason that the upstream gave."""
         found = self._finish_reasons.get(index)
-        if found is None and self._relays and self._calls:
-            found = self._calls[0].finish_reasons.get(index)
+        if found is None and self.call is not None:
+            found = self.call.finish_reasons.get(index)
         return found or "stop"
 
-    def _entry(self, choices: list[dict[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
-        chunk = {**(others or {}), **self._head, "choices": choices}
-        data = encode(chunk)
-        return Entry(data, t, self._completion.feed(data) is Signal.USAGE)
+    def _entry(self, choices: Sequence[Mapping[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
+        put_by, self._others = self._others, {}
+        data = encode({**put_by, **(others or {}), **self._head, "choices": choices})
+        self._completion.feed(data)
+        return Entry(data, t, not choices)
+
+
+_REPLACED = frozenset({"choices", "usage", "error"})
+_COMMON = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier", "obfuscation"})
+_OF_CHOICES = frozenset({"index", "delta", "finish_reason", "message", "text"})

@@ -11,8 +11,8 @@ from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import delta_of, finish_of
 from quart_openai_sse.protocol.completeness import Completion
-from quart_openai_sse.protocol.upstream_errors import stream_error
 from quart_openai_sse.upstreams import Headers
 
 
@@ -25,7 +25,7 @@ class UpstreamAnswer:
     def __init__(self, access: UpstreamAccess, body: Mapping[str, Any]) -> None:
         self.upstream = access.upstream.name
         self.cancels_at_once = access.upstream.cancels_at_once
-        self.completion = Completion()
+        self.completion = Completion(n=body.get("n") or 1)
         self.failed = access.attempts.failed
         self._access = access
         self._body = {member: value for member, value in body.items() if member != "stream_options"}
@@ -42,7 +42,7 @@ class UpstreamAnswer:
         self._data.clear()
         self._access.attempts.begin(upstream)
 
-    def head(self, status: int, headers: Headers) -> None:
+    def head(self, status: int, headers: Headers, *, require_finish_reason: bool = True) -> None:
         """See `Sink.head`."""
 
     def feed(self, data: bytes) -> Flow:
@@ -64,14 +64,14 @@ class UpstreamAnswer:
             raise UpstreamGarbled("The upstream's answer is not JSON.") from None
         if not isinstance(answer, dict):
             raise UpstreamGarbled("The upstream's answer is not a JSON object.")
-        if (failure := stream_error(answer)) is not None:
-            raise failure
+        self.completion.feed_answer(answer)
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
             raise UpstreamGarbled("The upstream's answer has no choices with a message.")
-        as_chunk = {**answer, "choices": [{**choice, "delta": choice["message"]} for choice in choices]}
-        self.completion.feed(json.encode(as_chunk))
 
 
 def _is_whole_choice(choice: object) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+    """Whether it is a choice of an answer. A choice that Azure has filtered has a `finish_reason` instead of words."""
+    if not isinstance(choice, dict):
+        return False
+    return isinstance(choice.get("message"), dict) or bool(delta_of(choice) or finish_of(choice.get("finish_reason")))

@@ -1,4 +1,4 @@
-"""The message that chunks add up to, accumulated as OpenAI's SDK does, and the sum of usages."""
+"""The message that the chunks of a stream add up to, as OpenAI's SDK would build it, for every dialect."""
 
 from __future__ import annotations
 
@@ -6,55 +6,75 @@ from collections.abc import Mapping
 from typing import Any
 
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import Chunk, find_index
+from quart_openai_sse.protocol.chunks import (
+    DETAILS,
+    Chunk,
+    delta_of,
+    find_index,
+    finish_of,
+    flat,
+    parts_of,
+)
+from quart_openai_sse.protocol.pieces import Members, Pieces, joined, merged
+from quart_openai_sse.protocol.usage import find_usage, update_usage
+
+__all__ = ["Assembly"]
 
 
 class Assembly:
     """Builds a `chat.completion` from the chunks of a stream, or from an answer in one piece.
 
-    From *limit* bytes of chunks on, `message()` returns `None`.
+    *n* is how many choices were asked for. With one, all chunks are parts of it, whatever index they have. From *limit*
+    bytes of chunks on, `message()` returns `None`.
     """
 
-    def __init__(self, *, limit: int = 1 << 26) -> None:
+    def __init__(self, *, n: int = 1, limit: int = 1 << 26) -> None:
+        self._n = n
         self._room = limit
         self._head: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, _Members]] = {}
+        self._choices: dict[int, _Choice] = {}
         self.finish_reasons: dict[int, str] = {}
         self.usage: dict[str, Any] | None = None
 
     @property
-    def id(self) -> str:
-        """The `id` of the first chunk that has one, or ""."""
-        return str(self._head.get("id") or "")
+    def details(self) -> dict[str, Any]:
+        """What is known of the first choice besides its words, such as citations: the members named in `DETAILS`."""
+        found = {member: value for member, value in self._head.items() if member in DETAILS}
+        if (choice := self._choices.get(0)) is not None:
+            for members in (choice.others, choice.parts, choice.message):
+                found |= {member: joined(value) for member, value in members.items() if member in DETAILS}
+        return found
 
-    @property
-    def model(self) -> str:
-        """The `model` of the first chunk that names one, or ""."""
-        return str(self._head.get("model") or "")
+    def add(self, data: bytes, *, whole: bool = False) -> None:
+        """Adds a chunk in JSON. If it cannot be decoded (`1e999`), `message()` returns `None` from then on.
 
-    def add(self, data: bytes) -> None:
-        """Adds a chunk in JSON. If it cannot be decoded (`1e999`), `message()` returns `None` from then on."""
+        *whole*: the chunk has a `message`, and no delta of it came; an answer that was not streamed is such a chunk.
+        """
         if self._room <= 0:
             return
         try:
-            self.add_chunk(json.decode(data), size=len(data))
+            self.add_chunk(json.decode(data), size=len(data), whole=whole)
         except ValueError:
             self._room = 0
 
-    def add_chunk(self, chunk: Chunk, *, size: int = 0) -> None:
+    def add_chunk(self, chunk: Chunk, *, size: int = 0, whole: bool = False) -> None:
         """Adds a chunk; *size*, in bytes, counts against the limit."""
         self._room -= size
         if self._room <= 0:
             return
         for member, value in chunk.items():
-            if member not in _NOT_HEAD and value not in (None, "", 0):
+            if member in DETAILS:
+                self._head[member] = merged(self._head.get(member), value)
+            elif member not in _NOT_HEAD and value not in (None, "", 0):
                 self._head.setdefault(member, value)
-        if isinstance(usage := chunk.get("usage"), dict):
-            self.usage = usage
+        if (usage := find_usage(chunk)) is not None:
+            self.usage = update_usage(self.usage, usage)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict):
-                self._add_choice(choice)
+            if isinstance(choice, Mapping):
+                self._add_choice(choice, whole=whole)
+                if self._n == 1 and not whole:
+                    break
 
     def message(self) -> dict[str, Any] | None:
         """The `chat.completion` object that the chunks add up to so far, or `None` (see the class)."""
@@ -62,153 +82,89 @@ class Assembly:
             return None
         choices = [
             {
+                **joined(choice.others),
                 "index": index,
-                "message": {"role": "assistant", "content": None, **_joined(choice["message"])},
-                "logprobs": _joined(choice["logprobs"]) or None,
+                "message": choice.as_message(),
+                "logprobs": joined(choice.logprobs) or None,
                 "finish_reason": self.finish_reasons.get(index),
             }
             for index, choice in sorted(self._choices.items())
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
-    def _add_choice(self, choice: Mapping[str, Any]) -> None:
-        index = find_index(choice) or 0
-        kept = self._choices.setdefault(index, {"message": _Members(), "logprobs": _Members()})
-        # An answer in one piece has a message instead of a delta.
-        said = choice["delta"] if "delta" in choice else choice.get("message")
-        for name, value in (("message", said), ("logprobs", choice.get("logprobs"))):
-            if isinstance(value, dict):
-                _accumulate(kept[name], value)
-        finish_reason = choice.get("finish_reason")
-        if isinstance(finish_reason, str) and finish_reason:
-            self.finish_reasons[index] = finish_reason
+    def first_message(self, *, sent: bool = False) -> dict[str, Any] | None:
+        """The message of the first choice so far; `None` if there is none, or beyond the limit.
+
+        With *sent* it has only members that the upstream itself has named, so that it can be sent back to it.
+        """
+        choice = self._choices.get(0)
+        return None if self._room <= 0 or choice is None else choice.as_message(sent=sent)
+
+    def _add_choice(self, choice: Mapping[str, Any], *, whole: bool) -> None:
+        index = 0 if self._n == 1 and not whole else find_index(choice) or 0
+        kept = self._choices.get(index)
+        if kept is None:
+            kept = self._choices[index] = _Choice()
+        kept.add(choice, delta_of(choice, whole=whole))
+        if reason := finish_of(choice.get("finish_reason")):
+            self.finish_reasons[index] = reason
+
+
+class _Choice:
+    """One choice: its message, and what came beside it."""
+
+    __slots__ = ("logprobs", "message", "others", "parts")
+
+    def __init__(self) -> None:
+        self.message = Members()
+        self.logprobs = Members()
+        self.others = Members()
+        """Further members of the choice."""
+        self.parts = Members()
+        """What the content held besides text, if it was a list of parts: `reasoning`, `references`, `images`."""
+
+    def add(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
+        """Adds the members of a choice of which *delta* is the delta, or the message."""
+        for member, value in delta.items():
+            if value is None:
+                continue
+            if member in ("content", "refusal"):
+                if not isinstance(value, str):
+                    self._add_parts(value)
+                elif type(pieces := self.message.get(member)) is Pieces:
+                    pieces.append(value)
+                else:
+                    self.message[member] = Pieces([value])
+            else:
+                self.message.add_member(member, value)
+        for member, value in choice.items():
+            if value is None or member in _NOT_OTHERS:
+                continue
+            if member == "logprobs" and isinstance(value, Mapping):
+                self.logprobs.add(value)
+            elif isinstance(value, list | str) and member not in DETAILS:
+                self.others.add_member(member, value)
+            else:
+                self.others[member] = merged(self.others.get(member), value) if member in DETAILS else value
+
+    def as_message(self, *, sent: bool = False) -> dict[str, Any]:
+        """The message; with *sent* without the members that its parts are kept in."""
+        message = {"role": "assistant", "content": None, **joined(self.message)}
+        if sent:
+            return message
+        for member, value in joined(self.parts).items():
+            message[member] = merged(message.get(member), value) if member in DETAILS else message.get(member) or value
+        return message
+
+    def _add_parts(self, content: Any) -> None:
+        for kind, part in parts_of(content):
+            if kind in ("text", "refusal"):
+                self.message.slot("content" if kind == "text" else kind, Pieces).append(flat(part))
+            elif kind == "thinking":
+                self.parts.slot("reasoning", Pieces).append(flat(part))
+            else:
+                self.parts[kind] = merged(self.parts.get(kind), [part])
 
 
 _NOT_HEAD = frozenset({"object", "choices", "usage", "obfuscation", "error"})
-
-
-# Deltas are added up in pieces that are joined once -----------------------------------------------------------------
-
-
-class _Pieces(list[str]):
-    """A string, in the pieces that are not joined yet."""
-
-
-class _Members(dict[str, Any]):
-    """An object that deltas are added to. Any other `dict` is kept as it came."""
-
-
-class _Calls(list[_Members]):
-    """Tool calls that deltas are added to."""
-
-    def __init__(self) -> None:
-        self._latest: dict[int | None, _Members] = {}  # by index; under None the latest of all
-        self._known: dict[tuple[int | None, str], _Members] = {}
-
-    def find(self, delta: Mapping[str, Any]) -> _Members:
-        """The call that *delta* belongs to. Ollama omits `index` or repeats it: then a new `id` is a new call."""
-        index, call_id = find_index(delta), _id(delta)
-        call = self._latest.get(index)
-        if call_id and call is not None and call.get("id"):
-            call = self._known.get((index, call_id))
-        if call is None:
-            call = _Members()
-            self.append(call)
-        self._latest[index] = self._latest[None] = call
-        if call_id:
-            self._known[index, call_id] = self._known[None, call_id] = call
-        return call
-
-
-# OpenAI sends these once, other servers with every delta: the first value is kept.
-_SET_ONCE = frozenset({"role", "id", "type", "name", "index"})
-
-_DEPTH = 16  # levels of objects that are added up, far more than any API has
-
-
-def _accumulate(target: _Members, delta: Mapping[str, Any], depth: int = _DEPTH) -> None:
-    for member, value in delta.items():
-        if value is None:
-            continue
-        if member in _SET_ONCE:
-            if not target.get(member):
-                target[member] = value
-        elif isinstance(value, str):
-            _slot(target, member, _Pieces).append(value)
-        elif member == "tool_calls" and isinstance(value, list) and depth:
-            _accumulate_calls(_slot(target, member, _Calls), value, depth - 1)
-        elif isinstance(value, list):
-            _slot(target, member, list).extend(value)
-        elif isinstance(value, dict) and depth:
-            _accumulate(_slot(target, member, _Members), value, depth - 1)
-        else:
-            target[member] = value
-
-
-def _accumulate_calls(calls: _Calls, deltas: list[Any], depth: int) -> None:
-    for delta in deltas:
-        if isinstance(delta, dict):
-            _accumulate(calls.find(delta), delta, depth)
-
-
-def _slot(target: _Members, member: str, kind: type[Any]) -> Any:
-    """The value of *member*, of type *kind*; a new one if *member* had another type so far."""
-    if type(target.get(member)) is not kind:
-        target[member] = kind()
-    return target[member]
-
-
-def _joined(value: Any) -> Any:
-    if isinstance(value, _Pieces):
-        return whole("".join(value))
-    if isinstance(value, _Calls):
-        return [_call(_joined(call)) for call in value]
-    if isinstance(value, _Members):
-        return {member: _joined(inner) for member, inner in value.items()}
-    return value
-
-
-def whole(text: str) -> str:
-    """*text* with surrogate pairs joined, such as an emoji whose halves came in two chunks. A lone half stays."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-
-
-def _call(members: dict[str, Any]) -> dict[str, Any]:
-    """A tool call as in a message: with a `type`, and without the `index` it had in the stream."""
-    members = {"type": "function", **members}
-    members.pop("index", None)
-    return members
-
-
-def _id(value: Mapping[str, Any]) -> str:
-    identifier = value.get("id")
-    return str(identifier) if isinstance(identifier, str | int) else ""
-
-
-# Usage --------------------------------------------------------------------------------------------------------------
-
-
-def add_usage(total: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The sum of two `usage` objects, member by member, details included; `None` adds nothing."""
-    if total is None or usage is None:
-        known = total if usage is None else usage
-        return dict(known) if known is not None else None
-    return _sum(total, usage, depth=_DEPTH)
-
-
-def _sum(total: Mapping[str, Any], usage: Mapping[str, Any], *, depth: int) -> dict[str, Any]:
-    summed = dict(total)
-    for member, value in usage.items():
-        before = summed.get(member)
-        if before is None:
-            summed[member] = value
-        elif isinstance(before, Mapping) and isinstance(value, Mapping) and depth:
-            summed[member] = _sum(before, value, depth=depth - 1)
-        elif _is_count(before) and _is_count(value):
-            summed[member] = before + value
-    return summed
-
-
-def _is_count(value: object) -> bool:
-    # At most 64 bits: an int beyond a float's range cannot be added to a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63
+_NOT_OTHERS = frozenset({"index", "delta", "message", "text", "finish_reason", "usage", "error"})

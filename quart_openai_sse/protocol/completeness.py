@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from quart_openai_sse.errors import UpstreamTruncated
-from quart_openai_sse.protocol.chunks import ParsedChunk, has_output, parse_chunk
+from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamTruncated
+from quart_openai_sse.protocol.chunks import DETAILS, FAILED, finish_of, has_output, has_words
+from quart_openai_sse.protocol.parsing import ParsedChoice, ParsedChunk, parse_chunk, parse_object
+from quart_openai_sse.protocol.upstream_errors import failure_of
+from quart_openai_sse.protocol.usage import update_usage
 
 
 class Signal(Enum):
@@ -17,7 +20,7 @@ class Signal(Enum):
     USAGE = "usage alone"
     OUTPUT = "the first or further output of a choice"
     FINISH = "a finish_reason, and no choice is left open"
-    DONE = "[DONE]"
+    DONE = "[DONE] of a stream that has ended"
     EOF = "the body ended with every expected choice finished"
 
 
@@ -42,11 +45,12 @@ TRANSITIONS: Mapping[State, Mapping[Signal, State]] = {
         Signal.USAGE: State.STREAMING,
         Signal.OUTPUT: State.STREAMING,
         Signal.FINISH: State.FINISHED,
+        Signal.DONE: State.DONE,  # the server says itself that this is the end
     },
     State.FINISHED: {
         Signal.NOTHING: State.FINISHED,
         Signal.USAGE: State.FINISHED,
-        Signal.OUTPUT: State.STREAMING,  # choices may come one after another
+        Signal.OUTPUT: State.STREAMING,  # choices may come one after another, and a server may go on after a finish
         Signal.FINISH: State.FINISHED,
         Signal.DONE: State.DONE,
         Signal.EOF: State.DONE,
@@ -61,6 +65,8 @@ class Completion:
 
     def __init__(self, *, n: int = 1) -> None:
         self._n = n
+        self.require_finish_reason = True
+        """Whether `[DONE]` is an end only after a `finish_reason`."""
         self.restart()
 
     def restart(self) -> None:
@@ -73,8 +79,14 @@ class Completion:
         self.finish_reasons: dict[int, str] = {}
         """The `finish_reason` of each finished choice, by the choice's index."""
         self.usage: dict[str, Any] | None = None
-        """The last `usage` that a chunk held."""
+        """The usage that the chunks have reported."""
+        self.by_message = False
+        """Whether the last chunk has its output in a `message`, because no delta of that choice has come."""
         self._open: set[int] = set()
+        self._begun: set[int] = set()
+        """The choices of which a delta has come."""
+        self._empty_reason = False
+        """Whether a `finish_reason` was ""."""
 
     @property
     def finished(self) -> bool:
@@ -84,27 +96,56 @@ class Completion:
     def feed(self, data: bytes) -> Signal:
         """Takes the *data* of one event, and returns its meaning.
 
-        Raises `UpstreamTruncated` for a `[DONE]` before every choice is finished, and the errors of `parse_chunk`.
+        Raises `UpstreamTruncated` for a `[DONE]` before the end, `UpstreamFailed` or `UpstreamCredentials` for an error
+        that the chunk reports, and what `parse_chunk` raises.
         """
         chunk = parse_chunk(data)
         if chunk is None:
-            return self._step(Signal.DONE)
-        if chunk.usage is not None and not self.done:
-            self.usage = chunk.usage
+            return self._step(Signal.DONE if self._may_be_done() else None)
         if len(chunk.choices) == 1:
             [choice] = chunk.choices
-            delta = choice.delta
             # Nearly every chunk continues an open choice, which changes no state. Without this shortcut feed takes
             # 2.0 times as long (Python 3.13: 1.6 times); without get("content") it is 15 % slower (23 %).
-            goes_on = choice.index in self._open and not choice.finish_reason
-            if goes_on and delta and (delta.get("content") or has_output(delta)):
+            if (
+                (delta := choice.delta)
+                and (choice.index if self._n > 1 else 0) in self._open
+                and not choice.finish_reason
+                and (delta.get("content") or has_output(delta))
+                and chunk.usage is choice.usage is choice.error is chunk.error is None
+            ):
+                self.by_message = False
                 return _OUTPUT
-        return self._step(Signal.NOTHING if self.done else self._absorb(chunk))
+        return self.feed_parsed(chunk, data)
+
+    def feed_parsed(self, chunk: ParsedChunk, data: bytes = b"") -> Signal:
+        """The same for a chunk that is parsed already. *data* is looked at again if there may be usage alone."""
+        self.by_message = False
+        if self.done:
+            return self._step(None)
+        reported = [each for each in (chunk.usage, *_elsewhere(chunk)) if isinstance(each, dict) and each]
+        for usage in reported:
+            self.usage = update_usage(self.usage, usage)
+        if chunk.error:
+            raise failure_of(chunk.error)
+        signal = self._absorb(chunk)
+        if signal is Signal.NOTHING and reported and _says_no_more(chunk, data):
+            signal = Signal.USAGE
+        return self._step(signal)
+
+    def feed_answer(self, answer: Mapping[str, Any]) -> None:
+        """Takes an answer that was not streamed. Raises for the errors that it reports, as `feed` does."""
+        self.feed_parsed(parse_object(answer))
 
     def end(self) -> None:
         """Call it when the body has ended. Raises `UpstreamTruncated` unless the stream is complete."""
         if not self.done:
             self._step(Signal.EOF if len(self.finish_reasons) >= self._n else None)
+
+    def _may_be_done(self) -> bool:
+        """Whether `[DONE]` is an end: each choice that began has had a `finish_reason`, or one was ""."""
+        if self._empty_reason or not self.require_finish_reason:
+            return True
+        return bool(self.finish_reasons) and self._open <= self.finish_reasons.keys()
 
     def _step(self, signal: Signal | None) -> Signal:
         state = TRANSITIONS[self.state].get(signal) if signal else None
@@ -117,19 +158,56 @@ class Completion:
         return signal
 
     def _absorb(self, chunk: ParsedChunk) -> Signal:
-        signal = Signal.NOTHING if chunk.choices or not chunk.usage else Signal.USAGE
+        signal = Signal.NOTHING
         for choice in chunk.choices:
-            if choice.finish_reason:
-                self.finish_reasons[choice.index] = choice.finish_reason
-                self._open.discard(choice.index)
+            index = choice.index if self._n > 1 else 0
+            reason, output = finish_of(choice.finish_reason), self._takes(index, choice)
+            self._empty_reason |= choice.finish_reason == ""
+            if choice.error or reason.lower() in FAILED:
+                raise _interruption(choice)
+            if output or reason:
                 signal = Signal.OUTPUT
-            elif choice.delta and has_output(choice.delta):
-                if choice.index not in self.finish_reasons:
-                    self._open.add(choice.index)
-                signal = Signal.OUTPUT
+            if reason:
+                self.finish_reasons[index] = reason
+                self._open.discard(index)
+            elif output and (index not in self.finish_reasons or (choice.delta and has_words(choice.delta))):
+                self._open.add(index)
         return Signal.FINISH if signal is Signal.OUTPUT and not self._open else signal
+
+    def _takes(self, index: int, choice: ParsedChoice) -> bool:
+        """Whether a choice has output: in its delta, or where no delta has come, in its message or text."""
+        delta, message, text = choice.delta, choice.message, choice.text
+        output = bool(delta and has_output(delta))
+        if not output and index not in self._begun:
+            output = isinstance(message, dict) and has_output(message)
+            self.by_message |= output
+        if not output and isinstance(text, str) and not isinstance(delta, dict):
+            output = bool(text)
+        if output:
+            self._begun.add(index)
+        return output
 
 
 # Without this alias Completion.feed is 25 % slower on Python 3.11, which looks up an Enum's members in Python code
 # (Python 3.13: 7 %).
 _OUTPUT = Signal.OUTPUT
+
+
+def _elsewhere(chunk: ParsedChunk) -> list[Any]:
+    """The usage that is not at a chunk's top level: Groq's, and that of choices (Moonshot)."""
+    groq = chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
+    return [groq, *(choice.usage for choice in chunk.choices)]
+
+
+def _says_no_more(chunk: ParsedChunk, data: bytes) -> bool:
+    """Whether a chunk with usage and without output says nothing else: no role, no details."""
+    if any(any((choice.delta or {}).values()) or choice.message or choice.text for choice in chunk.choices):
+        return False
+    return not any(b'"%b"' % member.encode() in data for member in DETAILS)
+
+
+def _interruption(choice: ParsedChoice) -> OpenAISSEError:
+    """The failure of an answer whose choice says that it was interrupted."""
+    if choice.error:
+        return failure_of(choice.error)
+    return UpstreamFailed(f"The upstream ended its answer with the finish_reason {choice.finish_reason!r}.", status=502)

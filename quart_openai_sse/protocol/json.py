@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -26,16 +27,19 @@ def decode(data: bytes | bytearray) -> Any:
         raise ValueError("JSON is nested too deeply") from None
 
 
-def encode(value: object) -> bytes:
-    """Compact JSON of *value*. Raises `TypeError` or `ValueError` for a value that JSON cannot hold."""
+def encode(value: object, *, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Compact JSON of *value*. *default* returns what is written in place of an object that JSON does not have.
+
+    Raises `TypeError` or `ValueError` for a value that JSON cannot hold.
+    """
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, enc_hook=default)
     except UnicodeEncodeError:
         pass
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON") from None
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=default).encode()
     except RecursionError:
         raise ValueError("The value is nested too deeply for JSON") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 from quart_openai_sse.errors import OpenAISSEError, UpstreamCredentials, UpstreamFailed, UpstreamRefused
 
 
-def stream_error(chunk: Mapping[str, Any]) -> OpenAISSEError | None:
+def reported_error(chunk: Mapping[str, Any]) -> Any:
     """The error that an object within a stream reports, or `None` if the object is a chunk.
 
     Besides OpenAI's `{"error": {…}}` there are bare strings, `{"detail": …}` and vLLM's `{"object": "error", …}`.
@@ -16,8 +16,11 @@ def stream_error(chunk: Mapping[str, Any]) -> OpenAISSEError | None:
     error = chunk.get("error")
     if not error and "choices" not in chunk:
         error = chunk if chunk.get("object") == "error" else chunk.get("detail")
-    if not error:
-        return None
+    return error or None
+
+
+def failure_of(error: Any) -> OpenAISSEError:
+    """The exception for an error that an upstream reports within its stream."""
     code = error.get("code") if isinstance(error, dict) else None
     if code in (401, 403, "invalid_api_key"):  # about our key, and its message may quote a part of the key
         return UpstreamCredentials("The upstream refused our key within its stream.")

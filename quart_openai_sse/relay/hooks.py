@@ -17,6 +17,7 @@ from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.chat import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
+from quart_openai_sse.protocol.chunks import reasoning_of_delta, refusal_of_delta, text_of_delta
 from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.bounded_calls import BoundedCalls
@@ -42,6 +43,9 @@ class StreamEnd:
     message: Mapping[str, Any] | None
     """The assistant's message so far; it is whole only if `outcome` is `completed`. `None` if there was no output, or
     more than `max_bytes`."""
+    details: Mapping[str, Any]
+    """What the upstream sent besides words, by the members' names: `citations`, `search_results`, `annotations`,
+    `images`, `prompt_filter_results` and others."""
     events: tuple[tuple[str, Any], ...]
     """The names and data of the app's events, as many as have `max_bytes` together."""
     finish_reasons: Mapping[int, str]
@@ -50,9 +54,21 @@ class StreamEnd:
 
     @property
     def text(self) -> str:
-        """The message's content, or "". If the answer was cut within an emoji, the last character is "\ufffd"."""
-        content = (self.message or {}).get("content")
-        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else ""
+        """The message's content, and its refusal if there is one; "" without either.
+
+        If the answer was cut within an emoji, the last character is "\ufffd".
+        """
+        message = self.message or {}
+        return _readable(text_of_delta(message) + refusal_of_delta(message))
+
+    @property
+    def reasoning(self) -> str:
+        """What the model reasoned before and within its answer, in whichever member the upstream sent it; or ""."""
+        return _readable(reasoning_of_delta(self.message or {}))
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 Prepare = Callable[[dict[str, Any], Principal], Awaitable[Mapping[str, Any] | None] | Mapping[str, Any] | None]

@@ -119,7 +119,14 @@ class Relay:
             metadata=dict(metadata or {}),
             trace_id=current_trace_id(),
         )
-        about = About(id=handle.id, owner=handle.owner, thread=thread, model=body["model"], created=time.time())
+        about = About(
+            id=handle.id,
+            owner=handle.owner,
+            thread=thread,
+            model=body["model"],
+            created=time.time(),
+            n=body.get("n") or 1,
+        )
         fingerprint = digest(body) if idempotency_key else ""
         create = partial(self.log.create, handle.key, about=about, digest=fingerprint, retain=retain)
         await self.open()
@@ -172,6 +179,7 @@ class Relay:
                     writer,
                     record,
                     assemble=self.config.max_bytes if self.hooks.on_end else 0,
+                    n=body.get("n") or 1,
                     hold=place.hold,
                     charge=self.admission.meter(principal, producer.completion, record),
                 ),

@@ -137,8 +137,6 @@ class RunningStream:
     def stream_end(self, end: End) -> StreamEnd:
         """The argument of `on_end`."""
         assembled = self.intake.message
-        completion = None if assembled is None else assembled.message()
-        choices = (completion or {}).get("choices") or [{}]
         return StreamEnd(
             id=self.handle.id,
             outcome=end.outcome,
@@ -149,7 +147,8 @@ class RunningStream:
             model=self.record.model,
             body=self.body,
             metadata=self.record.metadata,
-            message=None if completion is None else choices[0].get("message"),
+            message=None if assembled is None else assembled.first_message(),
+            details={} if assembled is None else assembled.details,
             events=tuple(self.intake.events),
             finish_reasons=end.finish_reasons,
             usage=end.usage,

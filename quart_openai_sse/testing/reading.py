@@ -6,8 +6,11 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from quart_openai_sse.formats import first_delta
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
+from quart_openai_sse.protocol.chunks import reasoning_of_delta, refusal_of_delta, text_of_delta
+from quart_openai_sse.protocol.pieces import merged
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
 
@@ -20,7 +23,7 @@ class ReadStream:
     chunks: list[dict[str, Any]] = field(default_factory=list)
     """The chunks, in the OpenAI format."""
     text: str = ""
-    """The content of the first choice, in either format."""
+    """The text of the first choice, or its refusal, in either format."""
     ids: list[str] = field(default_factory=list)
     """The ids of the events that have one."""
     outcome: str = "cut"
@@ -28,7 +31,9 @@ class ReadStream:
     error: dict[str, Any] | None = None
     """The error object of a failed stream, and in the OpenAI format of a stopped one."""
     reasoning: str = ""
-    """The first choice's reasoning (`reasoning_content` or `reasoning`), in the OpenAI format."""
+    """The first choice's reasoning, in either format."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What came besides words, such as citations, by the members' names; in either format."""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     """The first choice's tool calls, assembled as in a message, in the OpenAI format."""
     finish_reason: str | None = None
@@ -55,9 +60,10 @@ async def read(body: bytes | AsyncIterable[bytes]) -> ReadStream:
 
 
 def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
-    text, outcome, error = "", "cut", None
+    text, reasoning, outcome, error = "", "", "cut", None
     chunks: list[dict[str, Any]] = []
-    assembly = Assembly()
+    assembly = Assembly(n=2)  # by the index of each choice: it is not known how many were asked for
+    details: dict[str, Any] = {}
     end: dict[str, Any] = {}
     for event in events:
         if event.data == "[DONE]":
@@ -66,6 +72,10 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         data = json.decode(event.data.encode())
         if event.event == "delta":
             text += data["text"]
+        elif event.event == "reasoning":
+            reasoning += data["text"]
+        elif event.event == "details":
+            details |= {name: merged(details.get(name), value) for name, value in data.items() if name != "t"}
         elif event.event in ("completed", "failed", "stopped"):
             outcome, error, end = event.event, data.get("error"), data
         elif event.event == "message" and "error" in data:
@@ -73,21 +83,19 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
             outcome = "stopped" if error["code"] == "stopped" else "failed"
         elif event.event == "message":
             chunks.append(data)
+            delta = first_delta(data, whole=False, n=2)
+            text += text_of_delta(delta) + refusal_of_delta(delta)
             assembly.add_chunk(data)
-            text += "".join(
-                choice["delta"].get("content") or "" for choice in data["choices"] if choice.get("index", 0) == 0
-            )
-    ids = [event.id for event in events if event.id]
-    choices: list[dict[str, Any]] = (assembly.message() or {}).get("choices", [])
-    message: dict[str, Any] = next((choice["message"] for choice in choices if choice["index"] == 0), {})
+    message = assembly.first_message() or {}
     return ReadStream(
         events,
         chunks,
         text,
-        ids,
+        [event.id for event in events if event.id],
         outcome,
         error,
-        reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+        reasoning=reasoning or reasoning_of_delta(message),
+        details=details or assembly.details,
         tool_calls=message.get("tool_calls") or [],
         finish_reason=assembly.finish_reasons.get(0) or end.get("finish_reason"),
         usage=assembly.usage or end.get("usage"),

@@ -55,7 +55,7 @@ class ScriptedUpstream:
         self.running += 1
         self.closed.clear()
         try:
-            await self._play(script, sink if request.get("stream") else _WholeAnswer(sink))
+            await self._play(script, sink if request.get("stream") else _WholeAnswer(sink, n=request.get("n") or 1))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -99,18 +99,19 @@ class _WholeAnswer:
     started = False
     fed = 0.0
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, n: int) -> None:
         self.begin, self.failed, self.head, self.room = sink.begin, sink.failed, sink.head, sink.room
         self._feed = sink.feed
         self._finish = sink.finish
         self._decoder = SSEDecoder()
-        self._completion = Completion()
+        self._completion = Completion(n=n)
+        self._n = n
         self._message: Assembly | None = None
 
     def feed(self, data: bytes) -> Flow:
         if not data.startswith(b"data:"):
             return self._feed(data)
-        self._message = self._message or Assembly()
+        self._message = self._message or Assembly(n=self._n)
         for event in self._decoder.feed_raw(data):
             if self._completion.feed(event.data) is not Signal.DONE:
                 self._message.add(event.data)

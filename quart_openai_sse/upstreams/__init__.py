@@ -32,8 +32,11 @@ class Sink(Protocol):
         """A request failed before any output. `begin` follows if there is another."""
         ...
 
-    def head(self, status: int, headers: Headers) -> None:
-        """The status line and the headers have arrived. Only the body of a 200 is fed."""
+    def head(self, status: int, headers: Headers, *, require_finish_reason: bool = True) -> None:
+        """The status line and the headers have arrived. Only the body of a 200 is fed.
+
+        Without *require_finish_reason*, `[DONE]` alone is the end of a stream: the upstream never sends a reason.
+        """
         ...
 
     def feed(self, data: bytes) -> Flow:

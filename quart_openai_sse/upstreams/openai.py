@@ -78,7 +78,7 @@ class OpenAIUpstream:
             progress=sink if request.get("stream") else None,
         )
         async with deadlines:
-            use = partial(_feed, sink, deadlines)
+            use = partial(_feed, sink, deadlines, config.require_finish_reason)
             await self._client.run(partial(self._request, "POST", "/chat/completions", request, principal, use))
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
@@ -159,9 +159,12 @@ class OpenAIUpstream:
         return {**headers, **config.headers}
 
 
-async def _feed(sink: Sink, deadlines: Deadlines, answer: Answer) -> None:
+async def _feed(sink: Sink, deadlines: Deadlines, require_finish_reason: bool, answer: Answer) -> None:
     """Feeds an answer to *sink*."""
-    sink.head(answer.status, answer.headers)
+    if require_finish_reason:
+        sink.head(answer.status, answer.headers)
+    else:
+        sink.head(answer.status, answer.headers, require_finish_reason=False)
     if answer.status != 200:
         raise refusal(answer.status, answer.headers, await _bounded(answer))
     while (flow := await answer.push(sink.feed)) is PAUSE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Hashable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
@@ -117,7 +117,6 @@ async def _body(  # noqa: C901
     keepalive = relay.config.keepalive or math.inf
     memory = relay.memory
     encode = format_.encode
-    sharing = None if format_.sharing is None else (type(format_), format_.sharing)
     shown = 0.0  # when the last entry came that produced output for the client
     size = 0
     end: End | None = None
@@ -144,10 +143,10 @@ async def _body(  # noqa: C901
             except StopAsyncIteration:
                 batch = _LOST
             entries, end = batch.entries, batch.end
-            if batch.encoded is None or sharing is None:
+            if batch.encoded is None or format_.sharing is None:
                 data = encode(batch) if entries else b""
             else:
-                data = _encode_once(batch, batch.encoded, sharing, encode)
+                data = _encode_once(batch, batch.encoded, format_)
             if end is not None:
                 data += format_.end(end)
             elif data:
@@ -169,11 +168,10 @@ async def _body(  # noqa: C901
         await relay.readers.leave(reader)
 
 
-def _encode_once(
-    batch: Batch, encoded: dict[Hashable, bytes], sharing: Hashable, encode: Callable[[Batch], bytes]
-) -> bytes:
+def _encode_once(batch: Batch, encoded: dict[Hashable, bytes], format_: Format) -> bytes:
     """The bytes of a batch that is given to several readers: the first one of them encodes it."""
+    sharing = (type(format_), format_.sharing)
     data = encoded.get(sharing)
     if data is None:
-        data = encoded[sharing] = encode(batch)
+        data = encoded[sharing] = format_.encode(batch)
     return data

@@ -29,8 +29,31 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
 
     Raises the error of a stream that failed, and `StreamStopped`.
     """
+    whole, assembly = await _read(relay, handle)
+    if whole is not None:
+        return whole
+    if (message := assembly.message()) is None:
+        raise StreamTooLong("The answer is too large.")
+    return json.encode(message)
+
+
+async def read_message(relay: Relay, handle: StreamHandle) -> dict[str, Any]:
+    """The assistant's message of a stream's first choice, and the details of it, such as citations.
+
+    Raises what `read_answer` raises.
+    """
+    whole, assembly = await _read(relay, handle)
+    if whole is not None:
+        assembly.add(whole, whole=True)
+    if (message := assembly.first_message()) is None:
+        raise StreamTooLong("The answer is too large.")
+    return {**assembly.details, **message}
+
+
+async def _read(relay: Relay, handle: StreamHandle) -> tuple[bytes | None, Assembly]:
+    """An answer that the upstream did not stream, if it is one, and otherwise what the chunks add up to."""
     reader = handle.reader or await relay.read(handle, heartbeat=False)
-    assembly = Assembly(limit=relay.config.max_bytes)
+    assembly = Assembly(n=reader.about.n, limit=relay.config.max_bytes)
     whole: bytes | None = None
     end: End | None = None
     held = 0
@@ -41,26 +64,15 @@ async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
                 relay.memory.unread += len(entry.data)
                 if entry.kind is Kind.ANSWER:
                     whole = entry.data
-                elif entry.kind is Kind.CHUNK:
-                    assembly.add(entry.data)
+                elif entry.kind is not Kind.EVENT:
+                    assembly.add(entry.data, whole=entry.whole)
             end = batch.end
     finally:
         relay.memory.unread -= held
         await relay.readers.leave(reader)
     if (error := (end or LOST).exception()) is not None:
         raise error
-    if whole is not None:
-        return whole
-    if (message := assembly.message()) is None:
-        raise StreamTooLong("The answer is too large.")
-    return json.encode(message)
-
-
-async def read_message(relay: Relay, handle: StreamHandle) -> dict[str, Any]:
-    """The assistant's message of a stream's first choice. Raises what `read_answer` raises."""
-    answer = json.decode(await read_answer(relay, handle))
-    message: dict[str, Any] = answer["choices"][0]["message"]
-    return message
+    return whole, assembly
 
 
 def refuse_in(wire: Wire) -> None:

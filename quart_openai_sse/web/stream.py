@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import ref
 
@@ -16,7 +16,15 @@ from quart_openai_sse.formats.registry import Formats
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.logs.entries import END_ID, LOST, End, Kind
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import chunk_text, decode_chunk
+from quart_openai_sse.protocol.chunks import (
+    delta_of,
+    details_of,
+    first_choice,
+    reasoning_of_delta,
+    refusal_of_delta,
+    text_of_delta,
+)
+from quart_openai_sse.protocol.parsing import decode_chunk
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response
@@ -37,10 +45,12 @@ class StreamItem:
     data: Any
     id: str
 
-    @property
-    def text(self) -> str:
-        """The text of a chunk's first choice, or ""."""
-        return chunk_text(json.encode(self.data)) if self.name == "chunk" else ""
+    text: str = ""
+    """The text of a chunk's first choice, or its refusal, or ""."""
+    reasoning: str = ""
+    """The reasoning in a chunk's first choice, or ""."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What a chunk holds besides words, such as `citations` or `images`, by the members' names."""
 
 
 class Stream:
@@ -116,7 +126,14 @@ async def _items(reader: Reader) -> AsyncGenerator[StreamItem, None]:
                 yield StreamItem(entry.name, json.decode(entry.data), batch.id(place))
             else:
                 chunk = answer_chunks(entry.data)[0] if entry.kind is Kind.ANSWER else entry.data
-                yield StreamItem("chunk", decode_chunk(chunk), batch.id(place))
+                yield _chunk_item(decode_chunk(chunk), batch.id(place), whole=entry.whole, n=reader.about.n)
         end = batch.end
     end = end or LOST
     yield StreamItem(end.outcome, end_data(end), END_ID)
+
+
+def _chunk_item(chunk: Mapping[str, Any], event_id: str, *, whole: bool, n: int) -> StreamItem:
+    choice = first_choice(chunk, n=n) or {}
+    delta = delta_of(choice, whole=whole)
+    text, details = text_of_delta(delta) + refusal_of_delta(delta), details_of(chunk, choice, delta)
+    return StreamItem("chunk", chunk, event_id, text, reasoning_of_delta(delta), details)

@@ -19,13 +19,12 @@ from quart_openai_sse.errors import (
     UpstreamFailed,
     UpstreamTruncated,
 )
-from quart_openai_sse.formats import Format, Reading, SSEFormat
+from quart_openai_sse.formats import Format, Reading, SSEFormat, entry_text
 from quart_openai_sse.formats.openai import OpenAIFormat
 from quart_openai_sse.formats.registry import FORMATS, Formats
 from quart_openai_sse.formats.text import TextFormat
 from quart_openai_sse.logs.entries import RESERVED_EVENTS, About, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.protocol.sse import RawEvent, ServerSentEvent, SSEDecoder, encode, encode_data
 
 # With spaces, unknown members and an unusual order, so that only the same bytes pass.
@@ -251,15 +250,9 @@ TEXTS: dict[str, tuple[Any, str]] = {
     "content": ({"choices": [{"index": 0, "delta": {"content": "x"}}]}, "x"),
     "refusal": ({"choices": [{"index": 0, "delta": {"refusal": "x"}}]}, "x"),
     "refusal beside empty content": ({"choices": [{"delta": {"content": "", "refusal": "x"}}]}, "x"),
-    "a whole message": ({"choices": [{"index": 0, "message": {"content": "x"}}]}, "x"),
-    "a whole message beside no delta": ({"choices": [{"delta": None, "message": {"content": "x"}}]}, "x"),
     "index left out": ({"choices": [{"delta": {"content": "x"}}]}, "x"),
     "index null": ({"choices": [{"index": None, "delta": {"content": "x"}}]}, "x"),
-    "the second choice": ({"choices": [{"index": 1, "delta": {"content": "x"}}]}, ""),
-    "the second choice first": (
-        {"choices": [{"index": 1, "delta": {"content": "y"}}, {"index": 0, "delta": {"content": "x"}}]},
-        "x",
-    ),
+    "a choice that is counted by chunks": ({"choices": [{"index": 1, "delta": {"content": "x"}}]}, "x"),
     "a role": ({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}, ""),
     "reasoning": ({"choices": [{"index": 0, "delta": {"reasoning_content": "x"}}]}, ""),
     "no delta": ({"choices": [{"index": 0}]}, ""),
@@ -267,13 +260,13 @@ TEXTS: dict[str, tuple[Any, str]] = {
     "delta a list": ({"choices": [{"index": 0, "delta": ["content"]}]}, ""),
     "delta text": ({"choices": [{"index": 0, "delta": "x"}]}, ""),
     "content a number": ({"choices": [{"delta": {"content": 5}}]}, ""),
-    "content a list": ({"choices": [{"delta": {"content": [{"text": "x"}]}}]}, ""),
+    "content a list": ({"choices": [{"delta": {"content": [{"text": "x"}]}}]}, "x"),
     "content a number beside a refusal": ({"choices": [{"delta": {"content": 5, "refusal": "x"}}]}, "x"),
     "content true": ({"choices": [{"delta": {"content": True}}]}, ""),
     "a choice null": ({"choices": [None]}, ""),
     "a choice null beside another": ({"choices": [None, {"delta": {"content": "x"}}]}, "x"),
     "a choice text": ({"choices": ["x"]}, ""),
-    "index a list": ({"choices": [{"index": [1], "delta": {"content": "x"}}]}, ""),
+    "index a list": ({"choices": [{"index": [1], "delta": {"content": "x"}}]}, "x"),
     "choices null": ({"choices": None}, ""),
     "choices a number": ({"choices": 5}, ""),
     "choices text": ({"choices": "x"}, ""),
@@ -288,18 +281,95 @@ TEXTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("chunk", "text"), TEXTS.values(), ids=TEXTS)
 def test_a_chunk_says_in_words_and_odd_ones_say_nothing(chunk: Any, text: str) -> None:
     data = json.encode(chunk)
-    assert chunk_text(data) == text
     for entry in (Entry(data), Entry(data, usage=True)):
-        wire = TextFormat(Reading(ids=True)).encode(Batch(1, [entry]))
-        if text:
-            assert wire == b"event: delta\nid: 1\ndata: " + json.encode({"text": text, "t": 0.0}) + b"\n\n"
-        else:
-            assert wire == b""
+        assert entry_text(entry) == text
+        deltas = [event for event in events_of(entry) if event.event == "delta"]
+        assert [json.decode(event.data.encode())["text"] for event in deltas] == ([text] if text else [])
+
+
+def choice(delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+EVENTS: dict[str, tuple[Any, Kind, list[tuple[str, Any]]]] = {
+    "reasoning and text": (
+        choice({"reasoning": "Hm.", "content": "x"}),
+        Kind.CHUNK,
+        [("reasoning", {"text": "Hm.", "t": 1.5}), ("delta", {"text": "x", "t": 1.5})],
+    ),
+    "a refusal": (choice({"refusal": "No."}), Kind.CHUNK, [("delta", {"text": "No.", "t": 1.5, "refusal": True})]),
+    "parts": (
+        choice({"content": [{"type": "thinking", "thinking": "a"}, {"type": "image_url"}]}),
+        Kind.CHUNK,
+        [("reasoning", {"text": "a", "t": 1.5}), ("details", {"images": [{"type": "image_url"}], "t": 1.5})],
+    ),
+    "citations without a choice": (
+        {"choices": [], "citations": ["https://a.example"]},
+        Kind.CHUNK,
+        [("details", {"citations": ["https://a.example"], "t": 1.5})],
+    ),
+    "a message beside a delta": (
+        {"choices": [{"delta": {"content": "x"}, "message": {"content": "all of it"}}]},
+        Kind.CHUNK,
+        [("delta", {"text": "x", "t": 1.5})],
+    ),
+    "a message that repeats deltas": ({"choices": [{"message": {"content": "all of it"}}]}, Kind.CHUNK, []),
+    "a message without deltas": (
+        {"choices": [{"message": {"content": "x"}}]},
+        Kind.MESSAGE,
+        [("delta", {"text": "x", "t": 1.5})],
+    ),
+    "an answer": (
+        {"choices": [{"message": {"content": "x"}, "delta": {"content": ""}}]},
+        Kind.ANSWER,
+        [("delta", {"text": "x", "t": 1.5})],
+    ),
+}
+
+
+@pytest.mark.parametrize(("chunk", "kind", "expected"), EVENTS.values(), ids=EVENTS)
+def test_the_text_format_tells_what_a_chunk_says(chunk: Any, kind: Kind, expected: list[tuple[str, Any]]) -> None:
+    events = events_of(Entry(json.encode(chunk), 1.5, kind=kind))
+    assert [(event.event, json.decode(event.data.encode())) for event in events] == expected
+    assert [event.id for event in events] == [""] * (len(events) - 1) + ["1"] * bool(events)
+
+
+def test_details_are_told_when_they_come_and_when_they_change() -> None:
+    format_ = TextFormat(Reading(ids=True))
+    entries = [Entry(json.encode({"choices": [], "citations": cited})) for cited in ("ab", "ab", "abc", "abc")]
+    events = [decode(format_.encode(Batch(place, [entry]))) for place, entry in enumerate(entries, 1)]
+    assert [[json.decode(event.data.encode())["citations"] for event in each] for each in events] == [
+        ["ab"],
+        [],
+        ["abc"],
+        [],
+    ]
+
+
+def test_a_response_that_has_told_details_shares_its_bytes_no_longer() -> None:
+    plain, told = Entry(json.encode(choice({"content": "x"}))), Entry(json.encode({"choices": [], "citations": ["a"]}))
+    format_ = TextFormat(Reading(ids=True))
+    assert (format_.encode(Batch(1, [plain])), format_.sharing) == (format_.encode(Batch(1, [plain])), True)
+    format_.encode(Batch(2, [told]))
+    assert format_.sharing is None
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_text_is_the_first_choices_of_several(n: int) -> None:
+    format_ = TextFormat(Reading(about=About(id="", n=n)))
+    entries = [Entry(json.encode({"choices": [{"index": each, "delta": {"content": "ab"[each]}}]})) for each in (0, 1)]
+    texts = [json.decode(event.data.encode())["text"] for event in decode(format_.encode(Batch(1, entries)))]
+    assert texts == (["a", "b"] if n == 1 else ["a"])
 
 
 @pytest.mark.parametrize("data", [b"", b"not JSON", b'{"choices": [', b"\xff", b'{"a":' * 100_000], ids=range(5))
 def test_what_is_no_chunk_says_nothing(data: bytes) -> None:
-    assert chunk_text(data) == ""
+    assert entry_text(Entry(data)) == ""
+    assert events_of(Entry(data)) == []
+
+
+def events_of(entry: Entry) -> list[ServerSentEvent]:
+    return decode(TextFormat(Reading(ids=True)).encode(Batch(1, [entry])))
 
 
 _data = st.binary() | st.recursive(

@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 from quart import current_app
 
 from quart_openai_sse import Event, StreamEnd
+from quart_openai_sse import finish as end
 from quart_openai_sse.errors import InvalidRequest
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
@@ -50,14 +51,36 @@ async def test_strings_become_chunks_with_one_role_and_one_finish(create_app: Cr
     assert seen.outcome == "completed"
 
 
-async def test_a_model_that_says_nothing_still_ends_properly(create_app: CreateApp, serve: Serve) -> None:
+@pytest.mark.parametrize("items", [[], [None], ["", None], [end("stop")], [end("tool_calls", {"a": 1})]])
+async def test_a_model_that_says_nothing_has_failed(
+    create_app: CreateApp, serve: Serve, items: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     async def own(chat):
-        return
-        yield
+        for item in items:
+            yield item
+
+    response, _, _ = await stream_of(create_app, serve, own)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["message"]) == (500, "model_failed", "The app's model failed.")
+    assert "yielded neither text nor a tool call nor an event" in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_reason_may_say_why_an_answer_is_empty(create_app: CreateApp, serve: Serve, reason: str) -> None:
+    async def own(chat):
+        yield end(reason, {"prompt_tokens": 1, "completion_tokens": 2})
 
     _, seen, _ = await stream_of(create_app, serve, own)
-    assert [each["choices"][0]["finish_reason"] for each in seen.chunks] == ["stop"]
-    assert seen.outcome == "completed"
+    assert (seen.outcome, seen.finish_reason, seen.text) == ("completed", reason, "")
+
+
+async def test_a_library_without_a_reason_was_cut(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield "Half an"
+        yield end(None)
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.outcome, seen.error["code"], seen.text) == ("failed", "upstream_truncated", "Half an")
 
 
 async def test_sdk_objects_and_mappings_are_chunks_too(create_app: CreateApp, serve: Serve) -> None:
@@ -230,7 +253,6 @@ async def test_a_model_can_refuse_with_an_error_of_ours(create_app: CreateApp, s
     "item",
     [
         5,
-        None,
         b"bytes",
         SimpleNamespace(),
         {"content": "no choices"},
@@ -241,13 +263,18 @@ async def test_a_model_can_refuse_with_an_error_of_ours(create_app: CreateApp, s
         Event("e", object()),
     ],
 )
-async def test_what_is_no_chunk_is_the_models_failure(create_app: CreateApp, serve: Serve, item: Any) -> None:
+async def test_what_is_no_chunk_is_the_models_failure(
+    create_app: CreateApp, serve: Serve, item: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def own(chat):
         yield "so far"
         yield item
 
     _, seen, _ = await stream_of(create_app, serve, own)
     assert (seen.outcome, seen.error["code"]) == ("failed", "model_failed")
+    # Developers are told the line of the `yield`, and callers nothing of the app's code.
+    assert seen.error["message"] == "The app's model failed."
+    assert f"Yielded in {__file__}, line {own.__code__.co_firstlineno + 2}, in own." in caplog.text
 
 
 @pytest.mark.parametrize(

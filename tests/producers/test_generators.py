@@ -279,7 +279,7 @@ async def test_an_item_that_is_no_chunk_closes_it_too(create_app: CreateApp, ser
     @ai.model("own")
     async def own(chat: Any) -> Any:
         async for _ in library:
-            yield None
+            yield 5
 
     client = await serve(app)
     assert (await client.post("/v1/chat/completions", json=BODY)).json()["error"]["code"] == "model_failed"

@@ -29,9 +29,9 @@ from quart_openai_sse.errors import (
     StreamNotFound,
     TooManyStreams,
 )
+from quart_openai_sse.formats import entry_text
 from quart_openai_sse.logs.entries import END_ID, End
 from quart_openai_sse.logs.memory import MemoryLog
-from quart_openai_sse.protocol.chunks import chunk_text
 from quart_openai_sse.relay import running as live
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
@@ -197,7 +197,7 @@ async def test_what_a_producer_still_says_after_a_stop_is_not_part_of_the_stream
     said = [await anext(reader)]
     await relay.stop(handle, "enough")
     said += [batch async for batch in reader]
-    assert [chunk_text(entry.data) for batch in said for entry in batch.entries] == ["hi"]
+    assert [entry_text(entry) for batch in said for entry in batch.entries] == ["hi"]
     assert (said[-1].end.outcome, said[-1].end.reason) == ("stopped", "enough")
     await relay.readers.leave(reader)
 
@@ -640,7 +640,7 @@ async def test_on_end_is_told_what_the_readers_saw_and_nothing_more(
     reader = await relay.read(handle)
     seen = ""
     async for batch in reader:
-        seen += "".join(chunk_text(entry.data) for entry in batch.entries)
+        seen += "".join(entry_text(entry) for entry in batch.entries)
         if seen.endswith("all"):
             await relay.stop(handle, "enough")
     await relay.readers.leave(reader)

@@ -554,14 +554,16 @@ async def test_only_who_started_a_stream_that_is_not_kept_reads_it(create_app: C
 async def test_silence_is_filled_also_while_entries_come_that_are_not_shown(
     create_app: CreateApp, serve: Serve, route: str
 ) -> None:
-    """Minutes of reasoning in the text format, or of app events on OpenAI's wire."""
+    """Minutes of a tool call's arguments in the text format, or of app events on OpenAI's wire."""
     app, ai = create_app(ScriptedUpstream(), keepalive=0.01)
+
+    piece = {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": " "}}]}}]}
 
     @ai.model("thinker")
     async def thinker(chat):
         yield "Well: "
         for _ in range(30):
-            yield Event("thought", 1) if "chat" in route else {"choices": [{"delta": {"reasoning": "hm"}}]}
+            yield Event("thought", 1) if "chat" in route else piece
             await asyncio.sleep(0.005)
         yield "done"
 

@@ -1,0 +1,185 @@
+"""The text in a chunk, for transforms: all of it, wherever the upstream's dialect has it, to read and to replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from quart_openai_sse.protocol.chunks import (
+    REASONING,
+    REASONING_BLOCKS,
+    arguments_of,
+    calls_of,
+    delta_of,
+    find_index,
+    parts_of,
+    reasoning_of_delta,
+    refusal_of_delta,
+    text_of_delta,
+)
+
+__all__ = ["CONTENT", "Place", "places_of", "text_of", "with_text"]
+
+
+class Place(NamedTuple):
+    """Where a text is: the texts of one place, chunk by chunk, add up to one text of the answer."""
+
+    choice: int = 0
+    """The index of the choice."""
+    kind: Literal["content", "reasoning", "refusal", "arguments", "transcript"] = "content"
+    """`arguments` is the input of a tool call, `transcript` what a spoken answer says."""
+    call: int = 0
+    """The index of the tool call, for `arguments`; -1 for the older `function_call`."""
+
+
+CONTENT = Place()
+"""The content of the first choice."""
+
+
+def text_of(chunk: Mapping[str, Any], place: Place | None = None) -> str:
+    """The text of *chunk* at *place*, or "" if it has none there; without a place all of its text, one after the other.
+
+    Text that the upstream says twice, as reasoning in two members, is returned once. *chunk* is a chunk as a transform
+    gets it; its choices are read, and nothing else.
+    """
+    if place is not None:
+        return _texts(chunk).get(place, "")
+    choices = chunk["choices"]
+    if len(choices) == 1:  # nearly every chunk has one choice with a content alone
+        delta = choices[0].get("delta")
+        if delta and len(delta) == 1 and isinstance(content := delta.get("content"), str):
+            return content
+    return "".join(_texts(chunk).values())
+
+
+def places_of(chunk: Mapping[str, Any]) -> list[Place]:
+    """The places at which *chunk* has text."""
+    return list(_texts(chunk))
+
+
+def with_text(chunk: Mapping[str, Any], text: str, place: Place = CONTENT) -> Mapping[str, Any]:
+    """*chunk* with *text* at *place*, in each member in which the upstream has said it; other members as they are.
+
+    Returns a new chunk, or *chunk* itself if that is its text already. A chunk without a text there gets one:
+    `with_text({"choices": []}, "Bye.")` is a chunk of an app's own. The log probabilities of a choice whose content is
+    replaced are left out, since they spell out the old one.
+    """
+    if _texts(chunk).get(place, "") == text:
+        return chunk
+    choices = list(chunk["choices"])
+    number = next((n for n, each in enumerate(choices) if (find_index(each) or 0) == place.choice), None)
+    if number is None:
+        choices.append({"index": place.choice, "delta": _replaced({}, text, place), "finish_reason": None})
+    else:
+        choice = {name: value for name, value in choices[number].items() if name not in ("message", "text")}
+        if place.kind in ("content", "refusal"):
+            choice.pop("logprobs", None)
+        delta = delta_of(choices[number], whole="delta" not in choices[number])
+        choices[number] = {**choice, "delta": _replaced(delta, text, place)}
+    return {**chunk, "choices": choices}
+
+
+def _texts(chunk: Mapping[str, Any]) -> dict[Place, str]:
+    """All texts of *chunk*, by their places."""
+    found: dict[Place, str] = {}
+    for choice in chunk["choices"]:
+        index, delta = find_index(choice) or 0, delta_of(choice, whole="delta" not in choice)
+        found[Place(index, "reasoning")] = reasoning_of_delta(delta)
+        found[Place(index)] = text_of_delta(delta)
+        found[Place(index, "refusal")] = refusal_of_delta(delta)
+        if (audio := delta.get("audio")) and isinstance(audio, Mapping):
+            found[Place(index, "transcript")] = str(audio.get("transcript") or "")
+        for number, call in enumerate(calls_of(delta.get("tool_calls"))):
+            member = find_index(call)
+            place = Place(index, "arguments", number if member is None else member)
+            found[place] = found.get(place, "") + _arguments(call)
+        if "function_call" in delta:
+            found[Place(index, "arguments", -1)] = _arguments({"function": delta["function_call"]})
+    return {place: text for place, text in found.items() if text}
+
+
+def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, Any]:
+    """*delta* with *text* at *place*."""
+    if place.kind == "reasoning":
+        return _with_reasoning(delta, text)
+    if place.kind == "transcript":
+        return {**delta, "audio": {**(delta.get("audio") or {}), "transcript": text}}
+    if place.kind == "arguments":
+        return _with_arguments(delta, text, place.call)
+    content = delta.get("content")
+    if place.kind == "content":
+        return {**delta, "content": _with_part(content, "text", text) if _is_list(content) else text}
+    if delta.get("refusal") or not _is_list(content):
+        return {**delta, "refusal": text}
+    return {**delta, "content": _with_part(content, "refusal", text)}
+
+
+def _with_reasoning(delta: Mapping[str, Any], text: str) -> dict[str, Any]:
+    said: dict[str, Any] = {member: text for member in REASONING if delta.get(member)}
+    for member in REASONING_BLOCKS:
+        if isinstance(blocks := delta.get(member), list):
+            said[member] = _with_blocks(blocks, text)
+    content = delta.get("content")
+    if _is_list(content) and reasoning_of_delta({"content": content}):
+        said["content"] = _with_part(content, "thinking", text)
+    return {**delta, **(said or {"reasoning_content": text})}
+
+
+def _with_blocks(blocks: list[Any], text: str) -> list[Any]:
+    """The *blocks* with *text* in the first of those that have text, and none in the others."""
+    replaced = []
+    for block in blocks:
+        members = [name for name in _BLOCK_TEXTS if block.get(name)] if isinstance(block, Mapping) else []
+        replaced.append({**block, **dict.fromkeys(members, text)} if members else block)
+        if members:
+            text = ""
+    return replaced
+
+
+_BLOCK_TEXTS = ("text", "thinking", "summary", "content", "reasoning")
+
+
+def _with_part(content: Any, kind: str, text: str) -> list[Any]:
+    """The parts of *content* with *text* in place of those of this *kind*."""
+    new: dict[str, Any] = {"type": "text", "text": text}
+    if kind != "text":
+        new = {"type": kind, kind: text if kind == "refusal" else [new]}
+    replaced: list[Any] = []
+    for each, part in parts_of(content):
+        if each != kind:
+            replaced.append(part)
+        elif new not in replaced:
+            replaced.append(new)
+    return replaced if new in replaced else [*replaced, new]
+
+
+def _with_arguments(delta: Mapping[str, Any], text: str, index: int) -> dict[str, Any]:
+    if index == -1:
+        return {**delta, "function_call": {**(delta.get("function_call") or {}), "arguments": text}}
+    calls, written = [], False
+    for number, call in enumerate(calls_of(delta.get("tool_calls"))):
+        member = find_index(call)
+        if (number if member is None else member) == index and _arguments(call):
+            call = _with_input(call, "" if written else text)
+            written = True
+        calls.append(call)
+    if not written:
+        calls.append({"index": index, "function": {"arguments": text}})
+    return {**delta, "tool_calls": calls}
+
+
+def _with_input(call: Mapping[str, Any], text: str) -> Mapping[str, Any]:
+    if isinstance(custom := call.get("custom"), Mapping):
+        return {**call, "custom": {**custom, "input": text}}
+    return {**call, "function": {**(call.get("function") or {}), "arguments": text}}
+
+
+def _arguments(call: Mapping[str, Any]) -> str:
+    function, custom = call.get("function"), call.get("custom")
+    if isinstance(function, Mapping):
+        return arguments_of(function.get("arguments"))
+    return str(custom.get("input") or "") if isinstance(custom, Mapping) else ""
+
+
+def _is_list(content: object) -> bool:
+    return bool(content) and not isinstance(content, str)
