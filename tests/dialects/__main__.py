@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.dialects import cases, run
@@ -31,6 +32,14 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cases", type=Path, metavar="PATH", help="also run the files in this folder of cases")
     parser.add_argument("--all", action="store_true", help="print all differences of a sample, not only the first")
+    parser.add_argument(
+        "--sdk",
+        action="store_true",
+        help="also read them with OpenAI's SDK for JavaScript and the AI SDK; needs Node and npm",
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="PATH", help="a folder in which the packages of npm stay installed"
+    )
     parser.add_argument("--list", action="store_true", help="print the samples' names, and run nothing")
     return parser
 
@@ -57,7 +66,9 @@ async def main(options: argparse.Namespace) -> bool:
         for sample in samples:
             sys.stdout.write(f"{sample.kind:12}{sample.name}\n")
         return True
-    return await run.run(sys.stdout.write, samples, all_of_them=options.all)
+    with tempfile.TemporaryDirectory() as folder:
+        node_cache = (options.cache or Path(folder)) if options.sdk else None
+        return await run.run(sys.stdout.write, samples, every=options.all, node_cache=node_cache)
 
 
 if __name__ == "__main__":

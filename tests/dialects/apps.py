@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,8 @@ from tests.conftest import ANN, TOKENS
 from tests.dialects.sample import SECRET
 from tests.dialects.upstream import foreign_chunks
 
-REDACTED = "[redacted]"
+REDACTED, MASK = "[redacted]", "*"
+"""What the transforms write instead of the secret, and instead of any text."""
 LENIENT = "require_finish_reason"
 """The option that lets `[DONE]` end a stream without a finish reason."""
 OPTIONS: dict[str, Any] = {
@@ -50,7 +51,7 @@ def has_lenient() -> bool:
 
 
 def create_app(base_url: str, *, transform: str = "", options: Mapping[str, Any] = {}) -> App:
-    """An app before the upstream at *base_url*. *transform*: `nothing` or `redacts`."""
+    """An app before the upstream at *base_url*. *transform* is one of `TRANSFORMS`."""
     app = Quart(__name__)
     ai = QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), base_url=base_url, **{**OPTIONS, **options})
     made = App(app, ai)
@@ -58,10 +59,10 @@ def create_app(base_url: str, *, transform: str = "", options: Mapping[str, Any]
 
     @ai.on_end
     async def keep(end: StreamEnd) -> None:
-        made.ends[end.body["user"]] = end
+        made.ends[end.body.get("user", "")] = end
 
     if transform:
-        ai.transform({"nothing": _nothing, "redacts": _redact}[transform])
+        ai.transform(TRANSFORMS[transform])
     return made
 
 
@@ -105,11 +106,25 @@ async def _nothing(chunks: AsyncIterator[Any], _chat: Any) -> AsyncIterator[Any]
 
 async def _redact(chunks: AsyncIterator[Any], _chat: Any) -> AsyncIterator[Any]:
     """Removes the secret from every place that the package knows."""
-    texts: Any = import_module("quart_openai_sse.protocol.texts")
     async for chunk in chunks:
-        if not isinstance(chunk, Event):
-            for place in texts.places_of(chunk):
-                text = texts.text_of(chunk, place)
-                if SECRET in text:
-                    chunk = texts.with_text(chunk, text.replace(SECRET, REDACTED), place=place)
-        yield chunk
+        yield _replaced(chunk, lambda text: text.replace(SECRET, REDACTED))
+
+
+async def _mask(chunks: AsyncIterator[Any], _chat: Any) -> AsyncIterator[Any]:
+    """Replaces all text, in every place that the package knows."""
+    async for chunk in chunks:
+        yield _replaced(chunk, lambda text: text and MASK)
+
+
+def _replaced(chunk: Any, replace: Callable[[str], str]) -> Any:
+    texts: Any = import_module("quart_openai_sse.protocol.texts")
+    if isinstance(chunk, Event):
+        return chunk
+    for place in texts.places_of(chunk):
+        text = texts.text_of(chunk, place)
+        if (replaced := replace(text)) != text:
+            chunk = texts.with_text(chunk, replaced, place=place)
+    return chunk
+
+
+TRANSFORMS = {"nothing": _nothing, "redacts": _redact, "masks": _mask}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tests.dialects.sample import Sample
 from tests.dialects.ways import Trial, bench
@@ -15,8 +16,14 @@ SHOWN = 12
 """Differences of a sample that are printed, unless all are asked for."""
 
 
-async def judge(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """What is wrong with each sample, by its name."""
+async def judge(
+    samples: Sequence[Sample], *, python_sdk: bool = False, node_cache: Path | None = None
+) -> dict[str, list[str]]:
+    """What is wrong with each sample, by its name.
+
+    With *python_sdk* OpenAI's SDK for Python reads them as well, with *node_cache* the SDKs for JavaScript, which are
+    installed there.
+    """
     async with bench(samples) as running:
         gate = asyncio.Semaphore(AT_ONCE)
 
@@ -24,18 +31,32 @@ async def judge(samples: Sequence[Sample]) -> dict[str, list[str]]:
             async with gate:
                 return await Trial(running, sample).run()
 
-        found = await asyncio.gather(*map(one, samples))
-    return {sample.name: problems for sample, problems in zip(samples, found, strict=True)}
+        problems = await asyncio.gather(*map(one, samples))
+        found = {sample.name: list(each) for sample, each in zip(samples, problems, strict=True)}
+
+        def note(sample: Sample, problem: str) -> None:
+            found[sample.name].append(problem)
+
+        if python_sdk or node_cache is not None:
+            from tests.dialects import sdks  # imports openai, which takes a second
+
+            if python_sdk:
+                await sdks.python(samples, running, note)
+            if node_cache is not None:
+                await sdks.node(samples, running, note, cache=node_cache)
+    return found
 
 
-async def run(write: Callable[[str], object], samples: Sequence[Sample], *, all_of_them: bool = False) -> bool:
+async def run(
+    write: Callable[[str], object], samples: Sequence[Sample], *, every: bool = False, node_cache: Path | None = None
+) -> bool:
     """Prints a line for each sample, and below it what is wrong. Returns whether nothing is."""
     began = time.monotonic()
-    found = await judge(samples)
+    found = await judge(samples, python_sdk=True, node_cache=node_cache)
     for sample in samples:
         problems = found[sample.name]
         write(f"{'FAULT' if problems else 'ok':6}{sample.kind:12}{sample.name}\n")
-        shown = problems if all_of_them else problems[:SHOWN]
+        shown = problems if every else problems[:SHOWN]
         for problem in shown:
             write(f"        {problem}\n")
         if len(problems) > len(shown):

@@ -13,7 +13,6 @@ from tests.dialects.sample import (
     called,
     counted,
     counts,
-    dumped,
     piece,
     role,
     said,
@@ -522,6 +521,33 @@ CALLS = [
         finish_reason="tool_calls",
     ),
     Sample(
+        name="calls-interleaved-by-id",
+        kind="calls",
+        events=[
+            called(piece(None, id="call_a", type="function", name="find", arguments="")),
+            called(piece(None, id="call_b", type="function", name="sort", arguments="")),
+            called(piece(None, id="call_a", arguments='{"what":"ants"}')),
+            called(piece(None, id="call_b", arguments='{"by":"name"}')),
+            said({}, "tool_calls"),
+            DONE,
+        ],
+        calls=[("find", '{"what":"ants"}'), ("sort", '{"by":"name"}')],
+        finish_reason="tool_calls",
+    ),
+    Sample(
+        name="calls-new-id-without-index",
+        kind="calls",
+        events=[
+            role(),
+            called(piece(None, id="q-1", type="function", name="dial")),
+            called(piece(None, id="q-2", arguments='{"number":')),
+            called(piece(None, id="q-3", arguments='"112"}'), finish="tool_calls"),
+            DONE,
+        ],
+        calls=[("dial", '{"number":"112"}')],
+        finish_reason="tool_calls",
+    ),
+    Sample(
         name="calls-after-text",
         kind="calls",
         events=[
@@ -674,6 +700,32 @@ DETAILS = [
         refusal="no, not that.",
     ),
     Sample(
+        name="details-refusal-whole",
+        kind="details",
+        body=answer(
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": None, "refusal": "Not today."},
+            }
+        ),
+        text="Not today.",
+        refusal="Not today.",
+        usage=(9, 4),
+    ),
+    Sample(
+        name="details-citations-grow",
+        kind="details",
+        events=[
+            said({"role": "assistant", "content": "First "}, citations=SOURCES[:1]),
+            said("second.", citations=SOURCES),
+            said({}, "stop", citations=SOURCES),
+            DONE,
+        ],
+        text="First second.",
+        details={"citations": SOURCES},
+    ),
+    Sample(
         name="details-prompt-filter",
         kind="details",
         events=[
@@ -786,6 +838,19 @@ USAGE = [
         kind="usage",
         events=[role(), said("Light."), said({}, "stop"), said({}, usage=counted(9, 4)), DONE],
         text="Light.",
+        usage=(9, 4),
+    ),
+    Sample(
+        name="usage-late-in-a-null-delta",
+        kind="usage",
+        events=[
+            role(),
+            said("Nulls."),
+            said({}, "stop"),
+            said({"role": None, "content": None, "tool_calls": None}, usage=counted(9, 4)),
+            DONE,
+        ],
+        text="Nulls.",
         usage=(9, 4),
     ),
     Sample(
@@ -970,6 +1035,12 @@ ENDINGS = [
         finish_reason=None,
     ),
     Sample(
+        name="endings-empty-reason-then-stop",
+        kind="endings",
+        events=[said({"role": "assistant", "content": "Named "}, ""), said("last.", ""), said({"content": ""}, "stop")],
+        text="Named last.",
+    ),
+    Sample(
         name="endings-done-alone",
         kind="endings",
         events=[role(), said("Only "), said("done."), DONE],
@@ -1098,7 +1169,7 @@ TRANSFORMS = [
     ),
     _redacts(
         "arguments",
-        called(piece(0, **{**_TOOL, "function": {}}, name="tell", arguments=f'{{"word":"{SECRET}"}}')),
+        called(piece(0, id="call_s", type="function", name="tell", arguments=f'{{"word":"{SECRET}"}}')),
         said({}, "tool_calls"),
         DONE,
         calls=[("tell", f'{{"word":"{SECRET}"}}')],
@@ -1146,4 +1217,3 @@ SAMPLES = [*PARTS, *MESSAGE, *REASONING, *CALLS, *DETAILS, *USAGE, *IDS, *ENDING
 """All of them, kind by kind."""
 
 assert len({sample.name for sample in SAMPLES}) == len(SAMPLES)
-assert dumped({}) == b"{}"

@@ -20,6 +20,7 @@ from tests.dialects.wire import Seen, counts, end_seen, frames_of, message_seen,
 
 CHAT, STREAMS = "/v1/chat/completions", "/v1/streams"
 OUTCOME_AND_TEXT = ("outcome", "text")
+SHORTEST_WORD = 4
 
 _numbers = itertools.count()
 
@@ -31,6 +32,7 @@ class Bench:
     plain: App
     transformed: App
     redacting: App
+    masking: App
     lenient: App | None
     """`None` as long as the product has no such option."""
     upstream: str
@@ -46,6 +48,7 @@ async def bench(samples: Iterable[Sample]) -> AsyncIterator[Bench]:
             create_app(url),
             create_app(url, transform="nothing"),
             create_app(url, transform="redacts"),
+            create_app(url, transform="masks"),
             create_app(url, options={LENIENT: False}) if has_lenient() else None,
             url,
         )
@@ -147,6 +150,7 @@ async def _streams_openai(trial: Trial) -> None:
 async def _streams_text(trial: Trial) -> None:
     status, data, end = await trial.post(trial.bench.plain, STREAMS, trial.sample.name)
     trial.whole("streams, text", text_seen(status, data))
+    trial.note("streams, text", untimed(data))
     _ended(trial, "streams, text, on_end", end)
 
 
@@ -242,6 +246,24 @@ async def _redacted(trial: Trial) -> None:
     trial.whole("redacted, one answer", _answer_seen(status, data), redacted=REDACTED)
 
 
+async def _masked(trial: Trial) -> None:
+    """A transform that replaces all text: no word of the sample is left."""
+    for path, way in ((CHAT, "masked"), (STREAMS, "masked, text")):
+        status, data, end = await trial.post(trial.bench.masking, path, trial.sample.name)
+        seen = openai_seen(status, data) if path == CHAT else text_seen(status, data)
+        trial.note(way, differences(seen, expected_of(trial.sample), only=("outcome",)))
+        shown = data.decode() + json.dumps(end_seen(end), default=str, ensure_ascii=False)
+        if left := [word for word in _words(trial.sample) if word in shown]:
+            trial.note(way, [f"{left} get around the transform"])
+
+
+def _words(sample: Sample) -> list[str]:
+    """The words that a sample says, without those so short that they stand elsewhere as well."""
+    values = [value for _, arguments in sample.calls for value in json.loads(arguments).values()]
+    texts = [sample.text, sample.reasoning, *(value for value in values if isinstance(value, str))]
+    return [word for text in texts for word in text.split() if len(word) >= SHORTEST_WORD]
+
+
 async def _two_calls(trial: Trial) -> None:
     """The same stream twice, within one of ours: whole, and cut in the first."""
     sample = trial.sample
@@ -293,6 +315,7 @@ WAYS: tuple[Way, ...] = (
     _other_client,
     _transformed,
     _redacted,
+    _masked,
     _two_calls,
     _without_reason,
 )
@@ -303,9 +326,8 @@ async def _joined(trial: Trial, way: str, app: App, model: str, passed: str = ""
     status, data, end = await trial.post(app, CHAT, model, passed=passed, usage=True)
     seen = openai_seen(status, data)
     trial.whole(way, seen)
-    ids = {json.loads(frame.data).get("id") for frame in frames_of(data) if not frame.is_done and status == 200}
-    if len(ids - {None}) > 1:
-        trial.note(way, [f"its chunks have the ids {ids}"])
+    if seen["outcome"] == "completed":
+        trial.note(way, not_one(data))
     _ended(trial, f"{way}, on_end", end)
 
 
@@ -334,6 +356,29 @@ def _ended(trial: Trial, way: str, end: Any) -> None:
     seen = end_seen(end)
     trial.whole(way, seen)
     trial.holds(way, end.message, seen["details"])
+
+
+def not_one(body: bytes) -> Iterator[str]:
+    """What there is more or less than one of in a completed stream that the product makes: its id, role and finish."""
+    chunks = [json.loads(frame.data) for frame in frames_of(body) if not frame.is_done]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    found: dict[str, list[Any]] = {
+        "ids": list({chunk.get("id") for chunk in chunks}),
+        "roles": [choice["delta"]["role"] for choice in choices if choice["delta"].get("role")],
+        "finish reasons": [choice["finish_reason"] for choice in choices if choice.get("finish_reason")],
+    }
+    for what, values in found.items():
+        if len(values) != 1:
+            yield f"it has the {what} {values}"
+
+
+def untimed(body: bytes) -> Iterator[str]:
+    """The events of the `text` format that lack their time."""
+    for frame in frames_of(body):
+        if frame.event in ("delta", "reasoning", "details") and not isinstance(
+            json.loads(frame.data).get("t"), float | int
+        ):
+            yield f"event {frame.event} has no time: {frame.data.decode()}"
 
 
 def unlike(sample: Sample, body: bytes, *, usage: bool) -> Iterator[str]:

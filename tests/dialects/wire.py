@@ -32,7 +32,10 @@ def openai_seen(status: int, body: bytes) -> Seen:
     if status != 200:
         return {"outcome": "failed", "text": ""}
     frames = frames_of(body)
-    return {**vars(read(frames)), "outcome": "completed" if any(frame.is_done for frame in frames) else "failed"}
+    seen = {**vars(read(frames)), "outcome": "completed" if any(frame.is_done for frame in frames) else "failed"}
+    if seen["outcome"] == "failed":  # where the usage would stand, there is an error
+        del seen["usage"]
+    return seen
 
 
 def text_seen(status: int, body: bytes) -> Seen:
