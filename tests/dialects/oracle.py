@@ -47,6 +47,15 @@ def read(frames: Iterable[Frame], *, whole: bool = True, lenient: bool = False, 
     return reader.reading(whole=whole, lenient=lenient)
 
 
+def is_answer(frames: Iterable[Frame]) -> bool:
+    """Whether text came in a `message` instead of deltas: a client of the OpenAI format is given it as a delta."""
+    reader = _Reader()
+    for frame in frames:
+        if not frame.is_done and not reader.failed:
+            reader.feed(frame)
+    return reader.used_message
+
+
 def is_usage_alone(data: bytes) -> bool:
     """Whether a chunk says nothing but usage."""
     chunk = json.loads(data)
@@ -80,7 +89,7 @@ class _Reader:
     """Reads chunk by chunk. All choices count as one, since one was asked for."""
 
     def __init__(self) -> None:
-        self.done = self.failed = False
+        self.done = self.failed = self.used_message = False
         self._found = Reading()
         self._said_delta = self._finished = self._unnamed = self._open = self._broke = False
         self._calls: list[_Call] = []
@@ -128,6 +137,7 @@ class _Reader:
             self._said_delta = True
         elif not self._said_delta:
             delta = choice.get("message") or {}
+            self.used_message = self.used_message or bool(delta)
         if any(value for member, value in delta.items() if member != "role"):
             self._open = True
             self._delta(delta)

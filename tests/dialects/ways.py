@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from quart_openai_sse import OpenAISSEError, Principal
 from tests.conftest import QUESTION
 from tests.dialects.apps import LENIENT, REDACTED, App, create_app, has_lenient
 from tests.dialects.judge import brief, differences, expected_of, kept
-from tests.dialects.oracle import Reading, is_usage_alone, read
+from tests.dialects.oracle import Reading, is_answer, is_usage_alone, read
 from tests.dialects.sample import SECRET, Frame, Sample
 from tests.dialects.upstream import Serving, dialect_upstream
 from tests.dialects.wire import Seen, counts, end_seen, frames_of, message_seen, normalized, openai_seen, text_seen
@@ -63,7 +63,8 @@ class Trial:
     problems: list[str] = field(default_factory=list)
     messages: dict[str, Any] = field(default_factory=dict)
     """The message of each way in which the sample is whole."""
-    requests: int = 0
+    detail_names: set[str] = field(default_factory=set)
+    """The members that some way counts as details: `ai.complete` adds them to the message."""
 
     async def run(self) -> list[str]:
         """Sends the sample in all ways. Returns what is wrong, each with its way."""
@@ -103,7 +104,6 @@ class Trial:
 
     def body(self, model: str, *, passed: str = "") -> dict[str, Any]:
         """A request. *passed* are the models that an app's model asks for."""
-        self.requests += 1
         user = f"request-{next(_numbers)}"
         return {"model": model, "messages": QUESTION, "user": user, "metadata": {"models": passed}}
 
@@ -113,7 +113,10 @@ class Trial:
 
     def _compare_messages(self) -> None:
         """The same message in each way: the first is the one that the others are compared with."""
-        compared = {way: normalized(message or {}, self.sample.frames) for way, message in self.messages.items()}
+        compared = {
+            way: normalized(message or {}, self.sample.frames, self.detail_names)
+            for way, message in self.messages.items()
+        }
         for way, message in compared.items():
             first = next(iter(compared))
             if message != compared[first]:
@@ -133,8 +136,7 @@ async def _route(trial: Trial) -> None:
         way = "route, include_usage" if usage else "route"
         status, data, end = await trial.post(trial.bench.plain, CHAT, sample.name, usage=usage)
         trial.note(way, unlike(sample, data if status == 200 else b"", usage=usage))
-        seen = openai_seen(status, data)
-        trial.whole(way, {name: seen[name] for name in OUTCOME_AND_TEXT})
+        trial.whole(way, _without_usage(openai_seen(status, data), unless=usage))
         _ended(trial, f"{way}, on_end", end)
 
 
@@ -142,9 +144,13 @@ async def _streams_openai(trial: Trial) -> None:
     status, data, end = await trial.post(trial.bench.plain, f"{STREAMS}?format=openai", trial.sample.name)
     way = "streams, openai"
     trial.note(way, unlike(trial.sample, data if status == 200 else b"", usage=False))
-    seen = openai_seen(status, data)
-    trial.whole(way, {name: seen[name] for name in OUTCOME_AND_TEXT})
+    trial.whole(way, _without_usage(openai_seen(status, data)))
     _ended(trial, f"{way}, on_end", end)
+
+
+def _without_usage(seen: Seen, *, unless: bool = False) -> Seen:
+    """What a client sees that has not asked for usage."""
+    return seen if unless else {member: value for member, value in seen.items() if member != "usage"}
 
 
 async def _streams_text(trial: Trial) -> None:
@@ -234,7 +240,7 @@ async def _redacted(trial: Trial) -> None:
     for path, way in ((CHAT, "redacted"), (STREAMS, "redacted, text")):
         status, data, end = await trial.post(app, path, name)
         seen = openai_seen(status, data) if path == CHAT else text_seen(status, data)
-        trial.whole(way, {k: v for k, v in seen.items() if k != "usage"}, redacted=REDACTED)
+        trial.whole(way, _without_usage(seen), redacted=REDACTED)
         shown = end_seen(end) if end is not None else {}
         if path == CHAT:
             trial.whole(f"{way}, on_end", shown, redacted=REDACTED)
@@ -356,20 +362,22 @@ def _ended(trial: Trial, way: str, end: Any) -> None:
     seen = end_seen(end)
     trial.whole(way, seen)
     trial.holds(way, end.message, seen["details"])
+    if isinstance(seen["details"], Mapping):
+        trial.detail_names.update(seen["details"])
 
 
 def not_one(body: bytes) -> Iterator[str]:
-    """What there is more or less than one of in a completed stream that the product makes: its id, role and finish."""
+    """What a completed stream that the product makes has not one of: its id; for each choice, its role and finish."""
     chunks = [json.loads(frame.data) for frame in frames_of(body) if not frame.is_done]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
-    found: dict[str, list[Any]] = {
-        "ids": list({chunk.get("id") for chunk in chunks}),
-        "roles": [choice["delta"]["role"] for choice in choices if choice["delta"].get("role")],
-        "finish reasons": [choice["finish_reason"] for choice in choices if choice.get("finish_reason")],
-    }
-    for what, values in found.items():
-        if len(values) != 1:
-            yield f"it has the {what} {values}"
+    if len(ids := {chunk.get("id") for chunk in chunks}) != 1:
+        yield f"it has the ids {ids}"
+    for index in {choice["index"] for choice in choices}:
+        own = [choice for choice in choices if choice["index"] == index]
+        roles = [role for choice in own if (role := (choice.get("delta") or {}).get("role"))]
+        reasons = [reason for choice in own if (reason := choice.get("finish_reason"))]
+        if (len(roles), len(reasons)) != (1, 1):
+            yield f"its choice {index} has the roles {roles} and the finish reasons {reasons}"
 
 
 def untimed(body: bytes) -> Iterator[str]:
@@ -385,8 +393,8 @@ def unlike(sample: Sample, body: bytes, *, usage: bool) -> Iterator[str]:
     """How the events of a response differ from the upstream's, which the OpenAI route sends on unchanged."""
     sent = [frame.data for frame in sample.frames if not frame.is_done]
     right = [data for data in sent if usage or not _withheld(data)]
-    if sample.body:
-        return  # an answer in place of a stream becomes chunks
+    if sample.body or is_answer(sample.frames):
+        return  # an answer in place of a stream becomes chunks, whose reading is compared
     shown = frames_of(body)
     if sample.outcome == "completed":
         if [frame.data for frame in shown] != [*right, b"[DONE]"]:

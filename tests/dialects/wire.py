@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tests.dialects.oracle import COUNTS, IN_DELTA, TOP, Reading, flat, read
@@ -99,10 +99,14 @@ def counts(usage: Any) -> tuple[int, ...] | None:
     return tuple(usage.get(name, -1) for name in (*COUNTS, "total_tokens"))
 
 
-def normalized(message: Mapping[str, Any], sent: Sequence[Frame]) -> dict[str, Any]:
-    """A message, to be compared with that of another way: without empty members, and without ids that nobody sent."""
+def normalized(message: Mapping[str, Any], sent: Sequence[Frame], details: Collection[str]) -> dict[str, Any]:
+    """A message, to be compared with another way's: without *details*, empty members, and ids that nobody sent."""
     raw = b"".join(frame.data for frame in sent)
-    kept = {name: value for name, value in message.items() if name not in (*TOP, *IN_DELTA) and value not in _EMPTY}
+    kept = {
+        name: value
+        for name, value in message.items()
+        if name not in {*details, *TOP, *IN_DELTA} and value not in _EMPTY
+    }
     if calls := kept.get("tool_calls"):
         kept["tool_calls"] = [_call(call, raw) if isinstance(call, Mapping) else call for call in calls]
     return kept
