@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.dialects.cuts import cuts
 from tests.dialects.sample import Sample
-from tests.dialects.ways import Trial, bench
+from tests.dialects.trial import Trial, bench
+from tests.dialects.whole import WAYS
 
 AT_ONCE = 8
 """Samples that are run side by side."""
@@ -29,7 +31,7 @@ async def judge(
 
         async def one(sample: Sample) -> list[str]:
             async with gate:
-                return await Trial(running, sample).run()
+                return await _problems(Trial(running, sample))
 
         problems = await asyncio.gather(*map(one, samples))
         found = {sample.name: list(each) for sample, each in zip(samples, problems, strict=True)}
@@ -45,6 +47,18 @@ async def judge(
             if node_cache is not None:
                 await sdks.node(samples, running, note, cache=node_cache)
     return found
+
+
+async def _problems(trial: Trial) -> list[str]:
+    """What is wrong with a sample. A way that raises does not keep the others from being tried."""
+    trial.check_the_oracle()
+    for way in (*WAYS, cuts):
+        try:
+            await way(trial)
+        except Exception as error:
+            trial.note(way.__name__.strip("_"), [f"{type(error).__name__}: {error}"])
+    trial.compare_messages()
+    return trial.problems
 
 
 async def run(

@@ -19,8 +19,8 @@ from tests.conftest import QUESTION
 from tests.dialects.judge import brief, differences, expected_of
 from tests.dialects.oracle import Reading, is_answer, read
 from tests.dialects.sample import Sample, frame
+from tests.dialects.trial import Bench
 from tests.dialects.upstream import Serving
-from tests.dialects.ways import Bench
 from tests.matrix.environments import _node_modules
 from tests.matrix.processes import communicate
 

@@ -1,132 +1,24 @@
-"""The ways that a sample goes through the product, whole and cut, and what is wrong with each."""
+"""The ways that a whole sample goes through the product, and what is wrong with each."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
 
-from quart_openai_sse import OpenAISSEError, Principal
-from tests.conftest import QUESTION
-from tests.dialects.apps import LENIENT, REDACTED, App, create_app, has_lenient
-from tests.dialects.judge import brief, differences, expected_of, kept
+from tests.dialects.apps import LENIENT, REDACTED, App
+from tests.dialects.cuts import other_client_cut, servings
+from tests.dialects.judge import brief, differences, expected_of
 from tests.dialects.oracle import Reading, is_answer, is_usage_alone, read
 from tests.dialects.sample import SECRET, Frame, Sample
-from tests.dialects.upstream import Serving, dialect_upstream
-from tests.dialects.wire import Seen, counts, end_seen, frames_of, message_seen, normalized, openai_seen, text_seen
+from tests.dialects.trial import CHAT, OUTCOME_AND_TEXT, STREAMS, STREAMS_OPENAI, Trial
+from tests.dialects.upstream import Serving
+from tests.dialects.wire import Seen, counts, end_seen, frames_of, message_seen, openai_seen, text_seen
 
-CHAT, STREAMS = "/v1/chat/completions", "/v1/streams"
-OUTCOME_AND_TEXT = ("outcome", "text")
 SHORTEST_WORD = 4
-
-_numbers = itertools.count()
-
-
-@dataclass
-class Bench:
-    """The apps that the samples go through."""
-
-    plain: App
-    transformed: App
-    redacting: App
-    masking: App
-    lenient: App | None
-    """`None` as long as the product has no such option."""
-    upstream: str
-    """The upstream's address."""
-
-
-@asynccontextmanager
-async def bench(samples: Iterable[Sample]) -> AsyncIterator[Bench]:
-    """The apps before an upstream that serves *samples*, until the block is left."""
-    async with dialect_upstream(samples) as server:
-        url = server.base_url
-        yield Bench(
-            create_app(url),
-            create_app(url, transform="nothing"),
-            create_app(url, transform="redacts"),
-            create_app(url, transform="masks"),
-            create_app(url, options={LENIENT: False}) if has_lenient() else None,
-            url,
-        )
-
-
-@dataclass
-class Trial:
-    """One sample in all ways."""
-
-    bench: Bench
-    sample: Sample
-    problems: list[str] = field(default_factory=list)
-    messages: dict[str, Any] = field(default_factory=dict)
-    """The message of each way in which the sample is whole."""
-    detail_names: set[str] = field(default_factory=set)
-    """The members that some way counts as details: `ai.complete` adds them to the message."""
-
-    async def run(self) -> list[str]:
-        """Sends the sample in all ways. Returns what is wrong, each with its way."""
-        self._check_the_oracle()
-        for way in (*WAYS, *((_cuts,) if self.sample.frames else ())):
-            try:
-                await way(self)
-            except Exception as error:
-                self.note(way.__name__.strip("_"), [f"{type(error).__name__}: {error}"])
-        self._compare_messages()
-        return self.problems
-
-    def note(self, way: str, found: Iterable[str]) -> None:
-        """Adds what is wrong in a way."""
-        self.problems += [f"{way}: {each}" for each in found]
-
-    def whole(self, way: str, seen: Seen, *, redacted: str = "") -> None:
-        """Compares what a way shows of the whole sample."""
-        self.note(way, differences(seen, expected_of(self.sample, redacted=redacted)))
-        if self.sample.outcome == "completed" and "message" in seen and not redacted:
-            self.messages[way] = seen["message"]
-
-    def holds(self, way: str, message: Any, details: Any = None) -> None:
-        """Compares the members that the message must have."""
-        if self.sample.outcome == "completed":
-            self.note(way, kept(self.sample, message, details))
-
-    async def post(
-        self, app: App, path: str, model: str, *, stream: bool = True, passed: str = "", usage: bool = False
-    ) -> tuple[int, bytes, Any]:
-        """Sends a request: the status and the body of the response, and what `on_end` was given."""
-        body = self.body(model, passed=passed)
-        if usage:
-            body["stream_options"] = {"include_usage": True}
-        status, data = await app.post(path, {**body, "stream": stream})
-        return status, data, app.ends.pop(body["user"], None)
-
-    def body(self, model: str, *, passed: str = "") -> dict[str, Any]:
-        """A request. *passed* are the models that an app's model asks for."""
-        user = f"request-{next(_numbers)}"
-        return {"model": model, "messages": QUESTION, "user": user, "metadata": {"models": passed}}
-
-    def _check_the_oracle(self) -> None:
-        """The oracle's reading must be the one that the sample was written with."""
-        self.note("the harness itself", differences(vars(read(self.sample.frames)), expected_of(self.sample)))
-
-    def _compare_messages(self) -> None:
-        """The same message in each way: the first is the one that the others are compared with."""
-        compared = {
-            way: normalized(message or {}, self.sample.frames, self.detail_names)
-            for way, message in self.messages.items()
-        }
-        for way, message in compared.items():
-            first = next(iter(compared))
-            if message != compared[first]:
-                self.note(way, [f"the message is {brief(message)}, and {brief(compared[first])} in {first}"])
-
+"""Shorter words of a sample may stand elsewhere in an event too."""
 
 Way = Callable[[Trial], Awaitable[None]]
-
-
-# Whole --------------------------------------------------------------------------------------------------------------
 
 
 async def _route(trial: Trial) -> None:
@@ -137,15 +29,15 @@ async def _route(trial: Trial) -> None:
         status, data, end = await trial.post(trial.bench.plain, CHAT, sample.name, usage=usage)
         trial.note(way, unlike(sample, data if status == 200 else b"", usage=usage))
         trial.whole(way, _without_usage(openai_seen(status, data), unless=usage))
-        _ended(trial, f"{way}, on_end", end)
+        trial.ended(way, end)
 
 
 async def _streams_openai(trial: Trial) -> None:
-    status, data, end = await trial.post(trial.bench.plain, f"{STREAMS}?format=openai", trial.sample.name)
+    status, data, end = await trial.post(trial.bench.plain, STREAMS_OPENAI, trial.sample.name)
     way = "streams, openai"
     trial.note(way, unlike(trial.sample, data if status == 200 else b"", usage=False))
     trial.whole(way, _without_usage(openai_seen(status, data)))
-    _ended(trial, f"{way}, on_end", end)
+    trial.ended(way, end)
 
 
 def _without_usage(seen: Seen, *, unless: bool = False) -> Seen:
@@ -157,7 +49,7 @@ async def _streams_text(trial: Trial) -> None:
     status, data, end = await trial.post(trial.bench.plain, STREAMS, trial.sample.name)
     trial.whole("streams, text", text_seen(status, data))
     trial.note("streams, text", untimed(data))
-    _ended(trial, "streams, text, on_end", end)
+    trial.ended("streams, text", end)
 
 
 async def _transformed(trial: Trial) -> None:
@@ -198,20 +90,15 @@ async def _complete(trial: Trial) -> None:
     """`ai.complete`, of a model that passes on, and of an answer in one piece itself."""
     asked = [("passes-on", trial.sample.name), *([(trial.sample.name, "")] if trial.sample.body else [])]
     for model, passed in asked:
-        app, way = trial.bench.plain, f"complete, {model if passed else 'direct'}"
-        body = trial.body(model, passed=passed)
-        async with app.app.app_context():
-            try:
-                message = await app.ai.complete(body, principal=Principal("ann"))
-            except OpenAISSEError:
-                trial.whole(way, {"outcome": "failed"})
-                continue
-            finally:
-                end = app.ends.pop(body["user"], None)
-        details = {name: message.get(name) for name in trial.sample.details}
-        trial.whole(way, {**message_seen(message), "outcome": "completed", "details": details})
-        trial.holds(way, message)
-        _ended(trial, f"{way}, on_end", end)
+        way = f"complete, {model if passed else 'direct'}"
+        message, end = await trial.complete(model, passed=passed)
+        if message is None:
+            trial.whole(way, {"outcome": "failed"})
+        else:
+            details = {name: message.get(name) for name in trial.sample.details}
+            trial.whole(way, {**message_seen(message), "outcome": "completed", "details": details})
+            trial.holds(way, message)
+        trial.ended(way, end)
 
 
 async def _direct(trial: Trial) -> None:
@@ -221,14 +108,14 @@ async def _direct(trial: Trial) -> None:
     status, data, end = await trial.post(trial.bench.plain, CHAT, trial.sample.name, stream=False)
     if (status, data) != (200, trial.sample.body):
         trial.note("route, one answer", [f"the body is changed: {status} {data!r:.300}"])
-    _ended(trial, "route, one answer, on_end", end)
+    trial.ended("route, one answer", end)
 
 
 async def _other_client(trial: Trial) -> None:
     """A model that yields the chunks of another client, which knows nothing of `[DONE]`."""
     right = read(trial.sample.frames, done=False)
     if right.outcome != trial.sample.outcome:
-        return await _other_client_cut(trial, Serving(trial.sample))
+        return await other_client_cut(trial, Serving(trial.sample))
     return await _joined(trial, "another client", trial.bench.plain, "other-client", trial.sample.name)
 
 
@@ -283,7 +170,7 @@ async def _two_calls(trial: Trial) -> None:
         status, data, end = await trial.post(trial.bench.plain, CHAT, model, passed=passed, usage=True)
         trial.note(way, differences(openai_seen(status, data), twice))
         trial.note(f"{way}, on_end", differences(end_seen(end), twice))
-        for serving in _servings(sample):
+        for serving in servings(sample):
             first = read(serving.frames, done=False)
             if first.text and first.outcome == "failed":
                 passed = f"{serving.model} {sample.name}"
@@ -303,7 +190,7 @@ async def _without_reason(trial: Trial) -> None:
     status, data, end = await trial.post(trial.bench.lenient, CHAT, trial.sample.name)
     trial.note("lenient", differences(openai_seen(status, data), expected, only=OUTCOME_AND_TEXT))
     trial.note("lenient, on_end", differences(end_seen(end), expected, only=OUTCOME_AND_TEXT))
-    for serving in _servings(trial.sample):
+    for serving in servings(trial.sample):
         right = read(serving.frames, whole=not serving.breaks, lenient=True)
         status, data, _ = await trial.post(trial.bench.lenient, CHAT, serving.model)
         seen = openai_seen(status, data)
@@ -334,7 +221,7 @@ async def _joined(trial: Trial, way: str, app: App, model: str, passed: str = ""
     trial.whole(way, seen)
     if seen["outcome"] == "completed":
         trial.note(way, not_one(data))
-    _ended(trial, f"{way}, on_end", end)
+    trial.ended(way, end)
 
 
 async def _in_one_piece(trial: Trial, way: str, app: App, model: str, passed: str = "") -> None:
@@ -342,7 +229,7 @@ async def _in_one_piece(trial: Trial, way: str, app: App, model: str, passed: st
     seen = _answer_seen(status, data)
     trial.whole(way, seen)
     trial.holds(way, seen.get("message"), json.loads(data))
-    _ended(trial, f"{way}, on_end", end)
+    trial.ended(way, end)
 
 
 def _answer_seen(status: int, data: bytes) -> Seen:
@@ -353,17 +240,6 @@ def _answer_seen(status: int, data: bytes) -> Seen:
     message = choice.get("message")
     reason = choice["finish_reason"]
     return {**message_seen(message), "outcome": "completed", "finish_reason": reason, "usage": counts(answer["usage"])}
-
-
-def _ended(trial: Trial, way: str, end: Any) -> None:
-    if end is None:
-        trial.note(way, ["it was not called"])
-        return
-    seen = end_seen(end)
-    trial.whole(way, seen)
-    trial.holds(way, end.message, seen["details"])
-    if isinstance(seen["details"], Mapping):
-        trial.detail_names.update(seen["details"])
 
 
 def not_one(body: bytes) -> Iterator[str]:
@@ -416,41 +292,3 @@ def _changed(shown: list[Frame], right: list[bytes]) -> Iterator[str]:
             yield f"event {number + 1}: {frame.data.decode() if frame else 'missing'}"
             yield f"instead of {data.decode() if data else 'none'}"
             return
-
-
-# Cut ----------------------------------------------------------------------------------------------------------------
-
-
-def _servings(sample: Sample) -> Iterator[Serving]:
-    """The sample cut after each event but the last, with the body's end or without it."""
-    for count in range(len(sample.frames)):
-        for breaks in (False, True):
-            yield Serving(sample, count, breaks)
-
-
-async def _cuts(trial: Trial) -> None:
-    bench = trial.bench
-    for serving in _servings(trial.sample):
-        right = read(serving.frames, whole=not serving.breaks)
-        await _cut(trial, f"route, {serving}", bench.plain, CHAT, serving.model, right)
-        await _cut(trial, f"streams, text, {serving}", bench.plain, STREAMS, serving.model, right)
-        await _cut(trial, f"transformed, {serving}", bench.transformed, CHAT, serving.model, right)
-        await _cut(trial, f"chat.call, {serving}", bench.plain, CHAT, "passes-on", right, passed=serving.model)
-        if serving.count:  # a model that yields nothing has cut nothing
-            await _other_client_cut(trial, serving)
-
-
-async def _other_client_cut(trial: Trial, serving: Serving) -> None:
-    right = read(serving.frames, whole=not serving.breaks, done=False)
-    way = f"another client, {serving}"
-    await _cut(trial, way, trial.bench.plain, CHAT, "other-client", right, passed=serving.model)
-
-
-async def _cut(trial: Trial, way: str, app: App, path: str, model: str, right: Reading, *, passed: str = "") -> None:
-    status, data, end = await trial.post(app, path, model, passed=passed)
-    seen = openai_seen(status, data) if path == CHAT else text_seen(status, data)
-    trial.note(way, differences(seen, right, only=OUTCOME_AND_TEXT))
-    if end is None:
-        trial.note(f"{way}, on_end", ["it was not called"])
-    else:
-        trial.note(f"{way}, on_end", differences(end_seen(end), right, only=OUTCOME_AND_TEXT))
