@@ -58,7 +58,11 @@ def chosen(options: argparse.Namespace) -> list[Sample]:
 
 async def main(options: argparse.Namespace) -> bool:
     """Prints what was asked for. Returns whether all of it is as it should be."""
-    samples = chosen(options)
+    try:
+        samples = chosen(options)
+    except (OSError, cases.UnknownCases) as error:
+        sys.stderr.write(f"{error}\n")
+        return False
     if not samples:
         sys.stderr.write(f"No sample is of a kind, or has a name, like {' or '.join(options.only)}.\n")
         return False

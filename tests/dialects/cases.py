@@ -137,8 +137,19 @@ def load(folder: Path) -> list[Sample]:
 def _sample(path: Path, reading: dict[str, Any]) -> Sample:
     data = path.read_bytes()
     if path.suffix == ".http":
-        return Sample(name=path.name, body=data.replace(b"\r\n", b"\n").partition(b"\n\n")[2], **reading)
-    return Sample(name=path.name, frames=tuple(_frames(data)), **reading)
+        return Sample(
+            name=path.name,
+            body=data.replace(b"\r\n", b"\n").partition(b"\n\n")[2],
+            remark=_remark(data, b"X-Expected:"),
+            **reading,
+        )
+    return Sample(name=path.name, frames=tuple(_frames(data)), remark=_remark(data, b": expected:"), **reading)
+
+
+def _remark(data: bytes, prefix: bytes) -> str:
+    """The line that begins with *prefix*, without it."""
+    lines = [line.removeprefix(prefix) for line in data.splitlines() if line.startswith(prefix)]
+    return lines[0].strip().decode() if lines else ""
 
 
 def _frames(data: bytes) -> list[Frame]:

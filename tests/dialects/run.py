@@ -69,7 +69,8 @@ async def run(
     found = await judge(samples, python_sdk=True, node_cache=node_cache)
     for sample in samples:
         problems = found[sample.name]
-        write(f"{'FAULT' if problems else 'ok':6}{sample.kind:12}{sample.name}\n")
+        remark = f"    expected: {sample.remark}" if problems and sample.remark else ""
+        write(f"{'FAULT' if problems else 'ok':6}{sample.kind:12}{sample.name}{remark}\n")
         shown = problems if every else problems[:SHOWN]
         for problem in shown:
             write(f"        {problem}\n")

@@ -64,6 +64,8 @@ class Sample:
     keeps: Sequence[Any] = ()
     lenient: str = ""
     """The outcome with `require_finish_reason=False`, where that differs."""
+    remark: str = ""
+    """What a file of cases says of itself; it is printed."""
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
