@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from quart_openai_sse.formats import Reading, SSEFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import calls_of, delta_of
+from quart_openai_sse.protocol.chunks import as_deltas
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
 
 _CHUNK = Kind.CHUNK
@@ -82,17 +82,7 @@ def answer_chunks(data: bytes) -> list[bytes]:
         return [data]
     usage = answer.pop("usage", None)
     chunk = {**answer, "object": "chat.completion.chunk"}
-    found = [{**chunk, "choices": [_as_delta(choice) for choice in choices]}]
+    found = [{**chunk, "choices": as_deltas(choices, whole=True)}]
     if usage is not None:
         found.append({**chunk, "choices": [], "usage": usage})
     return [json.encode(each) for each in found]
-
-
-def _as_delta(choice: object) -> object:
-    if not isinstance(choice, dict):
-        return choice
-    delta = delta_of(choice, whole=True)
-    if calls := delta.get("tool_calls"):  # the tool calls of a stream are numbered
-        numbered = [{**call, "index": n} for n, call in enumerate(calls_of(calls))]
-        delta = {**delta, "tool_calls": numbered}
-    return {member: value for member, value in choice.items() if member not in ("message", "text")} | {"delta": delta}

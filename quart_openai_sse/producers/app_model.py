@@ -20,7 +20,7 @@ from quart_openai_sse.producers.chat import Chat, Event, ModelFunction
 from quart_openai_sse.producers.foreign import ForeignStreams
 from quart_openai_sse.producers.generators import ENDING, AppGenerator, throw
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.producers.items import InvalidItem, is_output, normalize, says_why
+from quart_openai_sse.producers.items import InvalidItem, is_output, normalize, says_why, transformed
 from quart_openai_sse.producers.joined_stream import JoinedStream
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.producers.transforms import Transform
@@ -78,6 +78,9 @@ class AppModel:
             if self._ended.cancelled():  # by the caller, or by a deadline
                 filling.cancel()
             await _end_of(filling)
+            # A stream that was cut, or that failed, has cost something too.
+            if not self.completion.done:
+                self.completion.usage = self._usage()
 
     async def _fill(self, intake: Intake) -> None:
         """Appends the whole stream, sets how it ended, and closes all that it opened.
@@ -143,10 +146,14 @@ class AppModel:
             raise ModelFailed("The app's model failed.") from ValueError(
                 "The model yielded neither text nor a tool call nor an event. Did a library keep an error to itself?"
             )
+        return self._joined.finish(t, exhausted=exhausted, usage=self._usage())
+
+    def _usage(self) -> dict[str, Any] | None:
+        """The usage that is known of all that the model has passed on or asked."""
         usage = self._foreign.usage
         for call in self._calls:
             usage = add_usage(usage, call.usage)
-        return self._joined.finish(t, exhausted=exhausted, usage=usage)
+        return usage
 
     async def _wait_for_room(self, intake: Intake, generators: list[AppGenerator]) -> None:
         try:
@@ -164,7 +171,7 @@ class AppModel:
         generators = [model]
         opened.push_async_callback(model.aclose)
         for transform in self._transforms:
-            generators.append(AppGenerator(transform(generators[-1].items, self._chat), normalize))
+            generators.append(AppGenerator(transform(generators[-1].items, self._chat), transformed))
             opened.push_async_callback(generators[-1].aclose)
         return generators
 

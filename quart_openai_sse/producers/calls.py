@@ -14,7 +14,7 @@ from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import delta_of, find_index, reasoning_of_delta
+from quart_openai_sse.protocol.chunks import as_deltas
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.parsing import decode_chunk
 
@@ -25,6 +25,20 @@ class CallChunk(dict[str, Any]):
     """A chunk of a `Call`: a model that passes it on need not say whose it is."""
 
     __slots__ = ()
+
+
+class CallMessage(dict[str, Any]):
+    """The message of a `Call`. What came as parts of its content is in members that the upstream does not know."""
+
+    __slots__ = ("_added",)
+
+    def __init__(self, assembly: Assembly) -> None:
+        super().__init__(assembly.first_message() or {})
+        self._added = assembly.added
+
+    def as_sent(self) -> dict[str, Any]:
+        """The message without those members, for another request: Mistral refuses members that it does not know."""
+        return {name: value for name, value in self.items() if name not in self._added}
 
 
 class CountedUsage(dict[str, Any]):
@@ -72,13 +86,13 @@ class Call:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The assistant's message so far, tool calls included: as it can be sent back to the upstream."""
-        return self._message.first_message(sent=True) or {}
+        """The assistant's message so far, tool calls included. It can be put into the messages of another call."""
+        return CallMessage(self._message)
 
     @property
     def reasoning(self) -> str:
         """The reasoning so far, in whichever member the upstream sends it; "" without any."""
-        return reasoning_of_delta(self._message.first_message() or {})
+        return self._message.reasoning
 
     @property
     def details(self) -> dict[str, Any]:
@@ -167,7 +181,7 @@ class Call:
     def _chunk(self, entry: Entry) -> dict[str, Any]:
         chunk = CallChunk(decode_chunk(entry.data))
         if not _has_deltas(choices := chunk.get("choices")):
-            chunk["choices"] = _with_deltas(choices, whole=entry.whole)
+            chunk["choices"] = as_deltas(choices, whole=entry.whole)
         self._message.add_chunk(chunk, size=len(entry.data))
         if chunk.get("usage"):
             chunk["usage"] = CountedUsage(chunk["usage"])
@@ -195,14 +209,7 @@ def _has_deltas(choices: object) -> bool:
     if type(choices) is not list or len(choices) != 1:
         return choices == []
     [choice] = choices
-    return type(choice) is dict and type(choice.get("delta")) is dict and "message" not in choice
+    return type(choice) is dict and type(choice.get("delta")) is dict and choice.keys().isdisjoint(_NO_DELTAS)
 
 
-def _with_deltas(choices: object, *, whole: bool) -> list[dict[str, Any]]:
-    """The choices of a chunk, each with a delta in place of its message."""
-    listed = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
-    return [
-        {name: value for name, value in choice.items() if name not in ("message", "text")}
-        | {"index": find_index(choice) or 0, "delta": dict(delta_of(choice, whole=whole))}
-        for choice in listed
-    ]
+_NO_DELTAS = frozenset({"message", "text"})

@@ -8,7 +8,7 @@ from typing import Any
 
 from quart_openai_sse.logs.entries import RESERVED_EVENTS
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.producers.calls import Call
+from quart_openai_sse.producers.calls import Call, CallMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Chat:
 
     def call(self, model: str, messages: list[dict[str, Any]], **members: Any) -> Call:
         """Asks the upstream: iterate over the chunks, or await the whole message."""
-        return self._call({**members, "model": model, "messages": messages})
+        sent = [each.as_sent() if isinstance(each, CallMessage) else each for each in messages]
+        return self._call({**members, "model": model, "messages": sent})
 
 
 ModelFunction = Callable[[Chat], AsyncIterator[Any]]

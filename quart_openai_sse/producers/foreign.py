@@ -7,8 +7,8 @@ from typing import Any
 
 from quart_openai_sse.errors import UpstreamFailed
 from quart_openai_sse.producers.calls import CountedUsage
-from quart_openai_sse.protocol.chunks import FAILED, delta_of, find_index, finish_of, has_output, has_words
-from quart_openai_sse.protocol.upstream_errors import failure_of
+from quart_openai_sse.protocol.chunks import FAILED, as_delta, delta_of, find_index, finish_of, has_output, has_words
+from quart_openai_sse.protocol.upstream_errors import failure_of, reported_error
 from quart_openai_sse.protocol.usage import add_usage, find_usage, update_usage
 
 
@@ -28,7 +28,7 @@ class ForeignStreams:
     @property
     def cut(self) -> bool:
         """Whether one of the streams has a choice that has begun and is not finished."""
-        return any(stream.open for stream in self._streams)
+        return any(stream.open or stream.cut for stream in self._streams)
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -41,23 +41,33 @@ class ForeignStreams:
     def take(self, chunk: Mapping[str, Any]) -> Mapping[str, Any]:
         """Notes a chunk, and returns it with deltas only: in place of a `message`, unless that repeats the deltas.
 
-        Raises `UpstreamFailed` if a choice says that its answer was interrupted.
+        Raises the error that the chunk reports, and `UpstreamFailed` if a choice says that its answer was interrupted.
         """
-        choices = chunk["choices"]
+        choices = chunk.get("choices") or []
         if chunk.keys().isdisjoint(_OF_APIS) and not any("message" in choice for choice in choices):
             self._take_own(choices)
             return chunk
-        origin, usage = str(chunk.get("id") or ""), find_usage(chunk)
-        stream = self._by_id.get(origin) or (self._streams[-1] if self._streams else None)
-        if stream is None or stream.ends_before(choices, known=origin in self._by_id, usage=usage is not None):
-            stream = _Stream(one=self._n == 1)
-            self._streams.append(stream)
-        self._by_id[origin] = stream
-        taken = {**chunk, "choices": [stream.take(choice) for choice in choices]}
+        usage = find_usage(chunk)
+        stream = self._stream(str(chunk.get("id") or ""), choices, usage=usage is not None)
         if usage is not None:
             stream.usage = update_usage(stream.usage, usage)
-            taken["usage"] = CountedUsage(usage)
-        return taken
+        if (error := reported_error(chunk)) is not None:
+            raise failure_of(error)
+        taken = {**chunk, "choices": [stream.take(choice) for choice in choices]}
+        return taken if usage is None else {**taken, "usage": CountedUsage(usage)}
+
+    def _stream(self, origin: str, choices: list[Mapping[str, Any]], *, usage: bool) -> _Stream:
+        """The stream of a chunk with the id *origin*. *usage*: it has usage."""
+        stream = known = self._by_id.get(origin)
+        if self._streams and (known is None or (not known.open and any(map(_says, choices)))):
+            stream = self._streams[-1]
+        if stream is None or stream.ends_before(choices, known=stream is known, usage=usage):
+            stream = _Stream(one=self._n == 1)
+            self._streams.append(stream)
+            # The ids of a stream that is over may come again.
+            self._by_id = {each: other for each, other in self._by_id.items() if other.open}
+        self._by_id[origin] = stream
+        return stream
 
     def _take_own(self, choices: list[Mapping[str, Any]]) -> None:
         """Notes a chunk that the model has made itself: its reason ends what the model has passed on before."""
@@ -67,8 +77,8 @@ class ForeignStreams:
                     stream.open.discard(0 if self._n == 1 else find_index(choice) or 0)
 
 
-_OF_APIS = frozenset({"id", "object", "created", "model"})
-"""Members that the chunks of every API have, at least one of them, and the chunks that a model makes itself do not."""
+_OF_APIS = frozenset({"id", "object", "created", "model", "error", "detail"})
+"""Members of which the chunks of every API have one, and the chunks that a model makes itself have none."""
 
 
 class _Stream:
@@ -82,9 +92,12 @@ class _Stream:
         self._begun: set[int] = set()
         self._by_message = False
         """Whether it is an answer that was not streamed."""
-        self._chunks = 0
-        """How many choices its chunks have had, and how many of them had a role."""
-        self._roles = 0
+        self.cut = False
+        """Whether it turned out to be two streams, the first of which was cut after its first chunk."""
+        self._plain = False
+        """Whether text came without a role: then a role begins a stream, and is not sent with every chunk."""
+        self._again = False
+        """Whether a role came after the first output."""
 
     def ends_before(self, choices: list[Mapping[str, Any]], *, known: bool, usage: bool) -> bool:
         """Whether a chunk with these *choices* begins another stream.
@@ -94,36 +107,38 @@ class _Stream:
         has_role = any((choice.get("delta") or {}).get("role") for choice in choices)
         whole = any(choice.get("message") and not has_output(choice.get("delta") or {}) for choice in choices)
         if self.open:
-            # Some servers send a role with every chunk.
-            return (has_role and 1 < self._chunks > self._roles) or (whole and not known)
+            return (has_role and self._plain) or (whole and not known)
         if not self._begun:
             return False  # the chunks so far had no output
         if whole:
             return self._by_message or not known
-        return (has_role and not usage) or (not known and any(map(_says, choices)))
+        says = any(map(_says, choices))
+        return (has_role and (says or not usage)) or (says and not known)
 
     def take(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Notes a choice, and returns it with a `delta` only."""
         index, reason = 0 if self._one else find_index(choice) or 0, finish_of(choice.get("finish_reason"))
-        delta = delta_of(choice, whole=index not in self._begun)
-        self._chunks += 1
-        self._roles += bool(delta.get("role"))
+        first = index not in self._begun
+        delta = delta_of(choice, whole=first)
         if choice.get("error"):
             raise failure_of(choice["error"])
         if reason.lower() in FAILED:
             raise UpstreamFailed(f"The model's stream ended with the finish_reason {reason!r}.", status=502)
         whole = delta is choice.get("message")
+        if delta.get("role"):
+            self._again |= bool(self.open)
+        elif delta.get("content") and not reason:
+            self._plain = True
+            self.cut |= self._again
         if has_output(delta):
-            again = index not in self._begun or has_words(delta)
+            if (first or has_words(delta)) and not reason and not whole:
+                self.open.add(index)  # an answer that was not streamed needs no reason
             self._begun.add(index)
             self._by_message |= whole
-            if again and not reason and not whole:  # an answer that was not streamed needs no reason
-                self.open.add(index)
         if reason:
             self._begun.add(index)
             self.open.discard(index)
-        others = {name: value for name, value in choice.items() if name not in ("message", "text")}
-        return {**others, "index": index, "delta": delta, "finish_reason": reason or None}
+        return {**as_delta(choice, whole=first), "index": index, "finish_reason": reason or None}
 
 
 def _says(choice: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def finish(reason: str | None, usage: Mapping[str, Any] | None = None) -> dict[s
 def normalize(item: Any) -> Event | Mapping[str, Any] | None:
     """The event or chunk for an item that a model or a transform yielded; `None` for `None`, which is nothing.
 
-    Raises `InvalidItem` for any other item, and the error that a chunk reports.
+    Raises `InvalidItem` for any other item. A chunk may be one that reports an error.
     """
     if type(item) is CallChunk or item is None:
         return item
@@ -41,13 +41,21 @@ def normalize(item: Any) -> Event | Mapping[str, Any] | None:
     if isinstance(item, str):
         return {"choices": [new_choice(0, {"content": str.__str__(item)})]}
     chunk = item if isinstance(item, Mapping) else _dumped(item)
-    if (error := reported_error(chunk)) is not None:
-        raise failure_of(error)
+    if reported_error(chunk) is not None:
+        return chunk
     if chunk.get("choices", ()) is None:  # as some servers write it in the chunk with the usage
         chunk = {**chunk, "choices": []}
     if not _is_chunk(chunk):
         raise InvalidItem(f"A model cannot yield this {type(item).__name__}: it has no choices with a delta.")
     return chunk
+
+
+def transformed(item: Any) -> Event | Mapping[str, Any] | None:
+    """The same for an item of a transform. Raises the error that a chunk reports, too."""
+    normal = normalize(item)
+    if normal is not None and not isinstance(normal, Event) and (error := reported_error(normal)) is not None:
+        raise failure_of(error)
+    return normal
 
 
 def new_choice(index: int, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from quart_openai_sse.protocol.chunks import (
     finish_of,
     flat,
     parts_of,
+    reasoning_of_delta,
 )
 from quart_openai_sse.protocol.pieces import Members, Pieces, joined, merged
+from quart_openai_sse.protocol.pieces import whole as whole_text
 from quart_openai_sse.protocol.usage import find_usage, update_usage
 
 __all__ = ["Assembly"]
@@ -92,13 +94,22 @@ class Assembly:
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
-    def first_message(self, *, sent: bool = False) -> dict[str, Any] | None:
-        """The message of the first choice so far; `None` if there is none, or beyond the limit.
-
-        With *sent* it has only members that the upstream itself has named, so that it can be sent back to it.
-        """
+    def first_message(self) -> dict[str, Any] | None:
+        """The message of the first choice so far; `None` if there is none, or beyond the limit."""
         choice = self._choices.get(0)
-        return None if self._room <= 0 or choice is None else choice.as_message(sent=sent)
+        return None if self._room <= 0 or choice is None else choice.as_message()
+
+    @property
+    def added(self) -> frozenset[str]:
+        """The members of that message which the upstream has not named: they hold parts of its content."""
+        choice = self._choices.get(0)
+        return frozenset(() if choice is None else choice.parts.keys() - choice.message.keys())
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning of the first choice so far, in whichever members it came."""
+        choice = self._choices.get(0)
+        return "" if choice is None else whole_text("".join(choice.reasoning))
 
     def _add_choice(self, choice: Mapping[str, Any], *, whole: bool) -> None:
         index = 0 if self._n == 1 and not whole else find_index(choice) or 0
@@ -113,7 +124,7 @@ class Assembly:
 class _Choice:
     """One choice: its message, and what came beside it."""
 
-    __slots__ = ("logprobs", "message", "others", "parts")
+    __slots__ = ("logprobs", "message", "others", "parts", "reasoning")
 
     def __init__(self) -> None:
         self.message = Members()
@@ -122,36 +133,39 @@ class _Choice:
         """Further members of the choice."""
         self.parts = Members()
         """What the content held besides text, if it was a list of parts: `reasoning`, `references`, `images`."""
+        self.reasoning: list[str] = []
 
     def add(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
         """Adds the members of a choice of which *delta* is the delta, or the message."""
         for member, value in delta.items():
-            if value is None:
-                continue
-            if member in ("content", "refusal"):
-                if not isinstance(value, str):
-                    self._add_parts(value)
-                elif type(pieces := self.message.get(member)) is Pieces:
-                    pieces.append(value)
-                else:
-                    self.message[member] = Pieces([value])
+            if member not in ("content", "refusal"):
+                if value is not None:
+                    self.message.add_member(member, value)
+            elif not isinstance(value, str):
+                self._add_parts(value)
+            elif type(pieces := self.message.get(member)) is Pieces:
+                pieces.append(value)
             else:
-                self.message.add_member(member, value)
+                self.message[member] = Pieces([value])
+        # Most deltas are nothing but content.
+        if (len(delta) > 1 or not isinstance(delta.get("content"), str)) and (said := reasoning_of_delta(delta)):
+            self.reasoning.append(said)
         for member, value in choice.items():
-            if value is None or member in _NOT_OTHERS:
-                continue
-            if member == "logprobs" and isinstance(value, Mapping):
-                self.logprobs.add(value)
-            elif isinstance(value, list | str) and member not in DETAILS:
-                self.others.add_member(member, value)
-            else:
-                self.others[member] = merged(self.others.get(member), value) if member in DETAILS else value
+            if member not in _NOT_OTHERS and value is not None:
+                self._add_other(member, value)
 
-    def as_message(self, *, sent: bool = False) -> dict[str, Any]:
-        """The message; with *sent* without the members that its parts are kept in."""
+    def _add_other(self, member: str, value: Any) -> None:
+        """Adds a member of the choice beside its delta."""
+        if member == "logprobs" and isinstance(value, Mapping):
+            self.logprobs.add(value)
+        elif member in DETAILS or isinstance(value, list | str):
+            self.others.add_member(member, value)
+        else:
+            self.others[member] = value
+
+    def as_message(self) -> dict[str, Any]:
+        """The message."""
         message = {"role": "assistant", "content": None, **joined(self.message)}
-        if sent:
-            return message
         for member, value in joined(self.parts).items():
             message[member] = merged(message.get(member), value) if member in DETAILS else message.get(member) or value
         return message

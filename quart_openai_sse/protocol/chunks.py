@@ -97,14 +97,34 @@ def first_choice(chunk: Mapping[str, Any], *, n: int = 1) -> Mapping[str, Any] |
 def delta_of(choice: Mapping[str, Any], *, whole: bool = False) -> Mapping[str, Any]:
     """What a choice says. In a stream that is its `delta`: a `message` beside it repeats what the deltas said.
 
-    With *whole* it is the `message`: in an answer that was not streamed, and in a chunk before which no delta came.
+    With *whole*, in an answer that was not streamed and in a chunk before which no delta came, it is the `message`, or
+    the `text` of the older Completions API, if there is nothing in the delta.
     """
-    message, delta, text = choice.get("message"), choice.get("delta"), choice.get("text")
-    if whole and isinstance(message, Mapping) and (has_output(message) or not isinstance(delta, Mapping)):
-        return message
-    if isinstance(delta, Mapping):
+    delta = choice.get("delta")
+    if isinstance(delta, Mapping) and (not whole or has_output(delta)):
         return delta
-    return {"content": text} if isinstance(text, str) else {}
+    delta = delta if isinstance(delta, Mapping) else {}
+    if not whole:
+        return delta
+    message, text = choice.get("message"), choice.get("text")
+    if isinstance(message, Mapping) and (has_output(message) or not delta):
+        return message
+    return {**delta, "content": text} if isinstance(text, str) and text else delta
+
+
+def as_deltas(choices: object, *, whole: bool) -> list[dict[str, Any]]:
+    """The choices of a chunk, each with what it says as a `delta`; see `delta_of` for *whole*."""
+    listed = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
+    return [as_delta(choice, whole=whole) for choice in listed]
+
+
+def as_delta(choice: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """A choice with what it says as a `delta`, also if that was a `message`, whose tool calls are not numbered."""
+    delta = delta_of(choice, whole=whole)
+    if whole and (calls := delta.get("tool_calls")):
+        delta = {**delta, "tool_calls": [{"index": n, **call} for n, call in enumerate(calls_of(calls))]}
+    others = {name: value for name, value in choice.items() if name not in ("message", "text")}
+    return {**others, "delta": delta}
 
 
 def text_of_delta(delta: Mapping[str, Any]) -> str:

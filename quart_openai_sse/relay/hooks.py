@@ -17,7 +17,7 @@ from quart_openai_sse.observers.log_line import log_stream
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.producers.chat import ModelFunction
 from quart_openai_sse.producers.transforms import Transform
-from quart_openai_sse.protocol.chunks import reasoning_of_delta, refusal_of_delta, text_of_delta
+from quart_openai_sse.protocol.chunks import refusal_of_delta, text_of_delta
 from quart_openai_sse.protocol.requests import validate
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.bounded_calls import BoundedCalls
@@ -43,7 +43,9 @@ class StreamEnd:
     message: Mapping[str, Any] | None
     """The assistant's message so far; it is whole only if `outcome` is `completed`. `None` if there was no output, or
     more than `max_bytes`."""
-    details: Mapping[str, Any]
+    reasoning: str = ""
+    """What the model reasoned, in whichever members of its deltas or message the upstream sent it; or ""."""
+    details: Mapping[str, Any] = field(default_factory=dict)
     """What the upstream sent besides words, by the members' names: `citations`, `search_results`, `annotations`,
     `images`, `prompt_filter_results` and others."""
     events: tuple[tuple[str, Any], ...]
@@ -59,15 +61,11 @@ class StreamEnd:
         If the answer was cut within an emoji, the last character is "\ufffd".
         """
         message = self.message or {}
-        return _readable(text_of_delta(message) + refusal_of_delta(message))
-
-    @property
-    def reasoning(self) -> str:
-        """What the model reasoned before and within its answer, in whichever member the upstream sent it; or ""."""
-        return _readable(reasoning_of_delta(self.message or {}))
+        return readable(text_of_delta(message) + refusal_of_delta(message))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
+    """*text* with "\ufffd" in place of half a character, which a database might refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

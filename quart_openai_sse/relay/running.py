@@ -29,7 +29,7 @@ from quart_openai_sse.producers import CLEAN_UP, Producer
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.relay.admission import Place
 from quart_openai_sse.relay.background import Background, run_abandonable
-from quart_openai_sse.relay.hooks import StreamEnd
+from quart_openai_sse.relay.hooks import StreamEnd, readable
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -148,6 +148,7 @@ class RunningStream:
             body=self.body,
             metadata=self.record.metadata,
             message=None if assembled is None else assembled.first_message(),
+            reasoning="" if assembled is None else readable(assembled.reasoning),
             details={} if assembled is None else assembled.details,
             events=tuple(self.intake.events),
             finish_reasons=end.finish_reasons,

@@ -9,7 +9,7 @@ from typing import Any
 from quart_openai_sse.formats import first_delta
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import reasoning_of_delta, refusal_of_delta, text_of_delta
+from quart_openai_sse.protocol.chunks import refusal_of_delta, text_of_delta
 from quart_openai_sse.protocol.pieces import merged
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
@@ -94,7 +94,7 @@ def _read_stream(events: list[ServerSentEvent]) -> ReadStream:
         [event.id for event in events if event.id],
         outcome,
         error,
-        reasoning=reasoning or reasoning_of_delta(message),
+        reasoning=reasoning or assembly.reasoning,
         details=details or assembly.details,
         tool_calls=message.get("tool_calls") or [],
         finish_reason=assembly.finish_reasons.get(0) or end.get("finish_reason"),
