@@ -40,31 +40,35 @@ class JoinedStream:
         """The entries for an event or a chunk. Raises `InvalidItem` for a value that JSON cannot hold."""
         if isinstance(item, Event):
             return [Entry(encode(item.data), t, kind=Kind.EVENT, name=item.name)]
-        entries, choices = [], []
-        for choice in item["choices"]:
-            index = find_index(choice) or 0
-            delta = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
-            if reason := finish_of(choice.get("finish_reason")):
-                self._finish_reasons[index] = reason
-            if not has_output(delta):
-                self._put_by(index, choice)
-                continue
-            if index not in self._roles:
-                self._roles.add(index)
-                entries.append(self._entry([new_choice(index, {"role": "assistant", "content": ""})], t))
-            if not reason:
-                self._finish_reasons.pop(index, None)
-            put_by = self._others_of_choices.pop(index, None) or {}
-            choices.append({**put_by, **choice, "index": index, "delta": delta, "finish_reason": None})
-        others = {name: value for name, value in item.items() if name not in _REPLACED}
+        entries: list[Entry] = []
+        choices = [said for choice in item["choices"] if (said := self._said(choice, entries, t))]
         usage = item.get("usage")
         if usage and type(usage) is not CountedUsage and isinstance(usage, Mapping):
             self._usage = update_usage(self._usage, usage)
         if choices:
-            entries.append(self._entry(choices, t, others))
-        elif not others.keys() <= _COMMON:
-            self._others |= others
+            entries.append(self._entry(choices, t, item))
+        elif not item.keys() <= _COMMON:
+            self._others |= {name: value for name, value in item.items() if name not in _COMMON}
         return entries
+
+    def _said(self, choice: Mapping[str, Any], entries: list[Entry], t: float) -> dict[str, Any] | None:
+        """The choice as it is written, with output only; its role goes before it, and its reason behind all output."""
+        index = find_index(choice) or 0
+        delta = choice.get("delta") or {}
+        if "role" in delta:
+            delta = {name: value for name, value in delta.items() if name != "role"}
+        if reason := finish_of(choice.get("finish_reason")):
+            self._finish_reasons[index] = reason
+        if not has_output(delta):
+            self._put_by(index, choice)
+            return None
+        if index not in self._roles:
+            self._roles.add(index)
+            entries.append(self._entry([new_choice(index, {"role": "assistant", "content": ""})], t))
+        if not reason:
+            self._finish_reasons.pop(index, None)
+        put_by = self._others_of_choices.pop(index, None) or {}
+        return {**put_by, **choice, "index": index, "delta": delta, "finish_reason": None}
 
     def finish(self, t: float, *, exhausted: bool, usage: Usage | None) -> list[Entry]:
         """The one finish of each choice, and the *usage* of all other streams, with that of the transforms.
@@ -98,13 +102,31 @@ class JoinedStream:
             found = self.call.finish_reasons.get(index)
         return found or "stop"
 
-    def _entry(self, choices: Sequence[Mapping[str, Any]], t: float, others: Mapping[str, Any] | None = None) -> Entry:
-        put_by, self._others = self._others, {}
-        data = encode({**put_by, **(others or {}), **self._head, "choices": choices})
+    def _entry(self, choices: Sequence[Mapping[str, Any]], t: float, members: Mapping[str, Any] | None = None) -> Entry:
+        """An entry with *choices* and the further *members* of the chunk that they are of."""
+        chunk: dict[str, Any] = {**self._others, **(members or {}), **self._head, "choices": choices}
+        if self._others:
+            self._others = {}
+        chunk.pop("error", None)
+        if choices:
+            chunk.pop("usage", None)
+        data = encode(chunk)
         self._completion.feed(data)
         return Entry(data, t, not choices)
 
 
-_REPLACED = frozenset({"choices", "usage", "error"})
-_COMMON = frozenset({"id", "object", "created", "model", "system_fingerprint", "service_tier", "obfuscation"})
+_COMMON = frozenset(
+    {
+        "choices",
+        "created",
+        "error",
+        "id",
+        "model",
+        "object",
+        "obfuscation",
+        "service_tier",
+        "system_fingerprint",
+        "usage",
+    }
+)
 _OF_CHOICES = frozenset({"index", "delta", "finish_reason", "message", "text"})

@@ -122,7 +122,7 @@ def as_delta(choice: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     """A choice with what it says as a `delta`, also if that was a `message`, whose tool calls are not numbered."""
     delta = delta_of(choice, whole=whole)
     if whole and (calls := delta.get("tool_calls")):
-        delta = {**delta, "tool_calls": [{"index": n, **call} for n, call in enumerate(calls_of(calls))]}
+        delta = {**delta, "tool_calls": [{**call, "index": n} for n, call in enumerate(calls_of(calls))]}
     others = {name: value for name, value in choice.items() if name not in ("message", "text")}
     return {**others, "delta": delta}
 

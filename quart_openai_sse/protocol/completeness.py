@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamTruncated
-from quart_openai_sse.protocol.chunks import DETAILS, FAILED, finish_of, has_output, has_words
+from quart_openai_sse.protocol.chunks import DETAILS, FAILED, has_output, has_words
 from quart_openai_sse.protocol.parsing import ParsedChoice, ParsedChunk, parse_chunk, parse_object
 from quart_openai_sse.protocol.upstream_errors import failure_of
 from quart_openai_sse.protocol.usage import update_usage
@@ -101,7 +101,9 @@ class Completion:
         """
         chunk = parse_chunk(data)
         if chunk is None:
-            return self._step(Signal.DONE if self._may_be_done() else None)
+            reasons = self.finish_reasons.keys()
+            ended = self._empty_reason or not self.require_finish_reason or (reasons and self._open <= reasons)
+            return self._step(Signal.DONE if ended else None)
         if len(chunk.choices) == 1:
             [choice] = chunk.choices
             # Nearly every chunk continues an open choice, which changes no state. Without this shortcut feed takes
@@ -115,37 +117,16 @@ class Completion:
             ):
                 self.by_message = False
                 return _OUTPUT
-        return self.feed_parsed(chunk, data)
-
-    def feed_parsed(self, chunk: ParsedChunk, data: bytes = b"") -> Signal:
-        """The same for a chunk that is parsed already. *data* is looked at again if there may be usage alone."""
-        self.by_message = False
-        if self.done:
-            return self._step(None)
-        reported = [each for each in (chunk.usage, *_elsewhere(chunk)) if isinstance(each, dict) and each]
-        for usage in reported:
-            self.usage = update_usage(self.usage, usage)
-        if chunk.error:
-            raise failure_of(chunk.error)
-        signal = self._absorb(chunk)
-        if signal is Signal.NOTHING and reported and _says_no_more(chunk, data):
-            signal = Signal.USAGE
-        return self._step(signal)
+        return self._step(self._absorb(chunk, data))
 
     def feed_answer(self, answer: Mapping[str, Any]) -> None:
         """Takes an answer that was not streamed. Raises for the errors that it reports, as `feed` does."""
-        self.feed_parsed(parse_object(answer))
+        self._step(self._absorb(parse_object(answer), b""))
 
     def end(self) -> None:
         """Call it when the body has ended. Raises `UpstreamTruncated` unless the stream is complete."""
         if not self.done:
             self._step(Signal.EOF if len(self.finish_reasons) >= self._n else None)
-
-    def _may_be_done(self) -> bool:
-        """Whether `[DONE]` is an end: each choice that began has had a `finish_reason`, or one was ""."""
-        if self._empty_reason or not self.require_finish_reason:
-            return True
-        return bool(self.finish_reasons) and self._open <= self.finish_reasons.keys()
 
     def _step(self, signal: Signal | None) -> Signal:
         state = TRANSITIONS[self.state].get(signal) if signal else None
@@ -157,47 +138,52 @@ class Completion:
             self.done = state is State.DONE
         return signal
 
-    def _absorb(self, chunk: ParsedChunk) -> Signal:
+    def _absorb(self, chunk: ParsedChunk, data: bytes) -> Signal | None:
+        """What a chunk means; `None` after the end. Raises for the errors that it reports."""
+        self.by_message = False
+        if self.done:
+            return None
+        groq = chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
+        reported = [each for each in (chunk.usage, groq, *[choice.usage for choice in chunk.choices]) if each]
+        for usage in reported:
+            if isinstance(usage, dict):
+                self.usage = update_usage(self.usage, usage)
+        if chunk.error:
+            raise failure_of(chunk.error)
         signal = Signal.NOTHING
         for choice in chunk.choices:
-            index = choice.index if self._n > 1 else 0
-            reason, output = finish_of(choice.finish_reason), self._takes(index, choice)
-            self._empty_reason |= choice.finish_reason == ""
-            if choice.error or reason.lower() in FAILED:
-                raise _interruption(choice)
-            if output or reason:
+            if self._takes(choice, choice.index if self._n > 1 else 0):
                 signal = Signal.OUTPUT
-            if reason:
-                self.finish_reasons[index] = reason
-                self._open.discard(index)
-            elif output and (index not in self.finish_reasons or (choice.delta and has_words(choice.delta))):
-                self._open.add(index)
-        return Signal.FINISH if signal is Signal.OUTPUT and not self._open else signal
+        if signal is Signal.OUTPUT:
+            return signal if self._open else Signal.FINISH
+        return Signal.USAGE if reported and _says_no_more(chunk, data) else signal
 
-    def _takes(self, index: int, choice: ParsedChoice) -> bool:
-        """Whether a choice has output: in its delta, or where no delta has come, in its message or text."""
-        if choice.delta and has_output(choice.delta):
+    def _takes(self, choice: ParsedChoice, index: int) -> bool:
+        """Takes a choice. Whether it has output or a reason."""
+        delta, message, text, reason = choice.delta, choice.message, choice.text, choice.finish_reason
+        output = bool(delta and has_output(delta))
+        if output:
             self._begun.add(index)
+        elif index not in self._begun and (message or text):
+            if output := isinstance(message, dict) and has_output(message):
+                self._begun.add(index)
+            output = output or (isinstance(text, str) and text != "")  # which comes in pieces, as deltas do
+            self.by_message |= output
+        if choice.error or (reason and reason.lower() in FAILED):
+            raise _interruption(choice)
+        self._empty_reason |= reason == ""
+        if reason and reason != "null":
+            self.finish_reasons[index] = reason
+            self._open.discard(index)
             return True
-        if index in self._begun:
-            return False
-        if isinstance(choice.message, dict) and has_output(choice.message):
-            self._begun.add(index)
-        elif not choice.text or not isinstance(choice.text, str):  # which comes in pieces, as deltas do
-            return False
-        self.by_message = True
-        return True
+        if output and (index not in self.finish_reasons or has_words(delta or {})):
+            self._open.add(index)
+        return output
 
 
 # Without this alias Completion.feed is 25 % slower on Python 3.11, which looks up an Enum's members in Python code
 # (Python 3.13: 7 %).
 _OUTPUT = Signal.OUTPUT
-
-
-def _elsewhere(chunk: ParsedChunk) -> list[Any]:
-    """The usage that is not at a chunk's top level: Groq's, and that of choices (Moonshot)."""
-    groq = chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
-    return [groq, *(choice.usage for choice in chunk.choices)]
 
 
 def _says_no_more(chunk: ParsedChunk, data: bytes) -> bool:
