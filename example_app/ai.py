@@ -158,11 +158,10 @@ def _address(stream: Stream) -> dict[str, str]:
 
 def _answer(end: StreamEnd) -> dict[str, Any]:
     """What is stored of a stream, however it ended."""
-    message = end.message or {}
     return {
         "role": "assistant",
         "content": end.text,
-        "reasoning": str(message.get("reasoning_content") or message.get("reasoning") or ""),
+        "reasoning": end.reasoning,
         "sources": next((data for name, data in end.events if name == "sources"), []),
         "outcome": end.outcome,
         "note": end.error.user_message if end.error else _NOTES.get(end.finish_reasons.get(0, ""), ""),

@@ -10,7 +10,7 @@ from playwright.async_api import Locator, Page, Route, expect
 
 from example_app.handbook import search
 from quart_openai_sse.simulator import answer
-from quart_openai_sse.testing import ScriptedUpstream, chunk, finish
+from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish
 from tests.browser import (
     LONG,
     MARKDOWN,
@@ -284,6 +284,20 @@ async def test_what_a_model_thought_is_there_once_it_has_answered(new_site: NewS
         await chat.answer.get_by_text("Reasoning").click()
         await expect(chat.answer.get_by_text("First think, then answer")).to_be_visible()
         await page.reload()
+
+
+async def test_reasoning_is_shown_as_it_comes(new_site: NewSite, new_page: NewPage) -> None:
+    site, page, gate = await new_site(), await new_page(), Gate()
+    thinking = ScriptedUpstream([chunk(reasoning="Hm, "), chunk(reasoning="the moon."), gate, chunk("Far."), finish()])
+    site.overrides.enter_context(site.app.extensions["ai"].override(site.app, upstream=thinking))
+    await log_in(page, site)
+    chat = Chat(page)
+    await chat.ask("How far is the moon?")
+    await chat.answer.get_by_text("Reasoning").click()
+    await expect(chat.answer.locator(".thought")).to_have_text("Hm, the moon.")
+    gate.open()
+    assert await chat.ends("completed") == "Far."
+    await expect(chat.answer.locator(".thought")).to_have_text("Hm, the moon.")
 
 
 async def test_an_answer_that_was_cut_off_says_so(new_site: NewSite, new_page: NewPage) -> None:

@@ -12,6 +12,7 @@ export async function write(events, message, { retry }) {
   message.begin();
   for await (const { type, data } of events) {
     if (type === "delta") message.write(data.text);
+    else if (type === "reasoning") message.reason(data.text);
     else if (type === "status") message.activity(data.text); // an event of the app's own, as is
     else if (type === "sources") message.cite(data);
     else if (type === "completed") message.end(type);

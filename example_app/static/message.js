@@ -42,6 +42,12 @@ export class Message {
     });
   }
 
+  /** Adds to the reasoning, which is folded above the answer. */
+  reason(text) {
+    this.#part(".thought").append(text);
+    this.#part(".reasoning").hidden = false;
+  }
+
   /** What is going on before the first word. */
   activity(text) {
     this.#reveal(".activity", text);

@@ -78,7 +78,7 @@ def has_words(delta: Mapping[str, Any]) -> bool:
 
 
 def finish_of(reason: object) -> str:
-    """A choice's `finish_reason`, or "" if it has none. Alibaba's API writes "null" in chunks that do not finish."""
+    """A choice's `finish_reason`, or "" if it has none. Some servers write "null" in chunks that do not finish."""
     return reason if isinstance(reason, str) and reason != "null" else ""
 
 

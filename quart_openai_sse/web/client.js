@@ -4,8 +4,9 @@
  */
 
 /**
- * One event of a stream: `delta` ({text, t}) or an event of the app, and as the last event `completed`
- * ({finish_reason, usage}), `failed` ({error}) or `stopped` ({reason}). *data* is parsed if it is JSON.
+ * One event of a stream: `delta` or `reasoning` ({text, t}), `details` (such as {citations, t}) or an event of the
+ * app, and as the last event `completed` ({finish_reason, usage}), `failed` ({error}) or `stopped` ({reason}). *data*
+ * is parsed if it is JSON.
  * @typedef {{ type: string, data: any, id: string }} StreamEvent
  *
  * @typedef {{ id: string, url: string }} Started

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.dialects.sample import Frame
 
-FAILURES = ("error", "abort")
+FAILURES = ("error", "abort", "insufficient_system_resource", "network_error")
 """Finish reasons of a stream that broke."""
 COUNTS = ("prompt_tokens", "completion_tokens")
 TOP = ("citations", "search_results", "prompt_filter_results")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.dialects.oracle import FAILURES
 from tests.dialects.sample import (
     DONE,
     HEAD,
@@ -968,7 +969,7 @@ ENDINGS = [
             outcome="failed",
             finish_reason=None,
         )
-        for reason in ("error", "abort")
+        for reason in FAILURES
     ),
     Sample(
         name="endings-null-as-text",

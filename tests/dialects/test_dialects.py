@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,14 @@ async def test_every_way_reads_the_samples_of_a_kind_alike(kind: str, caplog: py
 def test_the_harness_reads_its_samples_as_they_were_written() -> None:
     for sample in SAMPLES:
         assert list(differences(vars(read(sample.frames)), expected_of(sample))) == [], sample.name
+
+
+def test_each_row_of_the_page_names_its_samples() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/dialects.md").read_text("utf-8")
+    rows = [line.split("|")[-2] for line in page.splitlines() if line.startswith("|") and "---" not in line]
+    named = [re.findall(r"`([^`]+)`", cell) for cell in rows if cell.strip() != "sample"]
+    assert all(named)
+    assert {name for names in named for name in names} <= {sample.name for sample in SAMPLES}
 
 
 def test_each_kind_has_two_samples_at_least() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
-from quart_openai_sse import Event, StreamEnd
+from quart_openai_sse import Event, StreamEnd, places_of, text_of, with_text
 from quart_openai_sse.errors import StreamStopped
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read, tool_call
 from tests.conftest import ANN, QUESTION, CreateApp, Serve
@@ -35,7 +35,7 @@ async def through(create_app: CreateApp, serve: Serve, *transforms: Any, upstrea
     return response, await ended
 
 
-def text_of(item: Any) -> str:
+def content_of(item: Any) -> str:
     choices = [] if isinstance(item, Event) else item["choices"]
     return choices[0]["delta"].get("content") or "" if choices else ""
 
@@ -125,7 +125,7 @@ async def test_usage_and_every_choice_survive(create_app: CreateApp, serve: Serv
 async def test_it_stops_a_stream_with_a_reason_and_the_upstream_with_it(create_app: CreateApp, serve: Serve) -> None:
     async def guard(items: Any, chat: Any) -> Any:
         async for item in items:
-            if "bomb" in text_of(item):
+            if "bomb" in content_of(item):
                 raise StreamStopped("policy")
             yield item
 
@@ -156,7 +156,7 @@ async def test_one_that_just_returns_does_not_make_a_cut_look_complete(
     async def returns(items: Any, chat: Any) -> Any:
         async for item in items:
             yield item
-            if text_of(item):
+            if content_of(item):
                 return
 
     response, end = await through(create_app, serve, returns, upstream=ScriptedUpstream("one two"))
@@ -168,7 +168,7 @@ async def test_one_that_just_returns_does_not_make_a_cut_look_complete(
 async def test_one_that_swallows_the_finish_does_not_change_it(create_app: CreateApp, serve: Serve) -> None:
     async def only_text(items: Any, chat: Any) -> Any:
         async for item in items:
-            if text := text_of(item):
+            if text := content_of(item):
                 yield text
 
     script = [chunk("one"), chunk(finish_reason="length"), b"data: [DONE]\n\n"]
@@ -254,7 +254,8 @@ CARD = "4111 1111 1111 1111"
 @pytest.fixture(scope="module")
 def redact() -> Any:
     """The transform that docs/how-to/transform-the-stream.md ends with."""
-    namespace: dict[str, Any] = {"ai": SimpleNamespace(transform=lambda function: function), "Event": Event}
+    names = {"Event": Event, "places_of": places_of, "text_of": text_of, "with_text": with_text}
+    namespace: dict[str, Any] = {"ai": SimpleNamespace(transform=lambda function: function), **names}
     [code] = [each.code for each in blocks(ROOT / "docs/how-to/transform-the-stream.md") if "class Window" in each.code]
     exec(code, namespace)
     return namespace["redact"]
@@ -272,11 +273,31 @@ def of_arguments(piece: str) -> bytes:
     return chunk(tool_calls=[{"index": 1, "function": {"arguments": piece}}])
 
 
-@pytest.mark.parametrize("kind", [of_content, of_reasoning, of_arguments])
+def of_parts(piece: str) -> bytes:
+    return chunk(content=[{"type": "text", "text": piece}, {"type": "reference", "reference_ids": [1]}])
+
+
+def of_reasoning_twice(piece: str) -> bytes:
+    return chunk(reasoning=piece, reasoning_details=[{"type": "reasoning.text", "index": 0, "text": piece}])
+
+
+def said_in(delta: dict[str, Any]) -> str:
+    """What a client of any kind would show of a delta, and the same text twice if it comes twice."""
+    content = delta.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    details = "".join(each["text"] for each in delta.get("reasoning_details") or [])
+    assert details in ("", delta.get("reasoning"))
+    calls = "".join(call["function"]["arguments"] for call in delta.get("tool_calls") or [])
+    return content + (delta.get("reasoning_content") or delta.get("reasoning") or "") + calls
+
+
+@pytest.mark.parametrize("finishing", [False, True], ids=["a finish of its own", "the finish with the last text"])
+@pytest.mark.parametrize("kind", [of_content, of_reasoning, of_arguments, of_parts, of_reasoning_twice])
 @settings(deadline=None, max_examples=60)
 @given(before=st.text("ab .", max_size=50), after=st.text("ab .", max_size=50), data=st.data())
 def test_no_cut_gets_a_number_past_the_redaction_of_the_docs(
-    redact: Any, kind: Any, before: str, after: str, data: st.DataObject
+    redact: Any, kind: Any, finishing: bool, before: str, after: str, data: st.DataObject
 ) -> None:
     text = f"{before} {CARD} {after}"
     cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=len(text))))
@@ -284,16 +305,21 @@ def test_no_cut_gets_a_number_past_the_redaction_of_the_docs(
 
     async def run() -> str:
         async def items() -> Any:
+            last = {}
             for part in parts:
-                yield json.loads(kind(part).removeprefix(b"data: "))
-            yield json.loads(chunk(finish_reason="stop").removeprefix(b"data: "))
+                if last:
+                    yield last
+                last = json.loads(kind(part).removeprefix(b"data: "))
+            if finishing:
+                last["choices"][0]["finish_reason"] = "stop"
+            yield last
+            if not finishing:
+                yield json.loads(chunk(finish_reason="stop").removeprefix(b"data: "))
 
         told = ""
         async for item in redact(items(), None):
             for choice in item["choices"]:
-                delta = choice["delta"]
-                told += delta.get("content") or delta.get("reasoning_content") or ""
-                told += "".join(call["function"]["arguments"] for call in delta.get("tool_calls") or [])
+                told += said_in(choice["delta"])
         return told
 
     assert asyncio.run(run()) == re.sub(r"\b\d(?:[ -]?\d){12,18}\b", "[number]", text)
