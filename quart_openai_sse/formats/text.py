@@ -53,6 +53,12 @@ class TextFormat(SSEFormat):
         chunk = chunk_of(entry.data)
         choice = first_choice(chunk, n=self._n) or {}
         delta, t = delta_of(choice, whole=entry.whole), round(entry.t, 3)
+        details = self._news(details_of(chunk, choice, delta))
+        if len(delta) == 1 and not details and isinstance(text := delta.get("content"), str):  # as most deltas
+            if not text:
+                return b""
+            data = encode_data(json.encode({"text": text, "t": t}))
+            return b"event: delta\n" + id_line(event_id, self._ids) + data
         events: list[bytes] = []
         if reasoning := reasoning_of_delta(delta):
             events += (b"event: reasoning\n", encode_data(json.encode({"text": reasoning, "t": t})))
@@ -60,7 +66,7 @@ class TextFormat(SSEFormat):
             events += (b"event: delta\n", encode_data(json.encode({"text": text, "t": t})))
         if refusal := refusal_of_delta(delta):
             events += (b"event: delta\n", encode_data(json.encode({"text": refusal, "t": t, "refusal": True})))
-        if details := self._news(details_of(chunk, choice, delta)):
+        if details:
             events += (b"event: details\n", encode_data(json.encode({**details, "t": t})))
         if events:
             events.insert(-1, id_line(event_id, self._ids))
@@ -68,6 +74,8 @@ class TextFormat(SSEFormat):
 
     def _news(self, details: Mapping[str, Any]) -> dict[str, Any]:
         """The *details* that this response has not sent yet: Perplexity sends all citations with every chunk."""
+        if not details:
+            return {}
         news = {member: value for member, value in details.items() if self._told.get(member) != value}
         if news:
             self._told |= news

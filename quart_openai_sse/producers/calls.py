@@ -189,7 +189,7 @@ class Call:
         origin = chunk.get("id")
         if not origin or type(origin) is not str:
             chunk["id"] = origin = self._id
-        if len(self._ids) < _MOST_IDS:
+        if origin not in self._ids and len(self._ids) < _MOST_IDS:
             self._ids.add(origin)
         return chunk
 
@@ -209,7 +209,6 @@ def _has_deltas(choices: object) -> bool:
     if type(choices) is not list or len(choices) != 1:
         return choices == []
     [choice] = choices
-    return type(choice) is dict and type(choice.get("delta")) is dict and choice.keys().isdisjoint(_NO_DELTAS)
-
-
-_NO_DELTAS = frozenset({"message", "text"})
+    return (
+        type(choice) is dict and type(choice.get("delta")) is dict and "message" not in choice and "text" not in choice
+    )

@@ -34,6 +34,8 @@ class Assembly:
         self._n = n
         self._room = limit
         self._head: dict[str, Any] = {}
+        self._known = {"object", "choices", "usage", "obfuscation", "error"}
+        """The members of chunks that need no look any more: most chunks repeat all that they have beside choices."""
         self._choices: dict[int, _Choice] = {}
         self.finish_reasons: dict[int, str] = {}
         self.usage: dict[str, Any] | None = None
@@ -65,18 +67,18 @@ class Assembly:
         if self._room <= 0:
             return
         for member, value in chunk.items():
-            if member in DETAILS:
-                self._head[member] = merged(self._head.get(member), value)
-            elif member not in _NOT_HEAD and value not in (None, "", 0):
-                self._head.setdefault(member, value)
-        if (usage := find_usage(chunk)) is not None:
-            self.usage = update_usage(self.usage, usage)
+            if member not in self._known:
+                self._add_to_head(member, value)
+        reports = chunk.get("usage") or "x_groq" in chunk
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, Mapping):
+            if type(choice) is dict or isinstance(choice, Mapping):
                 self._add_choice(choice, whole=whole)
+                reports = reports or "usage" in choice
                 if self._n == 1 and not whole:
                     break
+        if reports and (usage := find_usage(chunk)) is not None:
+            self.usage = update_usage(self.usage, usage)
 
     def message(self) -> dict[str, Any] | None:
         """The `chat.completion` object that the chunks add up to so far, or `None` (see the class)."""
@@ -111,6 +113,14 @@ class Assembly:
         choice = self._choices.get(0)
         return "" if choice is None else whole_text("".join(choice.reasoning))
 
+    def _add_to_head(self, member: str, value: Any) -> None:
+        """Adds a member that stands beside the choices."""
+        if member in DETAILS:
+            self._head[member] = merged(self._head.get(member), value)
+        elif value not in (None, "", 0):
+            self._head[member] = value
+            self._known.add(member)
+
     def _add_choice(self, choice: Mapping[str, Any], *, whole: bool) -> None:
         index = 0 if self._n == 1 and not whole else find_index(choice) or 0
         kept = self._choices.get(index)
@@ -137,22 +147,29 @@ class _Choice:
 
     def add(self, choice: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
         """Adds the members of a choice of which *delta* is the delta, or the message."""
-        for member, value in delta.items():
-            if member not in ("content", "refusal"):
-                if value is not None:
-                    self.message.add_member(member, value)
-            elif not isinstance(value, str):
-                self._add_parts(value)
-            elif type(pieces := self.message.get(member)) is Pieces:
-                pieces.append(value)
+        content = delta.get("content")
+        if type(content) is str:
+            if type(pieces := self.message.get("content")) is Pieces:
+                pieces.append(content)
             else:
-                self.message[member] = Pieces([value])
-        # Most deltas are nothing but content.
-        if (len(delta) > 1 or not isinstance(delta.get("content"), str)) and (said := reasoning_of_delta(delta)):
-            self.reasoning.append(said)
+                self.message["content"] = Pieces([content])
+        if len(delta) > 1 or type(content) is not str:  # most deltas are nothing but text
+            self._add_members(delta)
         for member, value in choice.items():
-            if member not in _NOT_OTHERS and value is not None:
+            if value is not None and member not in _NOT_OTHERS:
                 self._add_other(member, value)
+
+    def _add_members(self, delta: Mapping[str, Any]) -> None:
+        """Adds the members of a delta, without text as its content."""
+        for member, value in delta.items():
+            if value is None or (member == "content" and type(value) is str):
+                continue
+            if member in ("content", "refusal") and not isinstance(value, str):
+                self._add_parts(value)
+            else:
+                self.message.add_member(member, value)
+        if said := reasoning_of_delta(delta):
+            self.reasoning.append(said)
 
     def _add_other(self, member: str, value: Any) -> None:
         """Adds a member of the choice beside its delta."""
@@ -180,5 +197,4 @@ class _Choice:
                 self.parts[kind] = merged(self.parts.get(kind), [part])
 
 
-_NOT_HEAD = frozenset({"object", "choices", "usage", "obfuscation", "error"})
 _NOT_OTHERS = frozenset({"index", "delta", "message", "text", "finish_reason", "usage", "error"})

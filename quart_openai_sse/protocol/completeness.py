@@ -65,6 +65,7 @@ class Completion:
 
     def __init__(self, *, n: int = 1) -> None:
         self._n = n
+        self._one = n == 1
         self.require_finish_reason = True
         """Whether `[DONE]` is an end only after a `finish_reason`."""
         self.restart()
@@ -110,7 +111,7 @@ class Completion:
             # 2.0 times as long (Python 3.13: 1.6 times); without get("content") it is 15 % slower (23 %).
             if (
                 (delta := choice.delta)
-                and (choice.index if self._n > 1 else 0) in self._open
+                and (0 if self._one else choice.index) in self._open
                 and not choice.finish_reason
                 and (delta.get("content") or has_output(delta))
                 and chunk.usage is choice.usage is choice.error is chunk.error is None
@@ -152,7 +153,7 @@ class Completion:
             raise failure_of(chunk.error)
         signal = Signal.NOTHING
         for choice in chunk.choices:
-            if self._takes(choice, choice.index if self._n > 1 else 0):
+            if self._takes(choice, 0 if self._one else choice.index):
                 signal = Signal.OUTPUT
         if signal is Signal.OUTPUT:
             return signal if self._open else Signal.FINISH

@@ -49,7 +49,7 @@ def parse_chunk(data: bytes) -> ParsedChunk | None:
     try:
         chunk = _decode(data)
         # The decoder does not check the UTF-8 of members that it skips.
-        if not chunk.error and (data.isascii() or data.decode()):
+        if data.isascii() or data.decode():
             return chunk
     except (ValueError, RecursionError):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Usage = Mapping[str, Any]
@@ -13,10 +13,16 @@ _DEPTH = 16  # levels of details, far more than any API has
 
 def find_usage(members: Mapping[str, Any]) -> dict[str, Any] | None:
     """The usage in a chunk or an answer: at its top level, in Groq's `x_groq`, or in one of its choices (Moonshot)."""
-    groq, choices = members.get("x_groq"), members.get("choices")
-    places: Iterable[Any] = (members, groq, *(choices if isinstance(choices, list) else ()))
-    found = (place.get("usage") for place in places if isinstance(place, Mapping))
-    return next((dict(usage) for usage in found if isinstance(usage, Mapping) and usage), None)
+    if isinstance(usage := members.get("usage"), Mapping) and usage:
+        return dict(usage)
+    choices = members.get("choices")
+    for place in choices if isinstance(choices, list) else ():
+        if isinstance(place, Mapping) and isinstance(usage := place.get("usage"), Mapping) and usage:
+            return dict(usage)
+    groq = members.get("x_groq")
+    if isinstance(groq, Mapping) and isinstance(usage := groq.get("usage"), Mapping) and usage:
+        return dict(usage)
+    return None
 
 
 def update_usage(known: Usage | None, reported: Usage) -> dict[str, Any]:
