@@ -287,6 +287,12 @@ class TokensSpent(RequestError):
     user_message = "Your allowance for AI answers is used up for now. Please come back later."
 
 
+class NestedTooDeep(RequestError):
+    """Models ask each other, or themselves, through `ai.transport()`, and too many such requests are nested."""
+
+    code = "nested_too_deep"
+
+
 class TooManyReaders(RequestError):
     """The stream, or its caller's streams together, have reached the limit of readers."""
 

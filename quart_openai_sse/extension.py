@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart
+from quart import Blueprint, Quart, current_app
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.authentication import Authenticate, authenticate
+from quart_openai_sse.auth.in_process import admit
 from quart_openai_sse.config import KEY_PREFIX, Config, Options, option_names, refuse_unknown
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog
@@ -25,6 +26,7 @@ from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import remember_request_task
+from quart_openai_sse.web.in_process import InProcessTransport
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware, add_trace_ids
 from quart_openai_sse.web.registration import Registration
@@ -75,7 +77,7 @@ class QuartOpenAISSE(Registration):
         checks.check_auth(auth)
         super().__init__()
         self.name = name
-        self._auth = auth
+        self._auth = None if auth is None else admit(auth, name)
         self._config_prefix = config_prefix
         self._factories = Factories(upstream=upstream, log=log, client=client)
         self._routes = routes
@@ -91,7 +93,7 @@ class QuartOpenAISSE(Registration):
         Raises `ConfigurationError` for an invalid configuration, and `TypeError` if *app* is not a Quart app.
         """
         checks.check_app(app)
-        auth = self._hook()
+        self._hook()
         config = Config.load(self._options, settings=app.config, prefix=self._config_prefix, environ=os.environ)
         states = app_states(app)
         if self.name in states:
@@ -100,7 +102,7 @@ class QuartOpenAISSE(Registration):
         states[self.name] = state = AppState(config, self._config_prefix, self._factories.create_upstreams, engines)
         self._apps.add(app)
         if self._routes:
-            blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, auth=auth, routes=self._routes)
+            blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, routes=self._routes)
             app.register_blueprint(blueprint)
         if self._translations:
             app.extensions[CATALOGUES] = merged(self._translations)
@@ -132,7 +134,7 @@ class QuartOpenAISSE(Registration):
             name,
             url_prefix=url_prefix,
             relay=partial(current_relay, self.name),
-            auth=auth or self._hook(),
+            auth=self._hook() if auth is None else admit(auth, self.name),
             formats=self._formats,
             models=models,
             routes=routes,
@@ -197,6 +199,20 @@ class QuartOpenAISSE(Registration):
         relay = current_relay(self.name)
         handle = await relay.start({**body, "stream": False}, principal=principal, retain=False, metadata=metadata)
         return await read_message(relay, handle)
+
+    def transport(self, *, principal: Principal, app: Quart | None = None) -> Any:
+        """A transport with which a library's client asks this app's own routes, in the process and as *principal*.
+
+        It is for `httpx.AsyncClient(transport=...)` and for `httpx2.AsyncClient(transport=...)`. The path of the
+        client's `base_url` chooses the route; its host is not contacted. Requests are those of *principal*: no auth
+        hook is asked, and the credentials that the library sends are ignored. Outside of a request, a model or a hook
+        of the app, pass *app*. Raises `TypeError` unless *principal* is a `Principal`, and `ConfigurationError` if the
+        extension does not know the app.
+        """
+        checks.check_principal(principal)
+        state = app_state(self.name, app)
+        found = app if app is not None else current_app._get_current_object()
+        return InProcessTransport(found, principal=principal, instance=self.name, prefixes=state.prefixes)
 
     # Lifecycle --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.functions import called_function, name_of
+from quart_openai_sse.principal import Principal
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
@@ -64,6 +65,12 @@ def check_auth(hook: Any) -> None:
         raise ConfigurationError(f"auth must be a coroutine function without arguments, not {_kind(hook)}.")
     if _needs_arguments(hook):
         raise ConfigurationError(f"The auth hook {name_of(hook)} must not need arguments: it is called without any.")
+
+
+def check_principal(principal: object) -> None:
+    """Raises `TypeError` unless *principal* is a `Principal`."""
+    if not isinstance(principal, Principal):
+        raise TypeError(f"principal must be a Principal, such as chat.principal, not {_kind(principal)}.")
 
 
 def check_collection(argument: str, names: Collection[str] | None) -> None:

@@ -18,6 +18,7 @@ from quart_openai_sse.errors import (
     ConfigurationError,
     InvalidRequest,
     MethodNotAllowed,
+    NestedTooDeep,
     OpenAISSEError,
     RouteNotFound,
     UpstreamRefused,
@@ -40,8 +41,9 @@ CODES = {each.get("const"): each["description"] for each in DOCUMENT["components
 ERRORS = [
     cls
     for cls in subclasses(OpenAISSEError)
-    if cls.__module__ == "quart_openai_sse.errors" and cls is not ConfigurationError
+    if cls.__module__ == "quart_openai_sse.errors" and cls not in (ConfigurationError, NestedTooDeep)
 ]
+"""The errors of the routes: not one of the setup, and not one that only a request of the app's own can have."""
 SAID_IN_WORDS = {RouteNotFound, MethodNotAllowed}
 """The errors of requests for none of the operations."""
 

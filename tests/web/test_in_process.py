@@ -1,0 +1,621 @@
+"""The transport through which a library's client asks the app's own routes: what it sees, and who it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+from quart import Quart, current_app, g, request
+
+from quart_openai_sse import Principal, QuartOpenAISSE, allow_anonymous, bearer_tokens, current_trace_id
+from quart_openai_sse.auth.authentication import waits
+from quart_openai_sse.auth.in_process import CALLER, admit
+from quart_openai_sse.errors import ConfigurationError, UpstreamTruncated, UpstreamUnreachable
+from quart_openai_sse.functions import name_of
+from quart_openai_sse.protocol.sse import encode_data
+from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
+from quart_openai_sse.simulator import Simulator
+from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, error, finish, read, refused
+from quart_openai_sse.web import in_process
+from tests.conftest import QUESTION, TOKENS, CreateApp, Serve
+
+ANN = Principal("ann", realm="token")
+BASE_URL = "http://app/v1"
+BODY = {"model": "agent", "messages": QUESTION, "stream": True}
+ASKED = {"model": "scripted", "messages": QUESTION, "stream": True}
+LIBRARIES = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+DONE = encode_data(b"[DONE]")
+
+
+def sdk(transport: Any, library: Any = httpx2, **options: Any) -> openai.AsyncOpenAI:
+    """OpenAI's SDK, with this transport in place of the network."""
+    client = library.AsyncClient(transport=transport)
+    return openai.AsyncOpenAI(
+        **{"base_url": BASE_URL, "api_key": "sk-dummy", "max_retries": 0, "http_client": client, **options}
+    )
+
+
+def text_model(ai: QuartOpenAISSE, library: Any = httpx2, model: str = "scripted") -> None:
+    """Registers a model that yields the text which OpenAI's SDK reads, and nothing about its end."""
+
+    @ai.model("agent")
+    async def agent(chat):
+        async with sdk(ai.transport(principal=chat.principal), library) as client:
+            stream = await client.chat.completions.create(model=model, messages=chat.messages, stream=True)
+            async for piece in stream:
+                if piece.choices and piece.choices[0].delta.content:
+                    yield piece.choices[0].delta.content
+
+
+@asynccontextmanager
+async def client_of(app: Quart, ai: QuartOpenAISSE, principal: Principal = ANN, **options: Any):
+    """A client of httpx that asks *app* outside of any request."""
+    transport = ai.transport(principal=principal, app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", **options) as client:
+        yield client
+
+
+async def turns(number: int = 50) -> None:
+    """Lets every task run on as far as it can."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# What the library sees --------------------------------------------------------------------------------------------
+
+
+@LIBRARIES
+async def test_a_library_reads_a_whole_answer(create_app: CreateApp, serve: Serve, library: Any) -> None:
+    upstream = ScriptedUpstream("The moon is far.")
+    app, ai = create_app(upstream)
+    text_model(ai, library)
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    seen = await read(response.content)
+    assert (seen.text, seen.outcome) == ("The moon is far.", "completed")
+    assert [str(each) for each in upstream.principals] == ["token:ann"]
+
+
+@LIBRARIES
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ([chunk("Half of")], "upstream_truncated"),
+        ([chunk("Half of"), DONE], "upstream_truncated"),
+        ([chunk("Half of"), UpstreamUnreachable("The connection broke.")], "upstream_unreachable"),
+        ([chunk("Half of"), error("The GPU fell off the bus.")], "server_error"),
+    ],
+    ids=["quiet cut", "no finish_reason", "loud cut", "error in the stream"],
+)
+async def test_an_answer_that_was_cut_is_an_error_in_the_library_and_a_failed_stream(
+    create_app: CreateApp, serve: Serve, library: Any, script: Any, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, ai = create_app(ScriptedUpstream(script))
+    text_model(ai, library)
+    client = await serve(app)
+    seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
+    assert (seen.text, seen.outcome) == ("Half of", "failed")
+    [raised] = [each.exc_info[1] for each in caplog.records if each.exc_info]
+    while not isinstance(raised, openai.APIError):
+        raised = raised.__cause__
+    assert code in (raised.code, raised.type)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("status", "seen"), [(429, 429), (400, 400), (401, 502), (500, 500)], ids=["429", "400", "401 of our key", "500"]
+)
+async def test_a_refusal_has_its_true_status_in_the_library(
+    create_app: CreateApp, library: Any, stream: bool, status: int, seen: int
+) -> None:
+    app, ai = create_app(ScriptedUpstream([refused(status, retry_after=7)]))
+    async with sdk(ai.transport(principal=ANN, app=app), library) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.chat.completions.create(**{**ASKED, "stream": stream})
+    assert caught.value.status_code == seen
+    assert caught.value.response.headers.get("retry-after") == ("7" if seen == status else None)
+
+
+@LIBRARIES
+async def test_an_event_arrives_before_the_next_one_is_produced(create_app: CreateApp, library: Any) -> None:
+    gates = [Gate(), Gate()]
+    script = [chunk("one"), gates[0], chunk("two"), gates[1], chunk("three"), finish()]
+    app, ai = create_app(ScriptedUpstream(script))
+    async with sdk(ai.transport(principal=ANN, app=app), library) as client, asyncio.timeout(10):
+        stream = await client.chat.completions.create(**ASKED)
+        texts = []
+        async for piece in stream:
+            if text := piece.choices[0].delta.content:
+                texts.append(text)
+                if gates:
+                    gates.pop(0).open()
+    assert texts == ["one", "two", "three"]
+
+
+async def test_an_app_waits_for_a_client_that_does_not_read(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    produced = 0
+
+    @app.get("/v1/numbers")
+    async def numbers():
+        async def body():
+            nonlocal produced
+            for produced in range(1000):
+                yield b"%d " % produced
+
+        return body()
+
+    async with client_of(app, ai) as client, client.stream("GET", "/v1/numbers") as response:
+        pieces = response.aiter_raw()
+        assert await anext(pieces) == b"0 "
+        await turns()
+        assert produced <= 3
+        assert b"".join([each async for each in pieces]).endswith(b" 999 ")
+
+
+async def test_an_app_that_ends_in_the_middle_of_a_response_is_an_error(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @app.get("/v1/broken")
+    async def broken():
+        async def body():
+            yield b"half of"
+            raise ValueError("broken")
+
+        return body()
+
+    async with client_of(app, ai) as client, client.stream("GET", "/v1/broken") as response:
+        pieces = response.aiter_raw()
+        assert await anext(pieces) == b"half of"
+        with pytest.raises(httpx.RemoteProtocolError, match="before its response was complete"):
+            await anext(pieces)
+
+
+async def test_an_app_that_ends_without_a_response_is_an_error(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    async def silent(scope, receive, send):
+        raise KeyError("silent")
+
+    app.asgi_app = silent
+    async with client_of(app, ai) as client:
+        with pytest.raises(httpx.RemoteProtocolError, match="without a response") as caught:
+            await client.get("/v1/models")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@LIBRARIES
+async def test_the_librarys_read_timeout_holds(create_app: CreateApp, library: Any) -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream([chunk("one"), gate])
+    app, ai = create_app(upstream)
+    async with sdk(ai.transport(principal=ANN, app=app), library, timeout=0.05) as client:
+        stream = await client.chat.completions.create(**ASKED)
+        with pytest.raises((library.ReadTimeout, openai.APITimeoutError)):
+            async for _ in stream:
+                pass
+    async with asyncio.timeout(5):
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+async def test_a_timeout_before_the_first_output_closes_the_upstreams_request(create_app: CreateApp) -> None:
+    upstream = ScriptedUpstream([Gate()])
+    app, ai = create_app(upstream)
+    async with client_of(app, ai, timeout=0.05) as client, asyncio.timeout(5):
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/chat/completions", json=ASKED)
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+# Leaving ----------------------------------------------------------------------------------------------------------
+
+
+@LIBRARIES
+async def test_a_client_that_leaves_closes_the_upstreams_request(create_app: CreateApp, library: Any) -> None:
+    upstream = ScriptedUpstream([chunk("one"), Gate()])
+    app, ai = create_app(upstream)
+    ends: list[Any] = []
+    ai.on_end(lambda end: ends.append((end.outcome, end.reason)))
+    async with sdk(ai.transport(principal=ANN, app=app), library) as client, asyncio.timeout(5):
+        async for _ in (stream := await client.chat.completions.create(**ASKED)):
+            break
+        await stream.close()
+        await turns()  # at once: nothing waits for a clock
+        assert upstream.closed.is_set()
+        while not ends:
+            await asyncio.sleep(0.01)
+    assert (upstream.cancelled, ends) == (1, [("stopped", "client_left")])
+
+
+async def test_a_reader_who_leaves_the_model_closes_the_upstreams_request(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream([chunk("one"), Gate()])
+    app, ai = create_app(upstream)
+    text_model(ai)
+    client = await serve(app)
+    async with asyncio.timeout(5):
+        async with client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+            async for data in response.aiter_raw():
+                if b"one" in data:
+                    break
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+async def test_a_client_that_is_cancelled_before_the_first_output_leaves(create_app: CreateApp) -> None:
+    gate = Gate()
+    upstream = ScriptedUpstream([gate])
+    app, ai = create_app(upstream)
+    async with client_of(app, ai) as client, asyncio.timeout(5):
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=ASKED))
+        await gate.reached()
+        asking.cancel()
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+async def test_an_app_that_does_not_listen_sees_from_its_next_write_that_the_client_has_left(
+    create_app: CreateApp,
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    ended = asyncio.Event()
+
+    async def deaf(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"more", "more_body": True})
+        except OSError:
+            ended.set()
+
+    app.asgi_app = deaf
+    async with client_of(app, ai) as client, asyncio.timeout(5):
+        async with client.stream("GET", "/v1/models") as response:
+            assert await anext(response.aiter_raw()) == b"more"
+        await ended.wait()
+
+
+async def test_a_client_that_is_closed_ends_its_responses(create_app: CreateApp) -> None:
+    upstream = ScriptedUpstream([chunk("one"), Gate()])
+    app, ai = create_app(upstream)
+    async with client_of(app, ai) as client:
+        stream = await sdk(client._transport).chat.completions.create(**ASKED)
+        await anext(aiter(stream))
+    async with asyncio.timeout(5):
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+async def test_nothing_is_left_of_a_request(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello there."))
+    async with client_of(app, ai) as client:
+        await client.post("/v1/chat/completions", json=ASKED)
+        async with client.stream("POST", "/v1/chat/completions", json=ASKED):
+            pass
+        await turns()
+        assert client._transport._opened == in_process._exchanges == set()
+
+
+# Who asks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_no_auth_hook_is_asked_and_the_librarys_key_is_seen_by_nobody(
+    create_app: CreateApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    asked, headers = [], []
+
+    async def hook():
+        asked.append(1)
+
+    upstream = ScriptedUpstream("Hello.")
+    app, ai = create_app(upstream, auth=hook)
+
+    @app.before_request
+    async def look():
+        headers.append(dict(request.headers))
+
+    async with sdk(ai.transport(principal=ANN, app=app)) as client:
+        await client.chat.completions.create(**ASKED)
+        assert [each.id async for each in await client.models.list()] == ["scripted"]
+    assert asked == []
+    assert [str(each) for each in upstream.principals] == ["token:ann"]
+    assert len(headers) == 2
+    assert "sk-dummy" not in f"{headers} {caplog.text}"
+
+
+async def test_blueprints_with_hooks_of_their_own_and_views_of_the_app_know_the_principal(
+    create_app: CreateApp,
+) -> None:
+    async def nobody():
+        return None
+
+    app, ai = create_app(ScriptedUpstream(), auth=nobody)
+    app.register_blueprint(ai.blueprint("more", url_prefix="/more", auth=nobody, models={"scripted"}))
+
+    @app.get("/more/who")
+    async def who():
+        return str(await ai.principal())
+
+    async with client_of(app, ai) as client:
+        assert (await client.get("/more/models")).json()["data"][0]["id"] == "scripted"
+        assert (await client.get("/more/who")).text == "token:ann"
+    outside = app.test_client()
+    assert [(await outside.get(f"/more/{path}")).status_code for path in ("models", "who")] == [401, 401]
+
+
+async def test_a_principal_that_a_cookie_proved_needs_no_origin(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    headers = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site", "Cookie": "session=x"}
+    async with client_of(app, ai, Principal("ann", realm="session", cookie=True)) as client:
+        assert (await client.post("/v1/chat/completions", json=ASKED, headers=headers)).status_code == 200
+
+
+FORGED = [
+    "ann",
+    ANN,
+    {"principal": ANN, "instance": "openai_sse"},
+    [ANN],
+    type("Caller", (), {"principal": ANN, "instance": "openai_sse"})(),
+]
+
+
+@pytest.mark.parametrize("value", FORGED, ids=lambda value: type(value).__name__)
+async def test_nothing_that_a_server_could_put_into_the_scope_makes_a_principal(
+    create_app: CreateApp, value: Any
+) -> None:
+    app, _ = create_app(ScriptedUpstream())
+    for scope in (
+        {CALLER: value},
+        {"extensions": {CALLER: value}},
+        {"state": {CALLER: value}},
+    ):
+        response = await app.test_client().get("/v1/models", scope_base=scope)
+        assert response.status_code == 401
+
+
+async def test_no_header_cookie_or_query_of_a_request_makes_a_principal(create_app: CreateApp, serve: Serve) -> None:
+    app, _ = create_app(ScriptedUpstream())
+    client = await serve(app, headers={})
+    for name in (CALLER, CALLER.replace("_", "-").replace(".", "-"), "X-Principal"):
+        value = "Principal(id='ann')"
+        response = await client.get("/v1/models", params={name: value}, headers={name: value, "Cookie": f"{name}=ann"})
+        assert response.status_code == 401
+
+
+async def test_a_caller_of_another_instance_or_of_another_app_is_nobody(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream(), url_prefix="")
+    other = QuartOpenAISSE(
+        app,
+        name="other",
+        config_prefix="OTHER_",
+        auth=bearer_tokens(TOKENS),
+        base_url="http://127.0.0.1:9",
+        url_prefix="/other",
+    )
+    second, _ = create_app(ScriptedUpstream(), url_prefix="/second")
+    inner = app.asgi_app
+
+    async def switch(scope, receive, send):
+        await (second if scope.get("path", "").startswith("/second") else inner)(scope, receive, send)
+
+    app.asgi_app = switch
+    async with client_of(app, ai) as client:
+        assert (await client.get("/models")).status_code == 200
+        assert (await client.get("/other/models")).status_code == 401
+        assert (await client.get("/second/models")).status_code == 401
+    async with client_of(app, other) as client:
+        assert (await client.get("/models")).json()["error"]["code"] == "not_found"
+
+
+async def test_the_principals_limits_hold(create_app: CreateApp) -> None:
+    gate = Gate()
+    app, ai = create_app(ScriptedUpstream([chunk("one"), gate]), tokens_per_principal=1)
+    spare = Principal("bob", models=frozenset({"other"}))
+    narrow = Principal("cid", max_streams=1)
+    async with client_of(app, ai, spare) as client:
+        assert (await client.post("/v1/chat/completions", json=ASKED)).status_code == 404
+    async with client_of(app, ai, narrow) as client, client.stream("POST", "/v1/chat/completions", json=ASKED) as first:
+        assert first.status_code == 200
+        refused = await client.post("/v1/chat/completions", json=ASKED)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+    async with client_of(app, ai) as client:
+        async with client.stream("POST", "/v1/chat/completions", json=ASKED) as first:
+            await anext(first.aiter_raw())
+        refused = await client.post("/v1/chat/completions", json=ASKED)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tokens_spent")
+
+
+async def test_a_body_over_the_limit_is_a_413(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream(), max_body=100)
+    async with client_of(app, ai) as client:
+        response = await client.post("/v1/chat/completions", json={**ASKED, "user": "x" * 100})
+    assert response.status_code == 413
+
+
+# Where it goes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base_url", ["http://app/v1", "https://api.openai.com/v1", "http://127.0.0.1:9/v1/"])
+async def test_the_path_chooses_the_route_and_no_host_is_asked(create_app: CreateApp, base_url: str) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    async with sdk(ai.transport(principal=ANN, app=app), base_url=base_url) as client:
+        answer = await client.chat.completions.create(**{**ASKED, "stream": False})
+    assert answer.choices[0].message.content == "Hello."
+
+
+async def test_it_leads_to_the_extensions_routes_only(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream(), url_prefix="/api/ai")
+
+    @app.get("/admin")
+    async def admin():
+        return "secret"
+
+    async with client_of(app, ai) as client:
+        for path in ("/admin", "/api/ai/../../admin", "/api/ai-admin", "/v1/models"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+            assert "below /api/ai" in response.json()["error"]["message"]
+        assert (await client.get("/api/ai/models")).status_code == 200
+
+
+async def test_the_apps_middleware_and_hooks_see_its_requests(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse")
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    text_model(ai)
+    paths: list[str] = []
+
+    @app.before_request
+    async def look():
+        paths.append(request.path)
+
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY, headers={"X-Trace-ID": "trace-7"})
+    assert (await read(response.content)).outcome == "completed"
+    assert paths == ["/v1/chat/completions"] * 2
+    async with asyncio.timeout(5):
+        while len(lines := [each for each in caplog.records if each.name == "quart_openai_sse.response"]) < 2:
+            await asyncio.sleep(0)
+    assert [(each.response_status, each.response_trace_id, each.response_client_left) for each in lines] == [
+        (200, "trace-7", False)
+    ] * 2
+
+
+async def test_the_stream_id_and_a_trace_id_of_its_own_pass(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    ids: list[str] = []
+    ai.on_end(lambda end: ids.append(end.record.id))
+    token = set_trace_id("the model's")
+    async with client_of(app, ai, headers={"X-Trace-ID": "mine"}) as client:
+        response = await client.post("/v1/chat/completions", json=ASKED)
+    reset_trace_id(token)
+    assert response.headers["x-trace-id"] == "mine"
+    assert [response.headers["x-stream-id"]] == ids
+
+
+async def test_a_request_of_a_model_does_not_share_the_models_g_or_trace(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    seen: list[Any] = []
+
+    @app.before_request
+    async def mark():
+        g.mark = request.path
+
+    @ai.model("agent")
+    async def agent(chat):
+        g.mark = "the model's"
+        trace_id = current_trace_id()
+        async with sdk(ai.transport(principal=chat.principal)) as client:
+            async for piece in await client.chat.completions.create(**ASKED):
+                yield piece
+        seen.append((g.mark, trace_id == current_trace_id() != "", current_app.name == app.name))
+
+    await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    assert seen == [("the model's", True, True)]
+
+
+async def test_many_ask_at_once_and_each_gets_its_own_answer(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("echo")
+    async def echo(chat):
+        for word in chat.messages[-1]["content"].split():
+            yield f"{word} "
+            await asyncio.sleep(0)
+
+    async with sdk(ai.transport(principal=ANN, app=app)) as client:
+
+        async def ask(number: int) -> str:
+            messages: Any = [{"role": "user", "content": f"{number} " * 30}]
+            text = ""
+            async for piece in await client.chat.completions.create(model="echo", messages=messages, stream=True):
+                text += piece.choices[0].delta.content or ""
+            return text
+
+        texts = await asyncio.gather(*(ask(number) for number in range(20)))
+    assert texts == [f"{number} " * 30 for number in range(20)]
+
+
+def test_one_transport_serves_several_event_loops() -> None:
+    app = Quart(__name__)
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), api_key="k", upstream=lambda _: ScriptedUpstream("Hi."))
+    transport = ai.transport(principal=ANN, app=app)
+
+    async def ask() -> str:
+        async with app.test_app(), httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            return (await read((await client.post("/v1/chat/completions", json=ASKED)).content)).text
+
+    assert [asyncio.run(ask()) for _ in range(2)] == ["Hi.", "Hi."]
+
+
+# Nesting ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_asks_itself_is_refused_at_some_depth(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    text_model(ai, model="agent")
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    assert response.status_code == 500
+    raised = [each.exc_info[1].__cause__ for each in caplog.records if each.exc_info]
+    assert [type(each) for each in raised] == [openai.BadRequestError] + [openai.InternalServerError] * 5
+    assert raised[0].code == "nested_too_deep"
+
+
+async def test_models_may_ask_each_other(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream("Hello."))
+    text_model(ai, model="second")
+
+    @ai.model("second")
+    async def second(chat):
+        async with sdk(ai.transport(principal=chat.principal)) as client:
+            async for piece in await client.chat.completions.create(**ASKED):
+                yield piece
+
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    assert (await read(response.content)).text == "Hello."
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_mistakes_are_refused_in_words(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    with pytest.raises(RuntimeError, match="app"):
+        ai.transport(principal=ANN)
+    with pytest.raises(ConfigurationError, match="init_app"):
+        ai.transport(principal=ANN, app=Quart("other"))
+    for principal in ("ann", None):
+        with pytest.raises(TypeError, match=r"chat\.principal"):
+            ai.transport(principal=principal, app=app)
+    with pytest.raises(TypeError, match="httpx"):
+        await ai.transport(principal=ANN, app=app).handle_async_request(object())
+    async with app.app_context():
+        assert (await httpx.AsyncClient(transport=ai.transport(principal=ANN)).get("http://app/v1/models")).is_success
+
+
+async def test_a_test_that_overrides_the_upstream_overrides_it_here(
+    create_app: CreateApp, simulator: Simulator
+) -> None:
+    app, ai = create_app(base_url=simulator.base_url)
+    with ai.override(app, upstream=ScriptedUpstream([chunk("Half of")])):
+        async with client_of(app, ai) as client:
+            response = await client.post("/v1/chat/completions", json={**ASKED, "stream": False})
+    assert response.json()["error"]["code"] == UpstreamTruncated.code
+
+
+def test_a_hook_keeps_its_name_and_its_need_of_a_time_limit() -> None:
+    async def asks_a_server():
+        return "ann"
+
+    slow, fast = (admit(hook, "openai_sse") for hook in (asks_a_server, bearer_tokens(TOKENS)))
+    assert (name_of(slow), waits(slow), waits(fast)) == ("asks_a_server", True, False)
