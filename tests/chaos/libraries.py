@@ -178,7 +178,7 @@ async def run(write: Callable[[str], object], packages: Sequence[Path], *, cache
     """Prints the table; whether in the last build every request upstream ended in time."""
     with ExitStack() as stack:
         folder = cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        python = await asyncio.to_thread(_installed, folder, write)
+        python = await asyncio.to_thread(installed, folder, PACKAGES, write)
         figures = [
             (
                 build.name,
@@ -196,13 +196,13 @@ async def run(write: Callable[[str], object], packages: Sequence[Path], *, cache
     return len(closed) == len(last)
 
 
-def _installed(folder: Path, write: Callable[[str], object]) -> Path:
-    """The interpreter of an environment in *folder* that has the libraries. It is made at the first time."""
+def installed(folder: Path, packages: Sequence[str], write: Callable[[str], object]) -> Path:
+    """The interpreter of an environment in *folder* that has the *packages*. It is made at the first time."""
     python, listed = folder / "venv/bin/python", folder / "packages.txt"
-    packages = "\n".join((*PACKAGES, *OURS))
-    if not listed.exists() or listed.read_text() != packages:
-        write(f"Installing {len(PACKAGES)} packages in {folder}\n")
+    names = "\n".join((*packages, *OURS))
+    if not listed.exists() or listed.read_text() != names:
+        write(f"Installing {len(packages)} packages in {folder}\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder / "venv"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES, *OURS], check=True)
-        listed.write_text(packages)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages, *OURS], check=True)
+        listed.write_text(names)
     return python
