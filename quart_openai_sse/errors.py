@@ -470,6 +470,14 @@ class UpstreamGarbled(UpstreamError):
     code = "upstream_garbled"
 
 
+class EventTooLong(UpstreamError):
+    """One event of the upstream's stream is larger than `max_event`."""
+
+    code = "event_too_large"
+    should_retry = False  # the same answer would be too large again, and is paid for again
+    user_message = "The AI service sent more at once than this site accepts."
+
+
 class UpstreamCredentials(UpstreamError):
     """The upstream refused the server's API key. The status is 502, not 401, since the caller cannot correct it."""
 

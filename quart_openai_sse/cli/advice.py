@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from quart_openai_sse.cli.target import Target
 from quart_openai_sse.errors import (
     ConnectTimeout,
+    EventTooLong,
     FirstOutputTimeout,
     GapTimeout,
     OpenAISSEError,
@@ -185,6 +186,13 @@ def _garbled(error: Exception, request: RequestInfo) -> Problem:
     )
 
 
+def _event_too_long(_error: Exception, request: RequestInfo) -> Problem:
+    return Problem(
+        f"The upstream sent an event of more than {request.target.config.max_event} bytes.",
+        f"Models that draw send a whole picture in one event. Raise {request.key('MAX_EVENT')}.",
+    )
+
+
 def _truncated(_error: Exception, _request: RequestInfo) -> Problem:
     return Problem(
         "The stream ended before its finish_reason.",
@@ -228,6 +236,7 @@ _EXPLANATIONS: Sequence[tuple[type[Exception], Callable[[Any, RequestInfo], Prob
     (UpstreamFailed, _failed),
     (UpstreamRefused, _refused),
     (UpstreamGarbled, _garbled),
+    (EventTooLong, _event_too_long),
     (UpstreamTruncated, _truncated),
     (OpenAISSEError, _redirect_or_other),
 )

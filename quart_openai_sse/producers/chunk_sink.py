@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from time import monotonic
 
-from quart_openai_sse.errors import OpenAISSEError, UpstreamGarbled
+from quart_openai_sse.errors import EventTooLong, OpenAISSEError, UpstreamGarbled
 from quart_openai_sse.flow import ENOUGH, MORE, Flow
 from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.producers.intake import Attempts
@@ -83,7 +83,7 @@ class ChunkSink:
             events = self._decoder.feed_data(data)
         except EventTooLarge as error:
             events = [event.data for event in error.events]
-            self._fail(UpstreamGarbled(str(error)))
+            self._fail(EventTooLong(f"The upstream sent an event of more than {self._max_event} bytes (max_event)."))
         entries = []
         completion, t = self._completion, now - self._began
         try:

@@ -60,6 +60,7 @@ class Fault(NamedTuple):
 
 
 UNREACHABLE, TRUNCATED, GARBLED = again("upstream_unreachable"), again("upstream_truncated"), once("upstream_garbled")
+TOO_LARGE = "event_too_large"
 CUT, MESS = event("upstream_truncated"), event("upstream_garbled")
 NO_OUTPUT, TOO_LONG = once("first_output_timeout", 504), once("total_timeout", 504)
 ODD, BAD_KEY = again("odd"), once("upstream_credentials")
@@ -187,7 +188,9 @@ FAULTS = {
         a.rest(lambda rest: rest.replace(DONE, b""), a.reset), A_BODY, CUT, CUT, CUT, STREAM_ONLY
     ),
     # without end
-    "an endless line": Fault(a.flood, UNREACHABLE, GARBLED, GARBLED, MESS, once("stream_too_long", 500)),
+    "an endless line": Fault(
+        a.flood, UNREACHABLE, once(TOO_LARGE), once(TOO_LARGE), event(TOO_LARGE), once("stream_too_long", 500)
+    ),
     "an endless stream": Fault(a.for_ever(chunked(OUTPUT)), A_BODY, *[event("total_timeout")] * 3, STREAM_ONLY),
     "empty deltas for ever": Fault(
         a.for_ever(chunked(ROLE)), A_BODY, NO_OUTPUT, NO_OUTPUT, event("total_timeout"), STREAM_ONLY

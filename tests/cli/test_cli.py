@@ -291,6 +291,14 @@ async def test_check_explains_the_failures_of_a_server(case: str) -> None:
     assert words in done.out
 
 
+async def test_check_names_the_option_that_an_event_is_too_large_for() -> None:
+    async with raw_upstream(replying(HEAD, chunked(b"data: " + b"x" * 2000), END)) as server:
+        done = await check(server.base_url, QUART_OPENAI_SSE_MAX_EVENT="1000")
+    assert done.status == 1
+    assert "sent an event of more than 1000 bytes" in done.out
+    assert "Raise QUART_OPENAI_SSE_MAX_EVENT." in done.out
+
+
 async def hang_up(peer: Peer) -> None:
     raise Hangup
 

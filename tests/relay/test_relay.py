@@ -758,11 +758,24 @@ async def test_one_line_is_logged_per_stream_with_its_fields(
     assert "moon" not in repr(vars(line))  # neither prompt nor completion
 
 
-async def test_an_event_over_its_limit_is_refused(create_app: CreateApp, serve: Serve) -> None:
+async def test_an_event_over_its_limit_fails_the_stream_and_the_error_names_the_option(
+    create_app: CreateApp, serve: Serve
+) -> None:
     app, _ = create_app(ScriptedUpstream([chunk("hi"), b"data: " + b"x" * 2000]), max_event=1000)
     client = await serve(app)
     stream = await read((await client.post("/v1/chat/completions", json=BODY)).content)
-    assert (stream.text, stream.error["code"]) == ("hi", "upstream_garbled")
+    assert (stream.text, stream.error["code"]) == ("hi", "event_too_large")
+    assert stream.error["message"] == "The upstream sent an event of more than 1000 bytes (max_event)."
+
+
+async def test_a_first_event_over_its_limit_is_a_502_that_sdks_do_not_retry(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    app, _ = create_app(ScriptedUpstream([b"data: " + b"x" * 2000]), max_event=1000)
+    client = await serve(app)
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "event_too_large")
+    assert response.headers["x-should-retry"] == "false"
 
 
 async def test_one_read_of_the_upstream_is_one_write_to_the_client(create_app: CreateApp, serve: Serve) -> None:

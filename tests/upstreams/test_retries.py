@@ -39,6 +39,7 @@ OTHERS = {
     "UpstreamTruncated": (True, True),
     "UpstreamError": (False, True),
     "UpstreamGarbled": (False, True),
+    "EventTooLong": (False, True),
     "UpstreamCredentials": (False, True),
     "UpstreamTimeout": (False, True),
     "FirstOutputTimeout": (False, True),
