@@ -96,12 +96,12 @@ class Config:
 
     connect_timeout: PositiveSeconds = 3
     """Seconds to connect to the upstream."""
-    first_output_timeout: PositiveSeconds = 60
+    first_output_timeout: PositiveSeconds = 300
     """Seconds from the request to the first output; empty deltas do not count."""
     first_output_timeouts: Mapping[str, PositiveSeconds] = field(default_factory=dict)
-    """`first_output_timeout` for single models, by name: for models that reason for a long time before any output. The
-    app's models can be named as well."""
-    gap_timeout: PositiveSeconds = 30
+    """`first_output_timeout` for single models, by name: shorter for a model that always answers fast. The app's models
+    can be named as well."""
+    gap_timeout: PositiveSeconds = 120
     """Seconds without a byte from the upstream in the middle of a stream; its comments count as bytes."""
     gap_timeouts: Mapping[str, PositiveSeconds] = field(default_factory=dict)
     """`gap_timeout` for single models, by name; the app's models can be named as well."""
@@ -146,8 +146,8 @@ class Config:
 
     url_prefix: str = "/v1"
     """The prefix of the default blueprint's routes."""
-    max_body: Count = 4 << 20
-    """Maximum size of a request's body, in bytes."""
+    max_body: Count = 16 << 20
+    """Maximum size of a request's body, in bytes. Pictures are sent in the body, a third larger than their files."""
     trusted_origins: tuple[str, ...] = ()
     """Other origins (`https://app.example`) whose pages may send requests with a visitor's cookie."""
     log_responses: bool = True
@@ -190,11 +190,11 @@ class Config:
     no stream is started: the response is 503 with `Retry-After`."""
     write_timeout: PositiveSeconds = 60
     """Seconds that a client may take to accept one write of a streamed response; then the response is cut off."""
-    max_event: Count = 1 << 20
-    """Maximum size of one event from the upstream, in bytes."""
+    max_event: Count = 16 << 20
+    """Maximum size of one event from the upstream, in bytes. Models that draw send a picture in one event."""
     max_entries: Count = 200_000
     """Maximum number of entries of a stream that can be resumed."""
-    max_bytes: Count = 16 << 20
+    max_bytes: Count = 64 << 20
     """Maximum size, in bytes, of a stream that can be resumed, of an answer that is not streamed, and of a message
     that is assembled from chunks."""
     max_log_bytes: Count = 512 << 20

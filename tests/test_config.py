@@ -115,6 +115,12 @@ def test_an_argument_of_the_extension_has_the_name_and_the_type_of_its_field() -
     assert list(get_type_hints(Options)) == list(FIELDS)  # in the same order
 
 
+def test_the_defaults_leave_room_for_pictures_and_for_models_that_reason() -> None:
+    config = load()
+    assert (config.max_body, config.max_event, config.max_bytes) == (16 << 20, 16 << 20, 64 << 20)
+    assert (config.first_output_timeout, config.gap_timeout, config.total_timeout) == (300, 120, 600)
+
+
 def test_keys_of_others_are_none_of_ours() -> None:
     app_config = {
         "SECRET_KEY": "x",

@@ -113,7 +113,7 @@ class SSEDecoder:
     retry: int | None
     """The reconnection time in milliseconds, if the stream has set one."""
 
-    def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
+    def __init__(self, *, max_event_bytes: int = 16 << 20) -> None:
         self.retry = None
         self._limit = max_event_bytes
         self._id = b""  # the standard's buffer: the last event ID changes at the blank line only

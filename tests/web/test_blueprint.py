@@ -513,7 +513,7 @@ async def test_a_413_reaches_a_client_that_is_still_sending(
     create_app: CreateApp, serve: Serve, megabytes: int, chunked: bool
 ) -> None:
     """A server that closes on unread data resets the connection, and its answer is lost."""
-    client = await serve(create_app(ScriptedUpstream())[0])
+    client = await serve(create_app(ScriptedUpstream(), max_body=4 << 20)[0])
     part = b" " * 100_000
 
     async def pieces():
@@ -526,6 +526,23 @@ async def test_a_413_reaches_a_client_that_is_still_sending(
         headers={"Content-Type": "application/json"},
     )
     assert response.status_code == 413
+
+
+async def test_a_request_with_pictures_passes_by_default(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream("A moon.")
+    client = await serve(create_app(upstream)[0])
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4_000_000}}
+    messages = [{"role": "user", "content": [picture] * 3}]
+    response = await client.post("/v1/chat/completions", json={**STREAM, "messages": messages})
+    assert (response.status_code, upstream.requests[0]["messages"]) == (200, messages)
+
+
+async def test_a_picture_in_one_event_passes_by_default(create_app: CreateApp, serve: Serve) -> None:
+    picture = "data:image/png;base64," + "A" * 3_000_000
+    client = await serve(create_app(ScriptedUpstream([chunk("Here: "), chunk(picture), finish()]))[0])
+    assert (await read((await client.post("/v1/chat/completions", json=STREAM)).content)).text == f"Here: {picture}"
+    resumable = await client.post("/v1/streams", json=BODY, headers=EVENTS)
+    assert (await read(resumable.content)).outcome == "completed"
 
 
 async def test_other_routes_below_our_prefix_keep_their_bodies(create_app: CreateApp, serve: Serve) -> None:
