@@ -147,7 +147,8 @@ class Config:
     url_prefix: str = "/v1"
     """The prefix of the default blueprint's routes."""
     max_body: Count = 16 << 20
-    """Maximum size of a request's body, in bytes. Pictures are sent in the body, a third larger than their files."""
+    """Maximum size of a request's body, in bytes. Pictures are sent in the body, a third larger than their files. It
+    is the limit of the extension's own routes, whatever Quart's `MAX_CONTENT_LENGTH` is."""
     trusted_origins: tuple[str, ...] = ()
     """Other origins (`https://app.example`) whose pages may send requests with a visitor's cookie."""
     log_responses: bool = True

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Unpack, cast
 from weakref import WeakSet
 
-from quart import Blueprint, Quart, current_app
+from quart import Blueprint, Quart, current_app, request
 from quart.blueprints import BlueprintSetupState
 
 from quart_openai_sse.auth.authentication import Authenticate, authenticate
@@ -24,7 +24,7 @@ from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
-from quart_openai_sse.web.bodies import read_json
+from quart_openai_sse.web.bodies import read_json, with_own_limit
 from quart_openai_sse.web.event_stream import remember_request_task
 from quart_openai_sse.web.in_process import InProcessTransport
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
@@ -111,6 +111,7 @@ class QuartOpenAISSE(Registration):
         app.before_serving(engines.open)
         app.after_serving(engines.aclose)
         _wrap(app, CutOff)
+        app.request_class = with_own_limit(app.request_class)
         _wrap(app, BodyLimit, prefixes=state.prefixes, paths=BODY_PATHS, limit=config.max_body)
         if config.log_responses and not app.extensions.get(_LOGGED):
             app.extensions[_LOGGED] = True
@@ -158,12 +159,11 @@ class QuartOpenAISSE(Registration):
     async def body(self) -> dict[str, Any]:
         """The JSON object in the current request's body, read and checked as by the extension's own routes.
 
-        Raises `RequestTooLarge` beyond `max_body`, `RequestTooSlow` after Quart's `BODY_TIMEOUT`,
-        `UnsupportedMediaType` unless it is `application/json`, `InvalidRequest` unless it is a JSON object, and
-        `MemoryFull` beyond `max_memory`. A body whose length is above Quart's `MAX_CONTENT_LENGTH` is refused before it
-        is read, as in any route of the app.
+        Raises `RequestTooLarge` beyond `max_body`, and also beyond Quart's `MAX_CONTENT_LENGTH`, which is the limit of
+        every route of the app; `RequestTooSlow` after Quart's `BODY_TIMEOUT`, `UnsupportedMediaType` unless it is
+        `application/json`, `InvalidRequest` unless it is a JSON object, and `MemoryFull` beyond `max_memory`.
         """
-        body, _ = await read_json(current_relay(self.name))
+        body, _ = await read_json(current_relay(self.name), limit=request.max_content_length)
         return body
 
     async def start(

@@ -75,6 +75,26 @@ async def test_a_body_is_checked_as_by_our_own_routes(
     assert status == 200 or (theirs.status_code, theirs.json()) == (status, response.json())
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_quarts_limit_holds_for_a_body_in_a_route_of_ones_own(
+    create_app: CreateApp, serve: Serve, chunked: bool
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+
+    @app.post("/ask")
+    async def ask():
+        return await ai.body()
+
+    async def pieces():
+        yield b"{}".ljust(2000)
+
+    client = await serve(app, headers={**ANN, "Content-Type": "application/json"})
+    refused = await client.post("/ask", content=pieces() if chunked else b"{}".ljust(2000))
+    assert (refused.status_code, refused.json()["error"]["message"]) == (413, "The body is larger than 1000 bytes.")
+    assert (await client.post("/ask", content=b"{}".ljust(1000))).status_code == 200
+
+
 async def test_a_body_that_does_not_arrive_is_not_waited_for(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream())
     app.config["BODY_TIMEOUT"] = 0.05

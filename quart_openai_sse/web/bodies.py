@@ -6,24 +6,26 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from quart import current_app, request
+from quart import Request, current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
 from quart_openai_sse.protocol.requests import json_size, parse_body
 from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.web.middleware import OWN_LIMIT
 
 _SMALL = 64 << 10  # bytes; further ones are taken only while there is memory
 _PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
 
 
-async def read_json(relay: Relay) -> tuple[dict[str, Any], int]:
+async def read_json(relay: Relay, *, limit: int | None = None) -> tuple[dict[str, Any], int]:
     """The JSON object in the body of the current request, and about the bytes of memory that it takes.
 
-    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body`, `RequestTooSlow`, and
-    `MemoryFull`.
+    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body` or *limit* bytes,
+    `RequestTooSlow`, and `MemoryFull`.
     """
-    limit, memory = relay.config.max_body, relay.memory
+    limit = relay.config.max_body if limit is None else min(limit, relay.config.max_body)
+    memory = relay.memory
     body = bytearray()
     try:
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
@@ -43,6 +45,23 @@ async def read_json(relay: Relay) -> tuple[dict[str, Any], int]:
     data, headers = bytes(body), request.headers
     value = parse_body(data, content_type=headers.get("Content-Type", ""), upgrade=headers.get("Upgrade", ""))
     return value, json_size(data)
+
+
+def with_own_limit(request_class: type[Request]) -> type[Request]:
+    """A subclass of an app's *request_class* that does not apply Quart's limit to requests marked by `BodyLimit`.
+
+    Quart refuses a body above its `MAX_CONTENT_LENGTH` while it creates the request or buffers the body: before a view
+    can say more, and in the middle of what the client sends, which then gets no response.
+    """
+
+    class LimitedByView(request_class):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, max_content_length: int | None = None, **options: Any) -> None:
+            scope = options["scope"] if "scope" in options else args[-1]  # the last one that may be positional
+            limit = None if OWN_LIMIT in scope else max_content_length
+            super().__init__(*args, max_content_length=limit, **options)
+
+    LimitedByView.__name__, LimitedByView.__qualname__ = request_class.__name__, request_class.__qualname__
+    return LimitedByView
 
 
 async def swallow_body() -> None:

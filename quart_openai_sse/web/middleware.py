@@ -16,6 +16,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+OWN_LIMIT = "quart_openai_sse.own_limit"
+"""The key in the scope of a request whose body is not limited by Quart."""
+
 logger = logging.getLogger("quart_openai_sse.response")
 
 
@@ -104,7 +107,7 @@ def _is_of_stream(name: bytes, value: bytes) -> bool:
 
 
 class BodyLimit:
-    """Discards the part of a request's body beyond *limit* bytes, because Quart buffers a chunked body without limit.
+    """Discards the part of a request's body beyond *limit* bytes, because Quart is told to buffer it without limit.
 
     The view counts the bytes itself and responds with 413. It applies to POST requests for *paths* below *prefixes*.
     """
@@ -121,10 +124,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
-        # Quart would refuse a Content-Length that is too large before it reads the body, and cut off the client.
-        if any(self._is_too_large(name, value) for name, value in scope["headers"]):
-            headers = [(name, value) for name, value in scope["headers"] if not self._is_too_large(name, value)]
-            scope = {**scope, "headers": headers}
+        scope = {**scope, OWN_LIMIT: True}
 
         async def bounded_receive() -> Message:
             nonlocal received
@@ -135,9 +135,6 @@ class BodyLimit:
             return message
 
         await self._app(scope, bounded_receive, send)
-
-    def _is_too_large(self, name: bytes, value: bytes) -> bool:
-        return name.lower() == b"content-length" and value.isdigit() and (len(value) > 15 or int(value) > self._limit)
 
     def _is_ours(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))

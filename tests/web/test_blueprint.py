@@ -10,13 +10,13 @@ from typing import Any, Literal
 import httpx
 import pytest
 import uvicorn
-from quart import Quart, request
+from quart import Quart, Request, request
 
-from quart_openai_sse import Event
+from quart_openai_sse import Event, QuartOpenAISSE, bearer_tokens
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
-from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
+from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION}
 STREAM = {**BODY, "stream": True}
@@ -505,6 +505,84 @@ async def test_a_body_over_the_limit_is_a_413(create_app: CreateApp, serve: Serv
     assert error_of(response)["code"] == "request_too_large"
     fitting = await client.post("/v1/chat/completions", json={**STREAM, "x": "y" * 90_000})
     assert fitting.status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("max_body", "quarts_limit", "size"), [(20 << 20, 16 << 20, 18 << 20), (100_000, 1000, 50_000), (1000, None, 900)]
+)
+async def test_max_body_is_the_limit_whatever_quarts_own_limit_is(
+    create_app: CreateApp, serve: Serve, max_body: int, quarts_limit: int | None, size: int, chunked: bool
+) -> None:
+    app, _ = create_app(ScriptedUpstream(), max_body=max_body)
+    assert app.config["MAX_CONTENT_LENGTH"] == 16 << 20  # Quart's default
+    app.config["MAX_CONTENT_LENGTH"] = quarts_limit  # after `init_app`, as an app may do
+    client = await serve(app)
+    for length, status in ((size, 200), (max_body + 1, 413)):
+        body = json.dumps(STREAM).encode().ljust(length)
+
+        async def pieces():
+            for start in range(0, len(body), 1 << 20):  # noqa: B023 (it is sent within this round)
+                yield body[start : start + (1 << 20)]  # noqa: B023
+
+        response = await client.post(
+            "/v1/chat/completions",
+            content=pieces() if chunked else body,
+            headers={"Content-Type": "application/json"},
+        )
+        assert response.status_code == status
+    assert error_of(response)["message"] == f"The body is larger than {max_body} bytes."
+
+
+async def test_a_body_may_arrive_while_the_caller_is_still_asked_for(create_app: CreateApp, serve: Serve) -> None:
+    """Quart 0.22 refuses a request of which it has buffered more than its limit."""
+    sent = asyncio.Event()
+
+    async def auth():
+        await sent.wait()
+        return "ann"
+
+    app, _ = create_app(ScriptedUpstream(), max_body=100_000, auth=auth)
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+    inner = app.asgi_app
+
+    async def noticing(scope: Any, receive: Any, send: Any) -> None:
+        async def noticed() -> Any:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                asyncio.get_running_loop().call_soon(sent.set)
+            return message
+
+        await inner(scope, noticed, send)
+
+    app.asgi_app = noticing
+    client = await serve(app)
+    body = json.dumps(STREAM).encode().ljust(50_000)
+    response = await client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+
+
+async def test_an_apps_own_kind_of_request_is_kept_and_sees_the_length_of_a_body(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    class Ours(Request):
+        tenant = "acme"
+
+    app = Quart(__name__)
+    app.request_class = Ours
+    options = {"base_url": "http://127.0.0.1:9/v1", "max_body": 1000}
+    for name in ("one", "two"):
+        QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), name=name, config_prefix=name, url_prefix=f"/{name}", **options)
+    seen = []
+
+    @app.before_request
+    async def note():
+        seen.append((request.tenant, isinstance(request._get_current_object(), Ours), request.content_length))
+
+    client = await serve(app)
+    for length in (2, 2000):
+        await client.post("/one/chat/completions", content=b"{}".ljust(length))
+    assert seen == [("acme", True, 2), ("acme", True, 2000)]
 
 
 @pytest.mark.parametrize("megabytes", [5, 20])
