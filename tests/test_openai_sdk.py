@@ -99,6 +99,10 @@ async def test_models(client: openai.AsyncOpenAI) -> None:
     names = [model.id async for model in await client.models.list()]
     assert names[0] == "own"
     assert "sim-fast" in names
+    assert [(await client.models.retrieve(name)).id for name in ("own", "sim-fast")] == ["own", "sim-fast"]
+    with pytest.raises(openai.NotFoundError) as missing:
+        await client.models.retrieve("org/nothing")
+    assert missing.value.code == "model_not_found"
 
 
 async def test_cancelling_mid_stream(client: openai.AsyncOpenAI, simulator: Simulator) -> None:

@@ -45,8 +45,8 @@ def warnings(observed: Observed, request: RequestInfo) -> list[str]:
         )
     if not observed.listed and config.models is None:
         found.append(
-            "The upstream has no list of models, so GET /models of your app will fail. List the models in "
-            f"{request.key('MODELS')}."
+            "The upstream has no list of models, so GET /models of your app has only the app's own ones, and fails "
+            f"without any. List the models in {request.key('MODELS')}."
         )
     if config.models is not None and request.model not in config.models:
         found.append(f"{request.model!r} is not one of {request.key('MODELS')}: your app would refuse it.")

@@ -17,6 +17,7 @@ from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once
 from quart_openai_sse.upstreams.breaker import Breaker, CallResult
+from quart_openai_sse.upstreams.listing import Listing, model_object, with_ids
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from quart_openai_sse.upstreams.retries import Backoff, transferable
 
@@ -68,6 +69,8 @@ class Upstreams:
         self._backoff = backoff or Backoff()
         self._total = total
         self._slow = slow
+        self._unlisted: set[int] = set()
+        """The candidates that have failed to list their models, by `id`."""
 
     @classmethod
     def of(cls, upstream: Upstream) -> Upstreams:
@@ -133,27 +136,49 @@ class Upstreams:
             await asyncio.sleep(wait)
 
     async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
-        """See `Upstream.models`: the models of all candidates that answer. Raises the last error if none answers."""
+        """See `Upstream.models`: the models that `list_models` finds. Raises its failure if there are none."""
+        listing = await self.list_models(principal=principal)
+        if listing.failure is not None and not listing.models:
+            raise listing.failure
+        return listing.models
+
+    async def list_models(self, *, principal: Principal) -> Listing:
+        """The models of all candidates, which are asked at the same time, and the last one's failure if any fails.
+
+        Of a candidate that fails, the models that its configuration names are listed. A failure is logged as a warning,
+        the next one only after the candidate has listed its models again. Raises nothing.
+        """
         found: dict[str, dict[str, Any]] = {}
         failure: OpenAISSEError | None = None
-        answers = 0
-        for candidate in self.candidates:
-            try:
-                listed = await candidate.upstream.models(principal=principal)
-            except OpenAISSEError as error:
-                logger.warning("%s does not list its models: %s", candidate.name, error.code)
-                failure = error
-                continue
-            answers += 1
-            by_name = {model["id"]: model for model in listed}
-            shown = candidate.models if candidate.models is not None else by_name.keys()
-            for name in [*shown, *candidate.aliases]:
-                there = by_name.get(candidate.aliases.get(name, name))
-                if there is not None:
-                    found.setdefault(name, {**there, "id": name})
-        if failure is not None and not answers:
-            raise failure
-        return list(found.values())
+        listings = await asyncio.gather(*(self._list(each, principal) for each in self.candidates))
+        for listing in listings:
+            failure = listing.failure or failure
+            for model in listing.models:
+                found.setdefault(model["id"], model)
+        return Listing(list(found.values()), failure)
+
+    async def _list(self, candidate: Candidate, principal: Principal) -> Listing:
+        named = None if candidate.models is None else sorted(candidate.models)
+        aliases = candidate.aliases
+        try:
+            listed = await candidate.upstream.models(principal=principal)
+            by_name = {model["id"]: model for model in with_ids(listed)}
+        except Exception as error:
+            self._log_unlisted(candidate, error)
+            failure = error if isinstance(error, OpenAISSEError) else OpenAISSEError()
+            return Listing([model_object(name, candidate.name) for name in [*(named or ()), *aliases]], failure)
+        self._unlisted.discard(id(candidate))
+        shown = by_name if named is None else named
+        there = ((name, by_name.get(aliases.get(name, name))) for name in [*shown, *aliases])
+        return Listing([{**model, "id": name} for name, model in there if model is not None])
+
+    def _log_unlisted(self, candidate: Candidate, error: Exception) -> None:
+        level = logging.DEBUG if id(candidate) in self._unlisted else logging.WARNING
+        self._unlisted.add(id(candidate))
+        if isinstance(error, OpenAISSEError):  # its message may quote the upstream
+            logger.log(level, "%s does not list its models: %s", candidate.name, error.code)
+        else:
+            logger.log(level, "%s does not list its models", candidate.name, exc_info=error)
 
     async def aclose(self) -> None:
         """See `Upstream.aclose`."""

@@ -31,7 +31,7 @@ logger = logging.getLogger("quart_openai_sse")
 
 ROUTES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "chat": (("POST", "/chat/completions", "chat_completions"),),
-    "models": (("GET", "/models", "list_models"),),
+    "models": (("GET", "/models", "list_models"), ("GET", "/models/<path:model>", "retrieve_model")),
     "streams": (
         ("POST", "/streams", "start_stream"),
         ("GET", "/streams", "list_streams"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 
@@ -34,7 +35,7 @@ def openapi_document(
     paths: dict[str, Schema] = {}
     for group in (group for group in ROUTES if group in routes):
         for method, path, endpoint in ROUTES[group]:
-            path = path.replace("<", "{").replace(">", "}")
+            path = re.sub(r"<(?:path:)?(\w+)>", r"{\1}", path)
             paths.setdefault(path, {})[method.lower()] = _operation(group, endpoint)
     document = {
         "openapi": "3.1.0",

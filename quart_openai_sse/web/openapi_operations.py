@@ -102,6 +102,11 @@ OPERATIONS: Mapping[str, Schema] = {
         "answers": {"200": {"description": "The models.", "content": json_content("Models")}},
         "errors": (*_ALWAYS, *subclasses(UpstreamError)),
     },
+    "retrieve_model": {
+        "parameters": ("model",),
+        "answers": {"200": {"description": "The model.", "content": json_content("Model")}},
+        "errors": (*_ALWAYS, ModelNotFound, *subclasses(UpstreamError)),
+    },
     "start_stream": {
         "parameters": ("Idempotency-Key", "format"),
         "requestBody": {"required": True, "content": json_content("StreamRequest")},

@@ -80,6 +80,7 @@ PARAMETERS: Schema = {
         "Requests with the same key and body get the same stream. Empty: no key. Not for anonymous callers.",
         pattern=KEY_PATTERN,
     ),
+    "model": _parameter("model", "path", "The model's id, which may contain slashes.", minLength=1),
     "stream_id": _parameter("stream_id", "path", "The stream's id.", pattern=STREAM_ID_PATTERN),
     "Last-Event-ID": _parameter("Last-Event-ID", "header", "The id of the last event received."),
     "last_event_id": _parameter("last_event_id", "query", "The same, for a client that cannot set headers."),

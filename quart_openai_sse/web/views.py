@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from inspect import getdoc
@@ -13,18 +12,19 @@ from typing import Any
 from quart import Response, request, url_for
 
 from quart_openai_sse.auth.authentication import Authenticate, authenticate
-from quart_openai_sse.errors import StreamNotFound
+from quart_openai_sse.errors import ModelNotFound, StreamNotFound
 from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.registry import Formats, Wire
 from quart_openai_sse.logs import About
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.requests import STREAM_ID_PATTERN, check_thread, validate
+from quart_openai_sse.protocol.requests import MODEL_LENGTH, STREAM_ID_PATTERN, check_thread, validate
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
+from quart_openai_sse.web.model_lists import find_model, known_models, upstreams_models
 from quart_openai_sse.web.responses import read_answer, refuse_in
 
 
@@ -61,14 +61,25 @@ class Views:
         """OpenAI's list of models: the ones that the caller may use."""
         relay = self._relay()
         principal = await self._principal(relay)
-        own = [_model(name, "app") for name in relay.hooks.app_models if self._models is None or name in self._models]
-        allowed = self._models if self._models is not None else relay.config.models
-        if allowed is not None:
-            others = [_model(name, relay.upstream.name) for name in allowed if name not in relay.hooks.app_models]
-        else:
-            others = await relay.upstream.models(principal=principal)
-        data = [model for model in own + others if principal.may_ask(model["id"])]
-        return _json_response({"object": "list", "data": data})
+        known = known_models(relay, principal, self._models)
+        others = await upstreams_models(relay, principal, self._models)
+        if others.failure is not None and not known and not others.models:
+            raise others.failure
+        return _json_response({"object": "list", "data": known + others.models})
+
+    async def retrieve_model(self, model: str) -> Response:
+        """OpenAI's model object, if the caller may use the model."""
+        relay = self._relay()
+        principal = await self._principal(relay)
+        found = find_model(model, known_models(relay, principal, self._models))
+        if found is None:
+            others = await upstreams_models(relay, principal, self._models)
+            found = find_model(model, others.models)
+            if found is None and others.failure is not None:  # nobody knows whether it is there
+                raise others.failure
+        if found is None:
+            raise ModelNotFound(f"The model {model[:MODEL_LENGTH]!r} does not exist or is not allowed.")
+        return _json_response(found)
 
     async def start_stream(self) -> Response:
         """Starts a stream that can be resumed: 201, or the stream itself if the client accepts its content type."""
@@ -179,13 +190,6 @@ def _listed(about: About) -> dict[str, Any]:
         "model": about.model,
         "created": int(about.created),
     }
-
-
-def _model(name: str, owner: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}
-
-
-_STARTED = int(time.time())
 
 
 def _json_response(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

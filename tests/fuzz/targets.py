@@ -30,6 +30,7 @@ from quart_openai_sse.protocol.requests import digest, parse_body, validate
 from quart_openai_sse.protocol.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
 from quart_openai_sse.protocol.trace_context import trace_id_from
 from quart_openai_sse.testing import chunk, finish
+from quart_openai_sse.upstreams.listing import read_models
 
 Target = Callable[[bytes], None]
 
@@ -81,6 +82,15 @@ def completion(data: bytes) -> None:
         assert [int(place) for place in places] == sorted({int(place) for place in places})
 
 
+def models(data: bytes) -> None:
+    """Any body is a list of models with ids that JSON can say, or an error of the upstream's."""
+    with suppress(UpstreamError):
+        for model in read_models(data):
+            assert isinstance(model["id"], str)
+            assert model["id"]
+            assert json.decode(json.encode(model)) == model
+
+
 def trace(data: bytes) -> None:
     """Any trace id of a client gives an id that is short, and safe in a header and in a log line."""
     traceparent, _, x_trace_id = data.decode("latin-1").partition("\0")
@@ -114,7 +124,7 @@ def last_event_id(data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (decoder, request, completion, trace, token, last_event_id)
+    target.__name__: target for target in (decoder, request, completion, models, trace, token, last_event_id)
 }
 
 
@@ -136,6 +146,11 @@ SEEDS: dict[str, list[bytes]] = {
         b"\n".join(
             (chunk("", role="assistant") + chunk("hi", tool_calls=[{"index": 0, "id": "a"}]) + finish()).split()
         ).replace(b"data:\n", b"")
+    ],
+    "models": [
+        b'{"object": "list", "data": [{"id": "m", "created": 1}]}',
+        b'[{"id": "org/m"}, {}, null]',
+        b'{"data": null}',
     ],
     "trace": [b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\0mine"],
     "token": [

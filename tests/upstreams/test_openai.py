@@ -464,18 +464,14 @@ async def test_models_are_listed_and_remembered_for_a_while(client: Any) -> None
         await upstream.aclose()
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"data":[1]}', b"<html>", b'{"data":[{"id":5}]}'])
-async def test_a_list_that_cannot_be_read_is_the_upstreams_fault(client: Any, body: bytes) -> None:
+async def test_a_list_that_cannot_be_read_is_the_upstreams_fault(client: Any) -> None:
     async def answer(peer: Peer) -> None:
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
 
     async with raw_upstream(answer) as server:
         upstream = upstream_at(server.base_url, client)
-        if b"id" in body:
-            assert await upstream.models(principal=ME) == []
-        else:
-            with pytest.raises(UpstreamError):
-                await upstream.models(principal=ME)
+        with pytest.raises(UpstreamError, match="cannot be read"):
+            await upstream.models(principal=ME)
         await upstream.aclose()
 
 

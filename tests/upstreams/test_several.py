@@ -236,6 +236,58 @@ async def test_the_models_are_those_of_all_who_answer() -> None:
         await Upstreams([Candidate(upstream=Down())]).models(principal=ME)
 
 
+async def test_of_an_upstream_that_does_not_list_its_models_those_are_listed_that_are_configured() -> None:
+    class Down(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            raise UpstreamUnreachable("down")
+
+    down = Candidate(upstream=Down(), models=frozenset({"b", "a"}), aliases={"c": "big-c"})
+    listing = await Upstreams([down]).list_models(principal=ME)
+    assert [(each["id"], each["object"], each["owned_by"]) for each in listing.models] == [
+        ("a", "model", "scripted"),
+        ("b", "model", "scripted"),
+        ("c", "model", "scripted"),
+    ]
+    assert isinstance(listing.failure, UpstreamUnreachable)
+
+
+async def test_upstreams_are_asked_for_their_models_at_the_same_time() -> None:
+    asked = asyncio.Barrier(2)
+
+    class Waits(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            await asked.wait()
+            return [{"id": self.name}]
+
+    one, two = Candidate(upstream=Waits()), Candidate(upstream=Waits())
+    one.upstream.name, two.upstream.name = "one", "two"
+    async with asyncio.timeout(5):
+        assert await Upstreams([one, two]).models(principal=ME) == [{"id": "one"}, {"id": "two"}]
+
+
+async def test_a_list_that_fails_is_logged_once_until_it_works_again(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Any] = [UpstreamUnreachable("sk-secret"), UpstreamUnreachable("x"), [{"id": "m"}], ValueError("odd")]
+
+    class Flaky(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    several = Upstreams([Candidate(upstream=Flaky())])
+    listings = [await several.list_models(principal=ME) for _ in list(outcomes)]
+    assert [listing.models for listing in listings] == [[], [], [{"id": "m"}], []]
+    assert [type(listing.failure) for listing in listings] == [
+        *(UpstreamUnreachable, UpstreamUnreachable, type(None), OpenAISSEError)
+    ]
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "scripted does not list its models: upstream_unreachable"),
+        ("WARNING", "scripted does not list its models"),
+    ]
+    assert caplog.records[1].exc_info is not None  # an app's own upstream raised something else
+
+
 # Through the app ----------------------------------------------------------------------------------------------------
 
 

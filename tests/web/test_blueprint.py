@@ -12,11 +12,12 @@ import pytest
 import uvicorn
 from quart import Quart, Request, request
 
-from quart_openai_sse import Event, QuartOpenAISSE, bearer_tokens
+from quart_openai_sse import Event, Principal, QuartOpenAISSE, bearer_tokens
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
+from tests.raw import Hangup, Peer, raw_upstream
 
 BODY = {"model": "scripted", "messages": QUESTION}
 STREAM = {**BODY, "stream": True}
@@ -158,9 +159,126 @@ async def test_models_are_the_apps_own_and_the_upstreams(create_app: CreateApp, 
     assert set(models["data"][0]) == {"id", "object", "created", "owned_by"}
 
 
+MODELS_OF_AN_APP = {
+    "OpenAI's list": (b'{"object":"list","data":[{"id":"m"}]}', 200, ["support", "m"]),
+    "a bare array": (b'[{"id":"m","object":"model"}]', 200, ["support", "m"]),
+    "no models": (b'{"object":"list","data":null}', 200, ["support"]),
+    "an entry without an id": (b'{"data":[{"id":"m"},{"name":"n"},{"id":""},7]}', 200, ["support", "m"]),
+    "the name of an own model": (b'{"data":[{"id":"support"},{"id":"m"}]}', 200, ["support", "m"]),
+    "an HTML page": (b"<html>", 200, ["support"]),
+    "no such route": (b'{"error":{"message":"Not found"}}', 404, ["support"]),
+    "busy": (b"{}", 503, ["support"]),
+    "a key that is refused": (b"{}", 401, ["support"]),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "names"), MODELS_OF_AN_APP.values(), ids=MODELS_OF_AN_APP)
+async def test_the_apps_models_are_listed_whatever_the_upstream_answers(
+    create_app: CreateApp, serve: Serve, body: bytes, status: int, names: list[str]
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    async with raw_upstream(answer) as upstream:
+        app, ai = create_app(base_url=upstream.base_url)
+
+        @ai.model("support")
+        async def support(chat):
+            yield "hi"
+
+        client = await serve(app)
+        response = await client.get("/v1/models")
+        assert (response.status_code, [each["id"] for each in response.json()["data"]]) == (200, names)
+
+
+async def test_without_any_other_model_the_upstreams_error_is_the_answer(create_app: CreateApp, serve: Serve) -> None:
+    async with raw_upstream(hang_up) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url)[0])
+        response = await client.get("/v1/models")
+        assert (response.status_code, error_of(response)["code"]) == (502, "upstream_unreachable")
+
+
+async def hang_up(peer: Peer) -> None:
+    raise Hangup
+
+
+async def test_one_upstream_that_fails_does_not_hide_the_models_of_another(create_app: CreateApp, serve: Serve) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(b'HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n{"data":[{"id":"m"}]}')
+
+    async with raw_upstream(hang_up) as bad, raw_upstream(answer) as good:
+        upstreams = [{"base_url": bad.base_url, "models": ["sonar"]}, {"base_url": good.base_url}]
+        client = await serve(create_app(upstreams=upstreams)[0])
+        response = await client.get("/v1/models")
+        assert [each["id"] for each in response.json()["data"]] == ["sonar", "m"]
+
+
+async def test_a_model_is_retrieved_by_its_id(create_app: CreateApp, serve: Serve) -> None:
+    async def answer(peer: Peer) -> None:
+        body = b'{"data":[{"id":"org/m","owned_by":"org"},{"id":"a//b"},{"id":"m"}]}'
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with raw_upstream(answer) as upstream:
+        app, ai = create_app(base_url=upstream.base_url)
+
+        @ai.model("support")
+        async def support(chat):
+            yield "hi"
+
+        client = await serve(app)
+        found = {
+            path: (await client.get(f"/v1/models/{path}")).json()
+            for path in ("org/m", "org%2Fm", "a//b", "m", "support")
+        }
+        assert found["org/m"] == found["org%2Fm"] == {"id": "org/m", "owned_by": "org"}
+        assert (found["a//b"], found["m"]) == ({"id": "a//b"}, {"id": "m"})
+        assert (found["support"]["id"], found["support"]["object"]) == ("support", "model")
+        assert (await client.head("/v1/models/org/m")).status_code == 200
+        for path in ("nothing", "org", "M", "m/", "%00", "x" * 2000):
+            missing = await client.get(f"/v1/models/{path}")
+            assert (missing.status_code, error_of(missing)["code"]) == (404, "model_not_found"), path
+            assert len(error_of(missing)["message"]) < 400
+
+
+async def test_a_model_that_the_caller_may_not_use_is_not_found(create_app: CreateApp, serve: Serve) -> None:
+    async def auth():
+        return Principal("ann", models=frozenset({"scripted"}))
+
+    app, ai = create_app(ScriptedUpstream(), auth=auth)
+
+    @ai.model("support")
+    async def support(chat):
+        yield "hi"
+
+    app.register_blueprint(ai.blueprint("few", url_prefix="/few", models={"other"}))
+    client = await serve(app)
+    assert (await client.get("/v1/models/scripted")).status_code == 200
+    for path in ("/v1/models/support", "/few/models/scripted", "/few/models/other"):
+        response = await client.get(path)
+        assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
+
+
+async def test_a_model_is_not_called_missing_while_an_upstream_does_not_answer(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    async with raw_upstream(hang_up) as upstream:
+        app, ai = create_app(base_url=upstream.base_url)
+
+        @ai.model("support")
+        async def support(chat):
+            yield "hi"
+
+        client = await serve(app)
+        assert (await client.get("/v1/models/support")).status_code == 200
+        assert upstream.requests == []  # it is known without the upstream
+        response = await client.get("/v1/models/nothing")
+        assert (response.status_code, error_of(response)["code"]) == (502, "upstream_unreachable")
+
+
 async def test_only_allowed_models_may_be_asked_for(create_app: CreateApp, serve: Serve) -> None:
     client = await serve(create_app(ScriptedUpstream(), models=["one", "two"])[0])
     assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["one", "two"]
+    assert [(await client.get(f"/v1/models/{name}")).status_code for name in ("two", "scripted")] == [200, 404]
     refused = await client.post("/v1/chat/completions", json=STREAM)
     assert refused.status_code == 404
     assert error_of(refused)["code"] == "model_not_found"
@@ -698,6 +816,7 @@ async def test_a_preamble_without_end_is_garbled(create_app: CreateApp, serve: S
     [
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/scripted"),
         ("POST", "/v1/streams"),
         ("GET", "/v1/streams"),
         ("GET", "/v1/streams/" + "0" * 32),
@@ -790,6 +909,7 @@ async def test_routes_that_do_not_exist_are_openai_shaped(create_app: CreateApp,
     for method, path, allowed in (
         ("GET", "/v1/chat/completions", "OPTIONS, POST"),
         ("DELETE", "/v1/models", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/models/org/m", "GET, HEAD, OPTIONS"),
         ("PUT", "/v1/streams", "GET, HEAD, OPTIONS, POST"),
         ("PATCH", "/v1/streams/" + "0" * 32, "DELETE, GET, HEAD, OPTIONS"),
     ):

@@ -54,7 +54,9 @@ SAID_IN_WORDS = {RouteNotFound, MethodNotAllowed}
 def test_every_route_is_in_it() -> None:
     listed = {(method, path) for path, operations in DOCUMENT["paths"].items() for method in operations}
     assert listed == {
-        (method.lower(), re.sub("<(.*)>", r"{\1}", path)) for group in ROUTES.values() for method, path, _ in group
+        (method.lower(), re.sub("<(?:path:)?(.*)>", r"{\1}", path))
+        for group in ROUTES.values()
+        for method, path, _ in group
     }
     assert [operation["operationId"] for operation in OPERATIONS if not operation["summary"]] == []
 
