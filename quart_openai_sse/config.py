@@ -254,6 +254,12 @@ class Config:
             required = self.require_finish_reason
         return replace(self, upstreams=(), base_url=upstream.base_url, require_finish_reason=required, **(sent | given))
 
+    @property
+    def asks_openai(self) -> bool:
+        """Whether `base_url` is OpenAI's own API, in any of its regions (`eu.api.openai.com`)."""
+        address = _address(self.base_url)
+        return address is not None and f".{address.hostname}".endswith(".api.openai.com")
+
     def check(self, prefix: str = KEY_PREFIX) -> None:
         """Raises `ConfigurationError` for an invalid configuration."""
         for each in self.upstreams:
@@ -263,7 +269,7 @@ class Config:
             raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
         if "@" in address.netloc:
             raise ConfigurationError(f"{prefix}BASE_URL must not contain credentials; use {prefix}API_KEY.")
-        if not self.upstreams and not (self.api_key or self.api_keys) and address.hostname == "api.openai.com":
+        if not self.upstreams and not (self.api_key or self.api_keys) and self.asks_openai:
             raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
         for name, values in self._sent().items():
             if not all(value.isascii() and value.isprintable() for value in values):

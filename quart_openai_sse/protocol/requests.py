@@ -11,11 +11,7 @@ from typing import Any
 
 from quart_openai_sse.errors import InvalidRequest, UnsupportedMediaType
 from quart_openai_sse.protocol import json
-
-Schema = dict[str, Any]
-"""A JSON Schema."""
-
-ROLES = frozenset({"developer", "system", "user", "assistant", "tool", "function"})
+from quart_openai_sse.protocol.members import MEMBERS, check_members, check_messages
 
 # Limits that the OpenAPI document states too. The patterns mean the same to Python and to JSON Schema.
 MODEL_LENGTH = 256
@@ -60,7 +56,8 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
     """A checked copy of *body*, a Chat Completions request; a missing `model` becomes *default_model*.
 
     Unknown members pass unchanged. A member that is `null` counts as missing, as in OpenAI's API.
-    Raises `InvalidRequest`, whose `param` names the member, for a member that OpenAI's API would refuse.
+    Raises `InvalidRequest`, whose `param` names the member, for a member of another type than in OpenAI's API. Ranges
+    are not checked, because they differ between servers: see `check_ranges`.
     """
     body = dict(body)
     if body.get("model") is None and default_model:
@@ -70,8 +67,8 @@ def validate(body: Mapping[str, Any], *, default_model: str = "") -> dict[str, A
         raise InvalidRequest(
             f"model must be a non-empty string of at most {MODEL_LENGTH} printable characters.", param="model"
         )
-    _check_messages(body.get("messages"))
-    _check_members(body, MEMBERS)
+    check_messages(body.get("messages"))
+    check_members(body, MEMBERS)
     return body
 
 
@@ -128,99 +125,6 @@ def _levels(body: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 def _members(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a non-empty list.", param="messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise InvalidRequest("Each message must be an object.", param=f"messages[{index}]")
-        role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise InvalidRequest(
-                f"A message's role must be one of {', '.join(sorted(ROLES))}.",
-                param=f"messages[{index}].role",
-            )
-
-
-def _check_members(body: Mapping[str, Any], members: Mapping[str, Schema], *, place: str = "") -> None:
-    for name, schema in members.items():
-        value = body.get(name)
-        if value is None:
-            continue
-        if not _matches(value, schema):
-            raise InvalidRequest(f"{name} must be {_description(schema)}.", param=place + name)
-        if "properties" in schema:
-            _check_members(value, schema["properties"], place=f"{place}{name}.")
-
-
-def _matches(value: Any, schema: Schema) -> bool:
-    types = schema["type"]  # one name, or a list of names; no name is a part of another
-    match value:
-        case bool():  # an int to Python, and not to JSON
-            return "boolean" in types
-        case str():
-            return "string" in types
-        case dict():
-            return "object" in types
-        case list():
-            return "array" in types and all(_matches(item, schema["items"]) for item in value)
-        case int() | float():
-            typed = "number" in types or ("integer" in types and isinstance(value, int))
-            return typed and bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    return False
-
-
-def _description(schema: Schema) -> str:
-    """The values that *schema* allows, in words: "an integer from 1 to 128"."""
-    words = " or ".join(_WORDS[each] for each in schema["type"] if each != "null")
-    match schema:
-        case {"items": {"type": items}}:
-            return f"{words} of {items}s"
-        case {"minimum": low, "maximum": high}:
-            return f"{words} from {low} to {high}"
-        case {"minimum": low}:
-            return f"{words} of at least {low}"
-    return words
-
-
-_WORDS = {
-    "boolean": "a boolean",
-    "integer": "an integer",
-    "number": "a number",
-    "string": "a string",
-    "array": "a list",
-    "object": "an object",
-}
-
-
-def _optional(*types: str, **limits: Any) -> Schema:
-    return {"type": [*types, "null"], **limits}
-
-
-MEMBERS: Mapping[str, Schema] = {
-    "stream": _optional("boolean"),
-    "stream_options": _optional("object", properties={"include_usage": _optional("boolean")}),
-    "temperature": _optional("number", minimum=0, maximum=2),
-    "top_p": _optional("number", minimum=0, maximum=1),
-    "presence_penalty": _optional("number", minimum=-2, maximum=2),
-    "frequency_penalty": _optional("number", minimum=-2, maximum=2),
-    "n": _optional("integer", minimum=1, maximum=128),
-    "max_tokens": _optional("integer", minimum=1),
-    "max_completion_tokens": _optional("integer", minimum=1),
-    "logprobs": _optional("boolean"),
-    "top_logprobs": _optional("integer", minimum=0, maximum=20),
-    "seed": _optional("integer"),
-    "stop": _optional("string", "array", items={"type": "string"}),
-    "tools": _optional("array", items={"type": "object"}),
-    "tool_choice": _optional("string", "object"),
-    "parallel_tool_calls": _optional("boolean"),
-    "response_format": _optional("object"),
-    "logit_bias": _optional("object"),
-    "user": _optional("string"),
-}
-"""The optional members of a chat request, in the keywords of JSON Schema that the checks above read."""
 
 
 def digest(body: Mapping[str, Any]) -> str:

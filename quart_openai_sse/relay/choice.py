@@ -15,6 +15,7 @@ from quart_openai_sse.producers.app_model import AppModel
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.producers.upstream_answer import UpstreamAnswer
 from quart_openai_sse.producers.upstream_stream import UpstreamStream
+from quart_openai_sse.protocol.members import check_ranges
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.upstreams.several import Upstreams
 
@@ -35,7 +36,11 @@ def choose_producer(
 
     *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. *on_retry* is
     called before each retry, *hold* with the bytes that are kept until the stream's end. Raises `ModelNotFound` for a
-    model that is not allowed.
+    model that is not allowed, and `InvalidRequest` for a body that OpenAI would refuse, if no other server can answer.
+
+    OpenAI's ranges are checked only if every upstream that has the model is OpenAI itself, since any other server may
+    accept more. They are not checked for a model of the app, which may ask any server, nor for an upstream of the app's
+    own or of a test, unless it sets `is_openai`. Without the check, the server that is asked refuses what it refuses.
     """
     name = body["model"]
     function = hooks.app_models.get(name)
@@ -43,6 +48,8 @@ def choose_producer(
         allowed = config.models
     if (allowed is not None and name not in allowed) or not principal.may_ask(name):
         raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
+    if function is None and upstream.has_openai and upstream.asks_only_openai(name):
+        check_ranges(body)
     access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold)
     if function is not None or hooks.transforms:
         return AppModel(

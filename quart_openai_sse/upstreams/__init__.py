@@ -59,7 +59,8 @@ class Upstream(Protocol):
     """A server that answers Chat Completions requests.
 
     An upstream whose `run` ends at once when it is cancelled, and does not catch the cancellation, may set an attribute
-    `cancels_at_once = True`; any other runs in a task of its own.
+    `cancels_at_once = True`; any other runs in a task of its own. One that is OpenAI's own API may set
+    `is_openai = True`: requests that only OpenAI can answer must be in its API's ranges.
     """
 
     name: str
@@ -84,6 +85,11 @@ class Upstream(Protocol):
 def cancels_at_once(upstream: Upstream) -> bool:
     """Whether *upstream* ends at once when it is cancelled."""
     return bool(getattr(upstream, "cancels_at_once", False))
+
+
+def is_openai(upstream: Upstream) -> bool:
+    """Whether *upstream* is OpenAI's own API."""
+    return bool(getattr(upstream, "is_openai", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class OpenAIUpstream:
 
     def __init__(self, config: Config, *, client: Any = None, name: str = "") -> None:
         self.name = name or urlsplit(config.base_url).netloc
+        self.is_openai = config.asks_openai
         self._config = config
         self._given = client
         # httpx knows which proxy is for which address.

@@ -15,7 +15,7 @@ from typing import Any
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once
+from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once, is_openai
 from quart_openai_sse.upstreams.breaker import Breaker, CallResult
 from quart_openai_sse.upstreams.listing import Listing, model_object, with_ids
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
@@ -66,6 +66,8 @@ class Upstreams:
         self.candidates = tuple(candidates)
         self.name = self.candidates[0].name
         self.cancels_at_once = all(cancels_at_once(each.upstream) for each in self.candidates)
+        self.has_openai = any(is_openai(each.upstream) for each in self.candidates)
+        """Whether any of them is OpenAI's own API."""
         self._backoff = backoff or Backoff()
         self._total = total
         self._slow = slow
@@ -108,6 +110,11 @@ class Upstreams:
             total=config.total_timeout,
             slow=config.slow_first_output,
         )
+
+    def asks_only_openai(self, model: str) -> bool:
+        """Whether every candidate that has *model* is OpenAI's own API: no other one can answer the request."""
+        able = [each for each in self.candidates if each.has(model)]
+        return bool(able) and all(is_openai(each.upstream) for each in able)
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 
 from quart_openai_sse.errors import AuthenticationRequired, ConfigurationError, OpenAISSEError, UpstreamRefused
-from quart_openai_sse.protocol.requests import Schema
+from quart_openai_sse.protocol.members import Schema
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi_operations import FURTHER_CODES, OPERATIONS, Errors, json_content, subclasses
 from quart_openai_sse.web.openapi_schemas import HEADERS, PARAMETERS, SCHEMAS, SECURITY, ref

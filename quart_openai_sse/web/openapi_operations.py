@@ -36,7 +36,7 @@ from quart_openai_sse.errors import (
     UnsupportedMediaType,
     UpstreamError,
 )
-from quart_openai_sse.protocol.requests import Schema
+from quart_openai_sse.protocol.members import Schema
 from quart_openai_sse.web.event_stream import STREAM_HEADERS
 from quart_openai_sse.web.openapi_schemas import ref
 

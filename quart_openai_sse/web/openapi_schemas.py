@@ -7,15 +7,8 @@ from typing import Any
 
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.logs.entries import RESERVED_EVENTS
-from quart_openai_sse.protocol.requests import (
-    KEY_PATTERN,
-    MEMBERS,
-    MODEL_LENGTH,
-    ROLES,
-    STREAM_ID_PATTERN,
-    THREAD_PATTERN,
-    Schema,
-)
+from quart_openai_sse.protocol.members import MEMBERS, RANGES, ROLE_LENGTH, ROLES, Schema
+from quart_openai_sse.protocol.requests import KEY_PATTERN, MODEL_LENGTH, STREAM_ID_PATTERN, THREAD_PATTERN
 from quart_openai_sse.protocol.trace_context import TRACE_ID
 
 
@@ -103,6 +96,19 @@ HEADERS: Schema = {
     "Incremental": _header("Proxies must forward the stream as it arrives (RFC 10036).", const="?1"),
 }
 
+_IN_FRONT_OF_OPENAI = "In front of OpenAI's own API only:"
+"""Its ranges are no part of the schemas, because the document is the same in front of every server."""
+
+
+def _range(name: str) -> Schema:
+    """The description of a member's range, if OpenAI's API limits it."""
+    if name not in RANGES:
+        return {}
+    low, high = RANGES[name]["minimum"], RANGES[name].get("maximum")
+    words = f"at least {low}" if high is None else f"from {low} to {high}"
+    return {"description": f"{_IN_FRONT_OF_OPENAI} {words}."}
+
+
 _CHAT_REQUEST = _object(
     ("messages",),
     model=_nullable(
@@ -114,9 +120,18 @@ _CHAT_REQUEST = _object(
     messages={
         "type": "array",
         "minItems": 1,
-        "items": _object(("role",), role={"type": "string", "enum": sorted(ROLES)}),
+        "items": _object(
+            ("role",),
+            role={
+                "type": "string",
+                "minLength": 1,
+                "maxLength": ROLE_LENGTH,
+                "description": f"Printable characters, not only spaces. {_IN_FRONT_OF_OPENAI} one of "
+                f"{', '.join(sorted(ROLES))}.",
+            },
+        ),
     },
-    **MEMBERS,
+    **{name: {**schema, **_range(name)} for name, schema in MEMBERS.items()},
 )
 
 SCHEMAS: Schema = {

@@ -23,6 +23,7 @@ from quart_openai_sse.errors import (
     RouteNotFound,
     UpstreamRefused,
 )
+from quart_openai_sse.protocol.members import RANGES
 from quart_openai_sse.protocol.requests import check_idempotency_key, check_thread, validate
 from quart_openai_sse.web.blueprint import ROUTES
 from quart_openai_sse.web.openapi import openapi_document
@@ -105,9 +106,18 @@ def test_a_body_is_refused_if_and_only_if_it_is_not_what_the_document_says(body:
         refusal: InvalidRequest | None = raised
     else:
         refusal = None
-    # A model's letters must be printable, and 1.0 is an integer to JSON Schema.
-    undocumented = refusal is not None and (refusal.param == "model" or "integer" in refusal.message)
+    # The letters of a model and of a role must be printable, and 1.0 is an integer to JSON Schema.
+    undocumented = refusal is not None and ("printable" in refusal.message or "integer" in refusal.message)
     assert said is (refusal is None) or undocumented
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_ranges_of_openai_are_said_in_words(name: str) -> None:
+    member = DOCUMENT["components"]["schemas"]["ChatRequest"]["properties"][name]
+    assert member["description"].startswith("In front of OpenAI's own API only: ")
+    limits = [str(RANGES[name][limit]) for limit in ("minimum", "maximum") if limit in RANGES[name]]
+    assert all(limit in member["description"] for limit in limits)
+    assert not {"minimum", "maximum"} & member.keys()
 
 
 CHAT_REQUEST = Draft202012Validator({"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]})
