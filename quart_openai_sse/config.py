@@ -91,6 +91,13 @@ class Config:
     require_finish_reason: bool = True
     """Whether a stream of the upstream is complete only after a `finish_reason`. Switch it off for a server that never
     sends one (Snowflake): then `[DONE]` alone completes a stream, and one that ends without it was cut."""
+    allowed_members: tuple[str, ...] | None = None
+    """The members that a request may have besides `model`, `messages`, `stream` and `stream_options`; with another one
+    it is refused with 400. `None` allows all that are not denied."""
+    denied_members: tuple[str, ...] = ()
+    """Further members with which a request is refused with 400, for example `n`. Those by which a gateway would send it
+    to another server or with other credentials (`api_base`, `api_key`, `extra_headers` and others) are refused anyway,
+    unless `allowed_members` names them."""
     include_usage: bool = True
     """Whether to ask the upstream for usage. Switch it off for a server that refuses `stream_options`."""
 
@@ -279,6 +286,9 @@ class Config:
         if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
             raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and must not end with "/".')
 
+        if needed := _REQUIRED_MEMBERS.intersection(self.denied_members):
+            raise ConfigurationError(f"{prefix}DENIED_MEMBERS must not contain {', '.join(sorted(needed))}.")
+
     def _sent(self) -> dict[str, tuple[str, ...]]:
         """The values that are sent upstream as headers, by their option."""
         return {
@@ -304,6 +314,8 @@ class Options(TypedDict, total=False):
     model: str
     models: Names | None
     require_finish_reason: bool
+    allowed_members: Names | None
+    denied_members: Names
     include_usage: bool
     connect_timeout: float
     first_output_timeout: float
@@ -377,6 +389,8 @@ def _suggestion(name: str, known: Sequence[str], prefix: str) -> str:
 
 _SENT = ("api_key", "api_keys", "api_key_header", "organization", "project", "headers")
 _NOTHING_SENT = Config()
+_REQUIRED_MEMBERS = frozenset({"model", "messages", "stream"})
+"""The members of a request that no request can do without."""
 _FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
 
 

@@ -177,7 +177,7 @@ class QuartOpenAISSE(Registration):
     ) -> Stream:
         """Starts a stream that can be resumed, for a Chat Completions request *body*.
 
-        Every refusal is raised here, as an `OpenAISSEError`.
+        Every refusal is raised here, as an `OpenAISSEError`. *body* is checked like that of a caller.
         """
         relay = current_relay(self.name)
         asked = {**body, "stream": True}

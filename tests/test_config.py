@@ -48,6 +48,8 @@ SAMPLES: dict[str, Any] = {
     "gap_timeouts": {"o9": 300.0},
     "headers": {"X-A": "b"},
     "models": ("a", "b"),
+    "allowed_members": ("user", "seed"),
+    "denied_members": ("n",),
     "upstreams": (UpstreamConfig(base_url=LOCAL),),
     "trusted_origins": ("https://app.example",),
     "url_prefix": "/ai",
@@ -119,6 +121,12 @@ def test_the_defaults_leave_room_for_pictures_and_for_models_that_reason() -> No
     config = load()
     assert (config.max_body, config.max_event, config.max_bytes) == (16 << 20, 16 << 20, 64 << 20)
     assert (config.first_output_timeout, config.gap_timeout, config.total_timeout) == (300, 120, 600)
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream"])
+def test_a_member_that_every_request_needs_cannot_be_denied(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"OPENAI_SSE_DENIED_MEMBERS must not contain {name}."):
+        load(denied_members=["n", name])
 
 
 def test_keys_of_others_are_none_of_ours() -> None:

@@ -15,6 +15,7 @@ from quart_openai_sse.producers.app_model import AppModel
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.producers.upstream_answer import UpstreamAnswer
 from quart_openai_sse.producers.upstream_stream import UpstreamStream
+from quart_openai_sse.protocol.member_rules import MemberRules
 from quart_openai_sse.protocol.members import check_ranges
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.upstreams.several import Upstreams
@@ -29,6 +30,7 @@ def choose_producer(
     upstream: Upstreams,
     config: Config,
     allowed: Collection[str] | None,
+    members: MemberRules,
     on_retry: Callable[[], object],
     hold: Callable[[int], object],
 ) -> Producer:
@@ -36,7 +38,11 @@ def choose_producer(
 
     *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. *on_retry* is
     called before each retry, *hold* with the bytes that are kept until the stream's end. Raises `ModelNotFound` for a
-    model that is not allowed, and `InvalidRequest` for a body that OpenAI would refuse, if no other server can answer.
+    model that is not allowed, and `InvalidRequest` for a member that *members* deny, and for a body that OpenAI would
+    refuse, if no other server can answer.
+
+    Members are checked after `prepare`, which can remove one that a client sends out of habit, and for models of the
+    app too, which pass members of the request on. What a model passes to `chat.call` by itself is the app's affair.
 
     OpenAI's ranges are checked only if every upstream that has the model is OpenAI itself, since any other server may
     accept more. They are not checked for a model of the app, which may ask any server, nor for an upstream of the app's
@@ -48,6 +54,8 @@ def choose_producer(
         allowed = config.models
     if (allowed is not None and name not in allowed) or not principal.may_ask(name):
         raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
+    if members.allowed is not None or not members.suspects.isdisjoint(body):
+        members.check(body)
     if function is None and upstream.has_openai and upstream.asks_only_openai(name):
         check_ranges(body)
     access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold)

@@ -26,6 +26,7 @@ from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal, owner_key, stream_key
 from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.intake import Intake
+from quart_openai_sse.protocol.member_rules import MemberRules
 from quart_openai_sse.protocol.requests import body_size, check_idempotency_key, digest, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.relay.admission import Admission
@@ -63,6 +64,7 @@ class Relay:
         self.hooks = hooks
         self.memory = MemoryAccount(config.max_memory, log)
         self.admission = Admission(config, self.memory)
+        self._members = MemberRules(allowed=config.allowed_members, denied=config.denied_members)
         self.readers = Readers(config)
         self.draining = False
         self._log_is_open = False
@@ -153,6 +155,7 @@ class Relay:
                 upstream=self.upstream,
                 config=self.config,
                 allowed=allowed_models,
+                members=self._members,
                 on_retry=partial(self.streams.observe, "retried", record),
                 hold=place.hold,
             )

@@ -137,7 +137,9 @@ _CHAT_REQUEST = _object(
 SCHEMAS: Schema = {
     "ChatRequest": {
         **_CHAT_REQUEST,
-        "description": "OpenAI's. Members that are not listed are sent upstream unchanged.",
+        "description": "OpenAI's. Members that are not listed are sent upstream unchanged, except those that the app "
+        "refuses with 400: by default those by which a gateway would send the request to another server or with other "
+        "credentials (`api_base`, `api_key`, `extra_headers` and others).",
     },
     "StreamRequest": {
         **_CHAT_REQUEST,

@@ -1,7 +1,8 @@
-"""What is checked of a request before it is sent: OpenAI's ranges, and only for OpenAI."""
+"""What is checked of a request before it is sent: its members, and OpenAI's ranges, but only for OpenAI."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -34,11 +35,12 @@ class OpenAI(ScriptedUpstream):
 async def test_a_request_to_openai_must_be_in_its_ranges(
     create_app: CreateApp, serve: Serve, path: str, param: str
 ) -> None:
-    options = {"base_url": "https://api.openai.com/v1", "api_key": "sk-none"}  # it is refused, so nothing is sent there
-    client = await serve(create_app(**options)[0])
+    upstream = OpenAI("hi")
+    client = await serve(create_app(upstream)[0])
     response = await client.post(path, json=OUT_OF_RANGE[param])
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
+    assert upstream.requests == []
 
 
 @pytest.mark.parametrize("param", OUT_OF_RANGE)
@@ -139,3 +141,108 @@ HOSTS = {
 @pytest.mark.parametrize(("base_url", "openai"), HOSTS.items())
 def test_openai_is_known_by_its_host(base_url: str, openai: bool) -> None:
     assert OpenAIUpstream(Config(base_url=base_url)).is_openai is openai
+    assert Upstreams.from_config(Config(base_url=base_url)).asks_only_openai("m") is openai
+
+
+# Members ------------------------------------------------------------------------------------------------------------
+
+REDIRECTING = {
+    "api_base": {"api_base": "http://evil.example"},
+    "api_key": {"api_key": "sk-mine"},
+    "extra_headers": {"extra_headers": {"Authorization": "Bearer mine"}},
+    "user_config": {"user_config": {"model_list": []}},
+    "extra_body.base_url": {"extra_body": {"google": {}, "base_url": "http://evil.example"}},
+}
+
+
+@pytest.mark.parametrize("param", REDIRECTING)
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_member_that_redirects_a_gateway_is_refused(
+    create_app: CreateApp, serve: Serve, path: str, param: str
+) -> None:
+    upstream = ScriptedUpstream("hi")
+    client = await serve(create_app(upstream)[0])
+    response = await client.post(path, json={**BODY, **REDIRECTING[param]})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request", param)
+    assert error["message"] == f"A request must not have the member {param}."
+    assert upstream.requests == []
+
+
+async def test_a_body_that_an_app_passes_on_is_checked_as_well(create_app: CreateApp) -> None:
+    upstream = ScriptedUpstream("hi")
+    app, ai = create_app(upstream)
+    async with app.test_request_context("/", method="POST"):
+        for ask in (ai.start, ai.complete):
+            with pytest.raises(InvalidRequest, match="api_base"):
+                await ask({**BODY, "api_base": "http://evil.example"}, principal=Principal("ann"))
+    assert upstream.requests == []
+
+
+async def test_members_that_redirect_nothing_pass(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream("hi")
+    client = await serve(create_app(upstream)[0])
+    body = {**BODY, "provider": {"only": ["a"]}, "extra_body": {"google": {}}, "n": 1, "user": "u", "api_key": None}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert upstream.requests == [body]
+
+
+async def test_members_are_denied_and_allowed_by_name(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream("hi")
+    options = {"allowed_members": ["user", "seed", "api_key"], "denied_members": "seed, user"}
+    client = await serve(create_app(upstream, **options)[0])
+    usual = {"stream": True, "stream_options": {"include_usage": True}}
+    statuses = {
+        name: (await client.post("/v1/chat/completions", json={**BODY, **usual, name: value})).status_code
+        for name, value in {"user": "u", "seed": 1, "api_key": "sk", "api_base": "http://x", "n": 1, "x": 1}.items()
+    }
+    assert statuses == {"user": 400, "seed": 400, "api_key": 200, "api_base": 400, "n": 400, "x": 400}
+    assert (await client.post("/v1/streams", json={**BODY, "thread": "t"})).status_code == 201  # no member of the chat
+
+
+async def test_prepare_can_remove_a_member_and_cannot_bring_a_denied_one_upstream(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    upstream = ScriptedUpstream("hi")
+    app, ai = create_app(upstream, denied_members=["user"])
+
+    @ai.prepare
+    async def tidy(body, principal):
+        body.pop("user", None)
+        return {**body, **body.pop("merge", {})}
+
+    client = await serve(app)
+    assert (await client.post(PATHS[0], json={**BODY, "user": "u"})).status_code == 200
+    assert "user" not in upstream.requests[0]
+    refused = await client.post(PATHS[0], json={**BODY, "merge": {"api_base": "http://evil.example"}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "api_base")
+    assert len(upstream.requests) == 1
+
+
+async def test_a_model_of_the_app_never_sees_a_denied_member_and_may_send_its_own(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    upstream = ScriptedUpstream("hi")
+    app, ai = create_app(upstream)
+
+    @ai.model("support")
+    async def support(chat):
+        async for each in chat.call("scripted", chat.messages, api_base="http://127.0.0.1:9"):
+            yield each
+
+    client = await serve(app)
+    refused = await client.post(PATHS[0], json={**BODY, "model": "support", "api_base": "http://evil.example"})
+    assert refused.status_code == 400
+    assert (await client.post(PATHS[0], json={**BODY, "model": "support"})).status_code == 200
+    assert [request["api_base"] for request in upstream.requests] == ["http://127.0.0.1:9"]
+
+
+async def test_the_name_of_a_refused_member_is_short_and_printable(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream(), allowed_members=[])[0])
+    for name in ("x" * 5000, "a\nb", "\ud800"):
+        content = json.dumps({**BODY, name: 1})
+        response = await client.post(PATHS[0], content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert len(error["param"]) < 120
+        assert error["param"].isprintable()
