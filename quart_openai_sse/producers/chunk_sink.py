@@ -118,7 +118,8 @@ class ChunkSink:
             raise self._failure
         if self._document is not None:
             raise _not_a_stream(bytes(self._document))
-        self._completion.end()
+        if not self._completion.done:
+            self._completion.end()
 
     def _hold(self, entries: list[Entry]) -> list[Entry]:
         """The entries to be taken now, of those held back and *entries*: none before the first output."""
