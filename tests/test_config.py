@@ -446,6 +446,14 @@ def test_upstreams_may_be_a_sequence_of_objects_and_mappings(made: Any) -> None:
     assert config.upstreams == (upstream,) * 3
 
 
+@pytest.mark.parametrize("given", [None, False, True])
+@pytest.mark.parametrize("default", [False, True])
+def test_an_upstream_says_for_itself_whether_it_sends_a_reason(given: bool | None, default: bool) -> None:
+    upstream = UpstreamConfig(base_url=LOCAL, require_finish_reason=given)
+    config = load(upstreams=[upstream], require_finish_reason=default)
+    assert config.of(upstream).require_finish_reason is (default if given is None else given)
+
+
 def test_none_and_no_models_are_not_the_same() -> None:
     assert load(models=None).models is None
     assert load(models=[]).models == ()

@@ -59,13 +59,13 @@ class ForeignStreams:
     def _stream(self, origin: str, choices: list[Mapping[str, Any]], *, usage: bool) -> _Stream:
         """The stream of a chunk with the id *origin*. *usage*: it has usage."""
         stream = known = self._by_id.get(origin)
-        if self._streams and (known is None or (not known.open and any(map(_says, choices)))):
+        if self._streams and (known is None or (known.over and any(map(_says, choices)))):
             stream = self._streams[-1]
         if stream is None or stream.ends_before(choices, known=stream is known, usage=usage):
             stream = _Stream(one=self._n == 1)
             self._streams.append(stream)
             # The ids of a stream that is over may come again.
-            self._by_id = {each: other for each, other in self._by_id.items() if other.open}
+            self._by_id = {each: other for each, other in self._by_id.items() if not other.over}
         self._by_id[origin] = stream
         return stream
 
@@ -94,10 +94,17 @@ class _Stream:
         """Whether it is an answer that was not streamed."""
         self.cut = False
         """Whether it turned out to be two streams, the first of which was cut after its first chunk."""
+        self._role = False
+        """Whether a role came."""
         self._plain = False
         """Whether text came without a role: then a role begins a stream, and is not sent with every chunk."""
         self._again = False
         """Whether a role came after the first output."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has begun, and each choice that began is finished."""
+        return bool(self._begun) and not self.open
 
     def ends_before(self, choices: list[Mapping[str, Any]], *, known: bool, usage: bool) -> bool:
         """Whether a chunk with these *choices* begins another stream.
@@ -108,8 +115,8 @@ class _Stream:
         whole = any(choice.get("message") and not has_output(choice.get("delta") or {}) for choice in choices)
         if self.open:
             return (has_role and self._plain) or (whole and not known)
-        if not self._begun:
-            return False  # the chunks so far had no output
+        if not self._begun:  # the chunks so far had no output
+            return has_role and self._role and not known
         if whole:
             return self._by_message or not known
         says = any(map(_says, choices))
@@ -126,6 +133,7 @@ class _Stream:
             raise UpstreamFailed(f"The model's stream ended with the finish_reason {reason!r}.", status=502)
         whole = delta is choice.get("message")
         if delta.get("role"):
+            self._role = True
             self._again |= bool(self.open)
         elif delta.get("content") and not reason:
             self._plain = True

@@ -6,16 +6,18 @@ import asyncio
 import json
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 from quart import current_app
 
 from quart_openai_sse import Event, StreamEnd
 from quart_openai_sse import finish as end
-from quart_openai_sse.errors import InvalidRequest
+from quart_openai_sse.errors import InvalidRequest, StreamStopped
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
 from tests.producers.relays import read_all, relay_of, start
@@ -536,3 +538,162 @@ async def test_an_agent_is_resumable_stoppable_and_stored(create_app: CreateApp,
     assert end.message == {"role": "assistant", "content": "It is far."}
     assert upstream.requests[1]["messages"][1]["tool_calls"][0]["id"] == "call_1"
     assert logging.getLogger("quart_openai_sse").name
+
+
+# What it may yield ----------------------------------------------------------------------------------------------------
+
+
+class Shouted(str):
+    """A string of another class, as Markup and LangChain's `.text` are."""
+
+    def __str__(self) -> str:
+        return "not this"
+
+
+@dataclass
+class Source:
+    title: str
+
+
+class Page(BaseModel):
+    source: str
+    number: int
+
+
+async def test_strings_of_other_classes_are_text_and_none_is_nothing(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield None
+        yield Shouted("Hel")
+        yield None
+        yield {"choices": [{"delta": {"content": Shouted("lo")}}]}
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.text, seen.outcome) == ("Hello", "completed")
+
+
+async def test_an_event_holds_what_json_can_hold(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    data = {"sources": [Source("Moon")], "page": Page(source="a", number=1), Shouted("by"): Shouted("me")}
+
+    @ai.model("own")
+    async def own(chat):
+        yield Event("found", data)
+        yield Event("nothing")
+
+    client = await serve(app)
+    response = await client.post("/v1/streams", json=BODY, headers={"Accept": "text/event-stream"})
+    found, nothing, _ = (await read(response.content)).events
+    expected = {"sources": [{"title": "Moon"}], "page": {"source": "a", "number": 1}, "by": "me"}
+    assert (found.event, json.loads(found.data)) == ("found", expected)
+    assert (nothing.event, nothing.data) == ("nothing", "null")
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Whole.", "tool_calls": [CALL]},
+            "finish_reason": "tool_calls",
+            "logprobs": None,
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("answer", [ANSWER, ChatCompletion.model_validate(ANSWER)], ids=["mapping", "object"])
+async def test_a_whole_answer_of_an_sdk_is_that_answer(create_app: CreateApp, serve: Serve, answer: Any) -> None:
+    async def own(chat):
+        yield answer
+
+    _, seen, _ = await stream_of(create_app, serve, own, stream_options={"include_usage": True})
+    assert (seen.text, seen.tool_calls, seen.outcome) == ("Whole.", [CALL], "completed")
+    assert (seen.finish_reason, seen.usage) == ("tool_calls", ANSWER["usage"])
+    [call] = [
+        each for chunk in seen.chunks if chunk["choices"] for each in chunk["choices"][0]["delta"].get("tool_calls", [])
+    ]
+    assert call["index"] == 0
+
+
+# Its calls ------------------------------------------------------------------------------------------------------------
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+REFERENCE = {"type": "reference", "reference_ids": [1]}
+
+
+async def test_a_calls_message_goes_back_to_the_upstream_without_what_was_made_of_its_parts(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    messages = []
+
+    async def own(chat):
+        call = chat.call("one", chat.messages)
+        messages.append(await call)
+        assert (call.reasoning, call.details) == ("Hm.x", {"references": [REFERENCE], "citations": ["a"]})
+        await chat.call("two", [*chat.messages, messages[0]])
+        messages[0]["content"] = "Changed."
+        yield (await chat.call("three", [messages[0]]))["content"]
+
+    first = [
+        chunk([THOUGHT, {"type": "text", "text": "Yes"}, REFERENCE]),
+        chunk(".", reasoning_content="x"),
+        CITED,
+        finish(),
+    ]
+    _, seen, upstream = await stream_of(create_app, serve, own, first, "second", "third")
+    assert seen.text == "third"
+    own_members = {"role": "assistant", "content": "Yes.", "reasoning_content": "x"}
+    assert messages[0] == {**own_members, "content": "Changed.", "reasoning": "Hm.", "references": [REFERENCE]}
+    assert upstream.requests[1]["messages"][-1] == own_members
+    assert upstream.requests[2]["messages"] == [{**own_members, "content": "Changed."}]
+
+
+CITED = b'data: {"choices":[],"citations":["a"]}\n\n'
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("idents", [("a", "b", "c"), ("", "", ""), ("a", "a", "a")])
+async def test_a_calls_chunks_are_its_own_whatever_their_ids(
+    create_app: CreateApp, serve: Serve, idents: tuple[str, ...], copied: bool
+) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+    async def own(chat):
+        for name in ("one", "two"):
+            async for each in chat.call(name, chat.messages):
+                yield {**each, "choices": list(each["choices"])} if copied else each
+
+    def script(*, cut: bool = False) -> list[bytes]:
+        steps = [chunk("x", role="assistant"), chunk("y"), *([] if cut else [finish(usage=usage)])]
+        return [step.replace(b"chatcmpl-scripted", ident.encode()) for step, ident in zip(steps, idents, strict=False)]
+
+    _, seen, _ = await stream_of(create_app, serve, own, script(), script(), stream_options={"include_usage": True})
+    assert (seen.text, seen.outcome) == ("xyxy", "completed")
+    assert seen.usage == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    _, seen, _ = await stream_of(create_app, serve, own, script(), script(cut=True))
+    assert (seen.text, seen.outcome) == ("xyxy", "failed")
+
+
+@pytest.mark.parametrize("how", ["fails", "is stopped"])
+async def test_what_a_stream_has_cost_is_known_when_it(create_app: CreateApp, serve: Serve, how: str) -> None:
+    ends: list[StreamEnd] = []
+    app, ai = create_app(ScriptedUpstream([chunk("x"), finish(usage={"prompt_tokens": 4, "completion_tokens": 1})]))
+    ai.on_end(ends.append)
+
+    @ai.model("own")
+    async def own(chat):
+        await chat.call("one", chat.messages)
+        yield "so far"
+        if how == "fails":
+            raise RuntimeError
+        raise StreamStopped("enough")
+
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json=BODY)
+    assert ends[0].outcome == ("failed" if how == "fails" else "stopped")
+    assert ends[0].usage == {"prompt_tokens": 4, "completion_tokens": 1, "total_tokens": 5}

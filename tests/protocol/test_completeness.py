@@ -278,6 +278,96 @@ def test_a_stream_that_was_cut_never_looks_complete(pieces: list[Piece], n: int)
         follow(pieces, n=n)
 
 
+FAILED: dict[str, tuple[list[Piece], str]] = {
+    "error": ([text("Hi"), chunk(choice({}, "error")), DONE], "finish_reason 'error'"),
+    "abort": ([text("Hi"), chunk(choice({}, "abort")), EOF], "finish_reason 'abort'"),
+    "ERROR": ([text("Hi"), chunk(choice({}, "ERROR")), DONE], "finish_reason 'ERROR'"),
+    "no resources": ([chunk(choice({}, "insufficient_system_resource"))], "insufficient_system_resource"),
+    "an error in the choice": ([text("Hi"), chunk(choice({}, "error", error={"message": "Gone."}))], "Gone."),
+    "an error in a choice that stops": ([chunk(choice({"content": "x"}, "stop", error="Gone."))], "Gone."),
+}
+
+
+@pytest.mark.parametrize(("pieces", "message"), FAILED.values(), ids=FAILED)
+def test_an_interruption_is_no_finish(pieces: list[Piece], message: str) -> None:
+    with pytest.raises(UpstreamFailed, match=message):
+        follow(pieces)
+
+
+def test_an_error_has_its_usage() -> None:
+    completion = follow([text("Hi")])
+    with pytest.raises(UpstreamFailed):
+        completion.feed(json.encode(chunk(error={"message": "Gone."}, usage=USAGE)))
+    assert completion.usage == USAGE
+
+
+ENDS: dict[str, tuple[list[Piece], bool]] = {
+    "a reason": ([text("Hi"), FINISH], True),
+    "a reason and then text": ([text("Hi"), FINISH, text("x")], True),
+    "an empty reason": ([chunk(choice({"content": "Hi"}, ""))], True),
+    "an empty reason and then text": ([chunk(choice({"content": "Hi"}, "")), text("x")], True),
+    "null as text": ([chunk(choice({"content": "Hi"}, "null"))], False),
+    "no reason": ([text("Hi"), USAGE_CHUNK], False),
+    "nothing": ([ROLE], False),
+}
+
+
+@pytest.mark.parametrize(("pieces", "ends"), ENDS.values(), ids=ENDS)
+def test_done_is_an_end_after_a_reason(pieces: list[Piece], ends: bool) -> None:
+    if ends:
+        assert follow([*pieces, DONE]).done
+    else:
+        with pytest.raises(UpstreamTruncated):
+            follow([*pieces, DONE])
+
+
+def test_done_is_an_end_without_a_reason_where_none_is_required() -> None:
+    completion = follow([text("Hi")])
+    completion.require_finish_reason = False
+    assert completion.feed(b"[DONE]") is Signal.DONE
+    for pieces in ([], [text("Hi")]):
+        completion = follow(pieces)
+        completion.require_finish_reason = False
+        with pytest.raises(UpstreamTruncated):
+            completion.end()
+
+
+@pytest.mark.parametrize("first", [text("Hi"), chunk(choice({}, "stop", message={"content": "Hi"}))])
+def test_a_message_is_output_where_no_delta_came(first: Piece) -> None:
+    completion = follow([first])
+    assert completion.by_message is (first != text("Hi"))
+    completion.feed(json.encode({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}))
+    assert not completion.by_message
+    assert message(completion)["content"] == "Hi"
+    completion.end()
+
+
+def test_the_text_of_the_older_api_comes_in_pieces() -> None:
+    completion = Followed()
+    for piece in ("a", "b", ""):
+        completion.feed(json.encode({"choices": [{"index": 0, "text": piece, "finish_reason": None}]}))
+        assert completion.by_message is bool(piece)
+    assert message(completion)["content"] == "ab"
+
+
+@pytest.mark.parametrize(
+    ("piece", "signal"),
+    [
+        (chunk(choice({}), usage=USAGE), Signal.USAGE),
+        (chunk(choice({"content": "", "role": None}), usage=USAGE), Signal.USAGE),
+        (chunk(x_groq={"usage": USAGE}), Signal.USAGE),
+        (chunk(choice({"role": "assistant"}), usage=USAGE), Signal.NOTHING),
+        (chunk(choice({"content": "x"}), usage=USAGE), Signal.OUTPUT),
+        (chunk(choice({}, "stop"), usage=USAGE), Signal.FINISH),
+        (chunk(usage=USAGE, citations=["a"]), Signal.NOTHING),
+    ],
+)
+def test_a_chunk_that_says_nothing_but_usage_is_told_however_its_choices_look(piece: Any, signal: Signal) -> None:
+    completion = Completion()
+    assert completion.feed(json.encode(piece)) is signal
+    assert completion.usage == USAGE
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("signal", Signal)
 def test_only_a_finished_stream_can_become_done(state: State, signal: Signal) -> None:
@@ -586,6 +676,28 @@ TOOL_CALLS: dict[str, tuple[list[list[Any]], list[dict[str, Any]]]] = {
     "unknown members": (
         [[call(0, "a", "f", "1", extra_content={"google": {"thought_signature": "x"}})]],
         [{**made("a", "f", "1"), "extra_content": {"google": {"thought_signature": "x"}}}],
+    ),
+    "a new id in each piece": (
+        [[call(0, "a", "f", "")], [call(0, "b", arguments='{"x"')], [call(0, "c", arguments=":1}")]],
+        [made("a", "f", '{"x":1}')],
+    ),
+    "a new id and the name in each piece": (
+        [[call(0, "a", "f", "")], [call(0, "b", "f", '{"x"')], [call(0, "c", "f", ":1}")]],
+        [made("a", "f", '{"x":1}')],
+    ),
+    "whole calls without ids": (
+        [[call(0, "", "f", "{}"), call(0, "", "g", "{}")], [call(0, None, "g", '{"x":1}')]],
+        [made("", "f", "{}"), made("", "g", "{}"), made(None, "g", '{"x":1}')],
+    ),
+    "whole calls without anything but names": (
+        [[call(None, None, "f", "{}")], [call(None, None, "f", "{}")]],
+        [made(None, "f", "{}"), made(None, "f", "{}")],
+    ),
+    "arguments as an object": ([[call(0, "a", "f", {"x": 1})]], [made("a", "f", '{"x":1}')]),
+    "a piece of an unknown index": ([[call(0, "a", "f", "1")], [call(3, arguments="2")]], [made("a", "f", "12")]),
+    "a repeated whole call": (
+        [[call(0, "a", "f", "{}")], [call(0, "a", "f", "")]],
+        [made("a", "f", "{}")],
     ),
     "nulls among them": ([[None, call(0, "a", "f", "1"), 5, "x", []]], [made("a", "f", "1")]),
 }
