@@ -12,6 +12,7 @@ from quart_openai_sse.protocol.chunks import (
     calls_of,
     delta_of,
     find_index,
+    flat,
     parts_of,
     reasoning_of_delta,
     refusal_of_delta,
@@ -115,9 +116,9 @@ def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, An
 
 
 def _with_reasoning(delta: Mapping[str, Any], text: str) -> dict[str, Any]:
-    said: dict[str, Any] = {member: text for member in REASONING if delta.get(member)}
+    said: dict[str, Any] = {member: text for member in REASONING if flat(delta.get(member))}
     for member in REASONING_BLOCKS:
-        if isinstance(blocks := delta.get(member), list):
+        if isinstance(blocks := delta.get(member), list) and flat(blocks):
             said[member] = _with_blocks(blocks, text)
     content = delta.get("content")
     if _is_list(content) and reasoning_of_delta({"content": content}):

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quart_openai_sse.protocol import json
@@ -146,6 +146,7 @@ _deltas = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=400)
 @given(_deltas, _texts, st.data())
 def test_a_replaced_text_is_read_back_and_the_others_stay(
     delta: dict[str, Any], text: str, data: st.DataObject
