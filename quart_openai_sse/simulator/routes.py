@@ -44,6 +44,7 @@ def create_simulator(*, first_token_delay: float = 0.3, tokens_per_second: float
     app.register_error_handler(HTTPException, routes.http_error)
     app.add_url_rule("/v1/chat/completions", view_func=routes.chat, methods=["POST"])
     app.add_url_rule("/v1/models", view_func=routes.models)
+    app.add_url_rule("/v1/models/<path:name>", view_func=routes.model)
     app.add_url_rule("/counters", view_func=routes.counters_json)
     app.add_url_rule("/", view_func=routes.counters_page)
     return app
@@ -144,14 +145,20 @@ class _Routes:
         self.counters.close(recorded, finished=True)
 
     async def models(self) -> Response:
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in MODELS]
-        return _json({"object": "list", "data": models})
+        return _json({"object": "list", "data": [_model(name) for name in MODELS]})
+
+    async def model(self, name: str) -> Response:
+        return _json(_model(name))  # every name is a model
 
     async def counters_json(self) -> Response:
         return _json(self.counters.as_json())
 
     async def counters_page(self) -> Response:
         return Response(counters_page(self.counters), content_type="text/html; charset=utf-8")
+
+
+def _model(name: str) -> Body:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "simulator"}
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -360,6 +360,11 @@ async def test_a_key_is_asked_for_when_one_is_set() -> None:
         assert (await http.get("/models")).json()["error"]["code"] == "invalid_api_key"
 
 
+@pytest.mark.parametrize("name", ["sim-fast", "org/any-name"])
+async def test_each_name_is_a_model(sdk: openai.AsyncOpenAI, name: str) -> None:
+    assert (await sdk.models.retrieve(name)).id == name
+
+
 async def test_the_models_are_listed(sdk: openai.AsyncOpenAI) -> None:
     names = [model.id async for model in sdk.models.list()]
     assert {"sim", "sim-fast", "sim-slow", "sim-long", "sim-reasoning"} <= set(names)
