@@ -129,4 +129,4 @@ _COMMON = frozenset(
         "usage",
     }
 )
-_OF_CHOICES = frozenset({"index", "delta", "finish_reason", "message", "text"})
+_OF_CHOICES = frozenset({"index", "delta", "error", "finish_reason", "message", "text", "usage"})
