@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from quart_openai_sse.formats import Reading, SSEFormat
 from quart_openai_sse.logs.entries import END_ID, Batch, End, Entry, Kind
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import as_deltas
+from quart_openai_sse.protocol.chunks import as_delta
 from quart_openai_sse.protocol.sse import encode_all, encode_data, id_line
 
 _CHUNK = Kind.CHUNK
@@ -82,7 +82,7 @@ def answer_chunks(data: bytes) -> list[bytes]:
         return [data]
     usage = answer.pop("usage", None)
     chunk = {**answer, "object": "chat.completion.chunk"}
-    found = [{**chunk, "choices": as_deltas(choices, whole=True)}]
+    found = [{**chunk, "choices": [as_delta(choice, whole=True) for choice in choices if isinstance(choice, dict)]}]
     if usage is not None:
         found.append({**chunk, "choices": [], "usage": usage})
     return [json.encode(each) for each in found]

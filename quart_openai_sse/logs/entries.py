@@ -22,7 +22,7 @@ class Kind(Enum):
     """What an entry is."""
 
     CHUNK = "a chunk's bytes as the upstream sent them"
-    MESSAGE = "such a chunk, of which the message counts: it has one, and no delta came before it"
+    MESSAGE = "such a chunk, whose `message` is read, because no delta came before it"
     ANSWER = "an upstream's whole answer, which was not streamed"
     EVENT = "an app event's data as JSON"
 
@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def whole(self) -> bool:
-        """Whether it says what it says in a `message`, and not in deltas."""
+        """Whether its text is in a `message` instead of deltas."""
         return self.kind is Kind.ANSWER or self.kind is Kind.MESSAGE
 
 

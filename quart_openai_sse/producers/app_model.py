@@ -15,12 +15,12 @@ from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.observers import APP
 from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.access import UpstreamAccess
-from quart_openai_sse.producers.calls import Call, CallChunk
+from quart_openai_sse.producers.calls import Call, CallChoice, CallChunk, CountedUsage
 from quart_openai_sse.producers.chat import Chat, Event, ModelFunction
 from quart_openai_sse.producers.foreign import ForeignStreams
 from quart_openai_sse.producers.generators import ENDING, AppGenerator, throw
 from quart_openai_sse.producers.intake import Intake
-from quart_openai_sse.producers.items import InvalidItem, is_output, normalize, says_why, transformed
+from quart_openai_sse.producers.items import InvalidItem, is_answer, is_output, normalize, transformed
 from quart_openai_sse.producers.joined_stream import JoinedStream
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.producers.transforms import Transform
@@ -61,7 +61,7 @@ class AppModel:
         self._calls: list[Call] = []
         self._foreign = ForeignStreams(n=n)
         self._joined = JoinedStream(self.completion, stream_id=stream_id, model=body["model"])
-        self._says_why = False
+        self._has_answer = False
         """Whether the model has yielded anything, or the reason why there is nothing."""
 
     async def run(self, intake: Intake) -> None:
@@ -142,7 +142,7 @@ class AppModel:
         if exhausted and self._foreign.cut:
             # OpenAI's SDK does not tell a stream that was cut from one that ended.
             raise UpstreamTruncated("The model's stream of another SDK ended without its finish_reason.")
-        if exhausted and self.upstream == APP and not self._says_why:
+        if exhausted and self.upstream == APP and not self._has_answer:
             raise ModelFailed("The app's model failed.") from ValueError(
                 "The model yielded neither text nor a tool call nor an event. Did a library keep an error to itself?"
             )
@@ -191,12 +191,12 @@ class AppModel:
         normal = normalize(item)
         if normal is None:
             return None
-        if not isinstance(normal, Event | CallChunk) and not any(call.has_sent(normal) for call in self._calls):
+        if not isinstance(normal, Event | CallChunk) and not _is_copy(normal):
             normal = self._foreign.take(normal)
         if not self._deadlines.started:
             self._deadlines.started = is_output(normal)
-        if not self._says_why:
-            self._says_why = says_why(normal)
+        if not self._has_answer:
+            self._has_answer = is_answer(normal)
         return normal
 
     def _append(self, intake: Intake, entries: list[Entry]) -> None:
@@ -204,6 +204,12 @@ class AppModel:
             raise OpenAISSEError("The stream has ended.")
         if entries:
             intake.append(entries)
+
+
+def _is_copy(chunk: Mapping[str, Any]) -> bool:
+    """Whether the model has made *chunk* of a chunk of a call: it has a choice or the usage of one."""
+    choices = chunk.get("choices") or ()
+    return any(type(choice) is CallChoice for choice in choices) or type(chunk.get("usage")) is CountedUsage
 
 
 class _FailingApp:

@@ -14,15 +14,20 @@ from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import as_deltas
+from quart_openai_sse.protocol.chunks import as_delta, find_index, one_choice
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.parsing import decode_chunk
-
-_MOST_IDS = 1000  # of the chunks of one call; servers that need more send a new one with each chunk
+from quart_openai_sse.protocol.pieces import Calls
 
 
 class CallChunk(dict[str, Any]):
     """A chunk of a `Call`: a model that passes it on need not say whose it is."""
+
+    __slots__ = ()
+
+
+class CallChoice(dict[str, Any]):
+    """A choice of such a chunk, by which a copy of the chunk is known, too."""
 
     __slots__ = ()
 
@@ -65,7 +70,8 @@ class Call:
     ) -> None:
         self._completion = Completion(n=body.get("n") or 1)
         self._message = Assembly(n=body.get("n") or 1, limit=access.config.max_bytes)
-        self._ids: set[str] = set()
+        self._one = (body.get("n") or 1) == 1
+        self._numbers: dict[int, Calls] = {}
         self._entries: deque[Entry] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
@@ -98,10 +104,6 @@ class Call:
     def details(self) -> dict[str, Any]:
         """What came besides words so far, such as `citations` or `images`, by the members' names."""
         return self._message.details
-
-    def has_sent(self, chunk: Mapping[str, Any]) -> bool:
-        """Whether *chunk* has the id of one of its chunks: it may be a copy that the model has made of it."""
-        return str(chunk.get("id") or "") in self._ids
 
     @property
     def finish_reason(self) -> str | None:
@@ -180,18 +182,34 @@ class Call:
 
     def _chunk(self, entry: Entry) -> dict[str, Any]:
         chunk = CallChunk(decode_chunk(entry.data))
-        if not _has_deltas(choices := chunk.get("choices")):
-            chunk["choices"] = as_deltas(choices, whole=entry.whole)
-        self._message.add_chunk(chunk, size=len(entry.data))
+        self._message.add_chunk(chunk, size=len(entry.data), whole=entry.whole)
+        chunk["choices"] = self._choices(chunk.get("choices"), whole=entry.whole)
         if chunk.get("usage"):
             chunk["usage"] = CountedUsage(chunk["usage"])
         # Some upstreams leave the id out, some of them only in the chunk with the usage.
-        origin = chunk.get("id")
-        if not origin or type(origin) is not str:
-            chunk["id"] = origin = self._id
-        if origin not in self._ids and len(self._ids) < _MOST_IDS:
-            self._ids.add(origin)
+        if not chunk.get("id"):
+            chunk["id"] = self._id
         return chunk
+
+    def _choices(self, choices: object, *, whole: bool) -> list[CallChoice]:
+        """The choices of a chunk as transforms get them: each with a delta, whose tool calls are numbered."""
+        if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
+            delta = choice.get("delta")
+            if type(delta) is dict and not whole and choice.keys() <= _PLAIN and "tool_calls" not in delta:
+                if self._one and choice.get("index"):
+                    choice["index"] = 0
+                return [CallChoice(choice)]  # as nearly every chunk has it
+        listed = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
+        if self._one and listed:
+            listed = [{**one_choice(listed), "index": 0}]
+        return [CallChoice(self._as_delta(choice, whole=whole)) for choice in listed]
+
+    def _as_delta(self, choice: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+        made, index = as_delta(choice, whole=whole), find_index(choice) or 0
+        if calls := made["delta"].get("tool_calls"):
+            numbered = self._numbers.setdefault(index, Calls()).number(calls)
+            made["delta"] = {**made["delta"], "tool_calls": numbered}
+        return {**made, "index": index}
 
     def _take(self, entries: list[Entry]) -> Flow:
         self._entries.extend(entries)
@@ -204,11 +222,4 @@ class Call:
             await self._space.wait()
 
 
-def _has_deltas(choices: object) -> bool:
-    """Whether *choices* is the one choice with nothing but a delta, as in most chunks."""
-    if type(choices) is not list or len(choices) != 1:
-        return choices == []
-    [choice] = choices
-    return (
-        type(choice) is dict and type(choice.get("delta")) is dict and "message" not in choice and "text" not in choice
-    )
+_PLAIN = frozenset({"index", "delta", "finish_reason", "logprobs", "content_filter_results", "native_finish_reason"})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from quart_openai_sse.errors import UpstreamTruncated
 from quart_openai_sse.producers.calls import CallChunk
 from quart_openai_sse.producers.chat import Event
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import has_output
+from quart_openai_sse.protocol.chunks import finish_of, has_output
 from quart_openai_sse.protocol.upstream_errors import failure_of, reported_error
 
 
@@ -17,13 +18,17 @@ class InvalidItem(Exception):
     """An item that a model cannot yield. The message is for the app's developers, and not for callers."""
 
 
-def finish(reason: str | None, usage: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def finish(reason: str | Enum | None, usage: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The last item of a model whose library says why its answer ended: a chunk with the finish reason and the usage.
 
-    Raises `UpstreamTruncated` if there is no *reason*: most libraries return a cut answer without an error, and without
-    a reason.
+    *reason* may be a member of an `Enum`. Raises `UpstreamTruncated` if there is no reason: most libraries return a cut
+    answer without an error, and without a reason. Raises `TypeError` if it is not a string.
     """
-    if not reason:
+    if isinstance(reason, Enum):
+        reason = reason.value
+    if not isinstance(reason, str | None):
+        raise TypeError(f"A finish reason must be a string, not {type(reason).__name__}.")
+    if not (reason := finish_of(reason)):
         raise UpstreamTruncated("The answer ended without a reason.")
     chunk: dict[str, Any] = {"choices": [new_choice(0, {}, reason)]}
     return chunk if usage is None else {**chunk, "usage": dict(usage)}
@@ -45,6 +50,8 @@ def normalize(item: Any) -> Event | Mapping[str, Any] | None:
         return chunk
     if chunk.get("choices", ()) is None:  # as some servers write it in the chunk with the usage
         chunk = {**chunk, "choices": []}
+    if callable(dump := getattr(chunk.get("usage"), "model_dump", None)):
+        chunk = {**chunk, "usage": dump(mode="json", exclude_unset=True)}
     if not _is_chunk(chunk):
         raise InvalidItem(f"A model cannot yield this {type(item).__name__}: it has no choices with a delta.")
     return chunk
@@ -66,16 +73,17 @@ def new_choice(index: int, delta: Mapping[str, Any], finish_reason: str | None =
 def is_output(item: Event | Mapping[str, Any]) -> bool:
     """Whether *item* is an event, or a chunk with output."""
     return isinstance(item, Event) or any(
-        choice.get("finish_reason") or has_output(choice.get("delta") or {}) for choice in item["choices"]
+        finish_of(choice.get("finish_reason")) or has_output(choice.get("delta") or {}) for choice in item["choices"]
     )
 
 
-def says_why(item: Event | Mapping[str, Any]) -> bool:
-    """Whether *item* is an answer of a model, or says why there is none: an event, output, or a telling reason."""
+def is_answer(item: Event | Mapping[str, Any]) -> bool:
+    """Whether *item* is a part of an answer, or the reason why an answer may be empty: an event, output, a reason."""
     if isinstance(item, Event):
         return True
     return any(
-        choice.get("finish_reason") in _TELLING or has_output(choice.get("delta") or {}) for choice in item["choices"]
+        finish_of(choice.get("finish_reason")) in _TELLING or has_output(choice.get("delta") or {})
+        for choice in item["choices"]
     )
 
 

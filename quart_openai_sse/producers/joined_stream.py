@@ -34,14 +34,14 @@ class JoinedStream:
         self._usage: dict[str, Any] | None = None  # of chunks that transforms have added
         # Members of chunks without output go with the next chunk that is written.
         self._others: dict[str, Any] = {}
-        self._others_of_choices: dict[int, dict[str, Any]] = {}
+        self._members_of_choices: dict[int, dict[str, Any]] = {}
 
     def entries(self, item: Event | Mapping[str, Any], t: float) -> list[Entry]:
         """The entries for an event or a chunk. Raises `InvalidItem` for a value that JSON cannot hold."""
         if isinstance(item, Event):
             return [Entry(encode(item.data), t, kind=Kind.EVENT, name=item.name)]
         entries: list[Entry] = []
-        choices = [said for choice in item["choices"] if (said := self._said(choice, entries, t))]
+        choices = [written for choice in item["choices"] if (written := self._written(choice, entries, t))]
         usage = item.get("usage")
         if usage and type(usage) is not CountedUsage and isinstance(usage, Mapping):
             self._usage = update_usage(self._usage, usage)
@@ -51,7 +51,7 @@ class JoinedStream:
             self._others |= {name: value for name, value in item.items() if name not in _COMMON}
         return entries
 
-    def _said(self, choice: Mapping[str, Any], entries: list[Entry], t: float) -> dict[str, Any] | None:
+    def _written(self, choice: Mapping[str, Any], entries: list[Entry], t: float) -> dict[str, Any] | None:
         """The choice as it is written, with output only; its role goes before it, and its reason behind all output."""
         index = find_index(choice) or 0
         delta = choice.get("delta") or {}
@@ -60,15 +60,15 @@ class JoinedStream:
         if reason := finish_of(choice.get("finish_reason")):
             self._finish_reasons[index] = reason
         if not has_output(delta):
-            self._put_by(index, choice)
+            self._keep_members(index, choice)
             return None
         if index not in self._roles:
             self._roles.add(index)
             entries.append(self._entry([new_choice(index, {"role": "assistant", "content": ""})], t))
         if not reason:
             self._finish_reasons.pop(index, None)
-        put_by = self._others_of_choices.pop(index, None) or {}
-        return {**put_by, **choice, "index": index, "delta": delta, "finish_reason": None}
+        kept = self._members_of_choices.pop(index, None) or {}
+        return {**kept, **choice, "index": index, "delta": delta, "finish_reason": None}
 
     def finish(self, t: float, *, exhausted: bool, usage: Usage | None) -> list[Entry]:
         """The one finish of each choice, and the *usage* of all other streams, with that of the transforms.
@@ -84,16 +84,16 @@ class JoinedStream:
         for index in indices:
             delta = {} if self._roles else {"role": "assistant", "content": ""}
             choice = new_choice(index, delta, self._finish_reason(index))
-            entries.append(self._entry([self._others_of_choices.pop(index, {}) | choice], t))
+            entries.append(self._entry([self._members_of_choices.pop(index, {}) | choice], t))
         if (total := add_usage(usage, self._usage)) is not None:
             entries.append(self._entry([], t, {"usage": total}))
         return entries
 
-    def _put_by(self, index: int, choice: Mapping[str, Any]) -> None:
+    def _keep_members(self, index: int, choice: Mapping[str, Any]) -> None:
         """Keeps the further members of a choice without output, such as Azure's content filter results."""
         others = {name: value for name, value in choice.items() if name not in _OF_CHOICES and value is not None}
         if others:
-            self._others_of_choices.setdefault(index, {}).update(others)
+            self._members_of_choices.setdefault(index, {}).update(others)
 
     def _finish_reason(self, index: int) -> str:
         """The reason that a chunk gave, or else, where a transform left it out, the reason that the upstream gave."""

@@ -9,16 +9,19 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import (
     DETAILS,
     Chunk,
+    as_delta,
     delta_of,
     find_index,
     finish_of,
     flat,
+    merged,
     parts_of,
     reasoning_of_delta,
+    refusal_of_delta,
 )
-from quart_openai_sse.protocol.pieces import Members, Pieces, joined, merged
+from quart_openai_sse.protocol.pieces import Blocks, Members, Pieces, joined
 from quart_openai_sse.protocol.pieces import whole as whole_text
-from quart_openai_sse.protocol.usage import find_usage, update_usage
+from quart_openai_sse.protocol.usage import update_usage, usage_reports
 
 __all__ = ["Assembly"]
 
@@ -45,8 +48,10 @@ class Assembly:
         """What is known of the first choice besides its words, such as citations: the members named in `DETAILS`."""
         found = {member: value for member, value in self._head.items() if member in DETAILS}
         if (choice := self._choices.get(0)) is not None:
-            for members in (choice.others, choice.parts, choice.message):
-                found |= {member: joined(value) for member, value in members.items() if member in DETAILS}
+            for members in (choice.others, choice.message, choice.parts):
+                for member, value in members.items():
+                    if member in DETAILS:
+                        found[member] = merged(found.get(member), joined(value))
         return found
 
     def add(self, data: bytes, *, whole: bool = False) -> None:
@@ -71,14 +76,16 @@ class Assembly:
                 self._add_to_head(member, value)
         reports = chunk.get("usage") or "x_groq" in chunk
         choices = chunk.get("choices")
+        first = self._n == 1
         for choice in choices if isinstance(choices, list) else ():
             if type(choice) is dict or isinstance(choice, Mapping):
-                self._add_choice(choice, whole=whole)
+                # One choice was asked for: the first of a chunk is it, whatever its index is.
+                self._add_choice(choice, 0 if first or (self._n == 1 and not whole) else find_index(choice) or 0, whole)
+                first = False
                 reports = reports or "usage" in choice
-                if self._n == 1 and not whole:
-                    break
-        if reports and (usage := find_usage(chunk)) is not None:
-            self.usage = update_usage(self.usage, usage)
+        if reports:
+            for usage in usage_reports(chunk.get("usage"), chunk.get("x_groq"), choices):
+                self.usage = update_usage(self.usage, usage)
 
     def message(self) -> dict[str, Any] | None:
         """The `chat.completion` object that the chunks add up to so far, or `None` (see the class)."""
@@ -121,12 +128,11 @@ class Assembly:
             self._head[member] = value
             self._known.add(member)
 
-    def _add_choice(self, choice: Mapping[str, Any], *, whole: bool) -> None:
-        index = 0 if self._n == 1 and not whole else find_index(choice) or 0
+    def _add_choice(self, choice: Mapping[str, Any], index: int, whole: bool) -> None:
         kept = self._choices.get(index)
         if kept is None:
             kept = self._choices[index] = _Choice()
-        kept.add(choice, delta_of(choice, whole=whole))
+        kept.add(choice, as_delta(choice, whole=True)["delta"] if whole else delta_of(choice))
         if reason := finish_of(choice.get("finish_reason")):
             self.finish_reasons[index] = reason
 
@@ -162,12 +168,14 @@ class _Choice:
     def _add_members(self, delta: Mapping[str, Any]) -> None:
         """Adds the members of a delta, without text as its content."""
         for member, value in delta.items():
-            if value is None or (member == "content" and type(value) is str):
-                continue
-            if member in ("content", "refusal") and not isinstance(value, str):
+            if member == "content" and value and not isinstance(value, str):
                 self._add_parts(value)
-            else:
+            elif value is not None and member not in ("content", "refusal"):
                 self.message.add_member(member, value)
+        if refusal := refusal_of_delta(delta):
+            self.message.slot("refusal", Pieces).append(refusal)
+        elif isinstance(delta.get("refusal"), str):
+            self.message.slot("refusal", Pieces)
         if said := reasoning_of_delta(delta):
             self.reasoning.append(said)
 
@@ -189,12 +197,16 @@ class _Choice:
 
     def _add_parts(self, content: Any) -> None:
         for kind, part in parts_of(content):
-            if kind in ("text", "refusal"):
-                self.message.slot("content" if kind == "text" else kind, Pieces).append(flat(part))
+            if kind == "text":
+                self.message.slot("content", Pieces).append(flat(part))
             elif kind == "thinking":
                 self.parts.slot("reasoning", Pieces).append(flat(part))
-            else:
+            if kind in DETAILS:
                 self.parts[kind] = merged(self.parts.get(kind), [part])
+            elif kind == "thinking" and part.get("signature"):
+                self.parts.slot("thinking_blocks", Blocks).add([part])
+            if isinstance(annotations := part.get("annotations"), list):
+                self.parts["annotations"] = merged(self.parts.get("annotations"), annotations)
 
 
 _NOT_OTHERS = frozenset({"index", "delta", "message", "text", "finish_reason", "usage", "error"})

@@ -5,7 +5,7 @@ docs/reference/dialects.md lists the dialects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from quart_openai_sse.protocol import json
@@ -42,7 +42,20 @@ DETAILS = frozenset(
 )
 """What is known of an answer besides its words. Upstreams send it in a chunk, in a choice or in a delta."""
 
-FAILED = frozenset({"abort", "aborted", "error", "insufficient_system_resource", "network_error"})
+FAILED = frozenset(
+    {
+        "abort",
+        "aborted",
+        "canceled",
+        "cancelled",
+        "error",
+        "failed",
+        "insufficient_system_resource",
+        "network_error",
+        "server_error",
+        "timeout",
+    }
+)
 """Values of `finish_reason` that say that the answer was interrupted (OpenRouter, vLLM, SGLang, DeepSeek, Zhipu)."""
 
 _KINDS = {
@@ -60,7 +73,12 @@ _KINDS = {
 def find_index(value: Mapping[str, Any]) -> int | None:
     """The `index` of a choice or of a tool call; `None` if it is missing or not an integer."""
     index = value.get("index")
+    if type(index) is str and index.isdecimal() and len(index) < _MOST_DIGITS:
+        return int(index)
     return index if type(index) is int else None  # True is an int to Python, and not to JSON
+
+
+_MOST_DIGITS = 10
 
 
 def has_output(delta: Mapping[str, Any]) -> bool:
@@ -74,24 +92,58 @@ def has_output(delta: Mapping[str, Any]) -> bool:
 
 def has_words(delta: Mapping[str, Any]) -> bool:
     """Whether *delta* continues an answer: by text, reasoning, a refusal, a tool call or sound, not only by details."""
-    return any(value and member != "role" and member not in DETAILS for member, value in delta.items())
+    if any(delta.get(member) for member in ("tool_calls", "function_call", "audio")):
+        return True
+    return bool(text_of_delta(delta) or refusal_of_delta(delta) or reasoning_of_delta(delta))
 
 
 def finish_of(reason: object) -> str:
     """A choice's `finish_reason`, or "" if it has none. Some servers write "null" in chunks that do not finish."""
-    return reason if isinstance(reason, str) and reason != "null" else ""
+    return reason if isinstance(reason, str) and reason.lower() != "null" else ""
 
 
 def first_choice(chunk: Mapping[str, Any], *, n: int = 1) -> Mapping[str, Any] | None:
     """The choice of *chunk* that belongs to the first of *n* choices.
 
-    A request for one choice has one, whatever index its chunks give it: some servers count chunks by it.
+    A request for one choice has one, whatever index its chunks give it: some servers count chunks by it, and GitHub
+    Copilot's API has the text and the tool calls of an answer in two choices.
     """
     choices = chunk.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if (type(choice) is dict or isinstance(choice, Mapping)) and (n == 1 or (find_index(choice) or 0) == 0):
-            return choice
-    return None
+    if type(choices) is list and len(choices) == 1 and type(choices[0]) is dict:  # as in nearly every chunk
+        [choice] = choices
+        return choice if n == 1 or (find_index(choice) or 0) == 0 else None
+    found = [
+        choice
+        for choice in (choices if isinstance(choices, list) else ())
+        if isinstance(choice, Mapping) and (n == 1 or (find_index(choice) or 0) == 0)
+    ]
+    return one_choice(found) if found else None
+
+
+def one_choice(choices: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The choices of one chunk that are parts of one answer, as one choice."""
+    first, *others = choices
+    joined = dict(first)
+    for other in others:
+        for member, value in other.items():
+            known = joined.get(member)
+            if member in ("delta", "message") and isinstance(known, Mapping) and isinstance(value, Mapping):
+                joined[member] = _one_delta(known, value)
+            elif value is not None and (known is None or member == "finish_reason"):
+                joined[member] = value
+    return joined
+
+
+def _one_delta(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    joined = dict(one)
+    for member, value in other.items():
+        known = joined.get(member)
+        both = isinstance(known, str) and isinstance(value, str) and member != "role"
+        if both or (isinstance(known, list) and isinstance(value, list)):
+            joined[member] = known + value
+        elif value and not known:
+            joined[member] = value
+    return joined
 
 
 def delta_of(choice: Mapping[str, Any], *, whole: bool = False) -> Mapping[str, Any]:
@@ -113,17 +165,15 @@ def delta_of(choice: Mapping[str, Any], *, whole: bool = False) -> Mapping[str, 
     return {**delta, "content": text} if isinstance(text, str) and text else delta
 
 
-def as_deltas(choices: object, *, whole: bool) -> list[dict[str, Any]]:
-    """The choices of a chunk, each with what it says as a `delta`; see `delta_of` for *whole*."""
-    listed = [each for each in choices if isinstance(each, Mapping)] if isinstance(choices, list) else []
-    return [as_delta(choice, whole=whole) for choice in listed]
-
-
 def as_delta(choice: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-    """A choice with what it says as a `delta`, also if that was a `message`, whose tool calls are not numbered."""
+    """A choice with what it says as a `delta`, also if that was a `message`, whose lists are not numbered."""
     delta = delta_of(choice, whole=whole)
     if whole and (calls := delta.get("tool_calls")):
         delta = {**delta, "tool_calls": [{**call, "index": n} for n, call in enumerate(calls_of(calls))]}
+    for member in REASONING_BLOCKS if whole else ():
+        if isinstance(blocks := delta.get(member), list):
+            numbered = ({"index": n, **each} if isinstance(each, Mapping) else each for n, each in enumerate(blocks))
+            delta = {**delta, member: list(numbered)}
     others = {name: value for name, value in choice.items() if name not in ("message", "text")}
     return {**others, "delta": delta}
 
@@ -177,8 +227,22 @@ def details_of(chunk: Mapping[str, Any], choice: Mapping[str, Any], delta: Mappi
     if content and not isinstance(content, str):
         for kind, part in parts_of(content):
             if kind in DETAILS:
-                found.setdefault(kind, []).append(part)
+                found[kind] = merged(found.get(kind), [part])
+            if isinstance(annotations := part.get("annotations"), list):
+                found["annotations"] = merged(found.get("annotations"), annotations)
     return found
+
+
+def merged(known: Any, value: Any) -> Any:
+    """Details after one more report. Some servers send a list in pieces, others all of it again with each chunk."""
+    if not value:
+        return known
+    if not isinstance(known, list) or not isinstance(value, list):
+        return value
+    if known == value:
+        return known
+    have = set(map(json.encode, known))  # as text, since objects can't be looked up, and lists may be very long
+    return known + [item for item in value if json.encode(item) not in have]
 
 
 def calls_of(calls: object) -> list[Mapping[str, Any]]:
@@ -190,18 +254,20 @@ def calls_of(calls: object) -> list[Mapping[str, Any]]:
     return [_call(call) for call in listed if isinstance(call, Mapping)]
 
 
-def flat(value: object) -> str:
+def flat(value: object, depth: int = 8) -> str:
     """All the text in *value*: a string, or parts, blocks and objects with text."""
     if isinstance(value, str):
         return value
+    if not depth:
+        return ""
     if isinstance(value, list):
-        return "".join(map(flat, value))
+        return "".join(flat(item, depth - 1) for item in value)
     if isinstance(value, Mapping):
-        return next((text for member in _TEXTS if (text := flat(value.get(member)))), "")
+        return next((text for member in TEXTS if (text := flat(value.get(member), depth - 1))), "")
     return ""
 
 
-_TEXTS = ("text", "thinking", "summary", "content", "reasoning", "refusal", "value")
+TEXTS = ("text", "thinking", "summary", "content", "reasoning", "refusal", "value")
 
 
 def arguments_of(value: object) -> str:
@@ -217,10 +283,10 @@ def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(function.get("arguments"), str | None):
             return call
         return {**call, "function": {**function, "arguments": arguments_of(function["arguments"])}}
-    if isinstance(call.get("name"), str):
+    if isinstance(call.get("name"), str) or (function is None and "arguments" in call):
         rest = {member: value for member, value in call.items() if member not in ("name", "arguments")}
-        function = {"name": call["name"], "arguments": arguments_of(call.get("arguments"))}
-        return {**rest, "function": function}
+        name = {"name": call["name"]} if call.get("name") else {}
+        return {**rest, "function": {**name, "arguments": arguments_of(call.get("arguments"))}}
     return call
 
 
@@ -228,7 +294,9 @@ def _kind_of(part: Mapping[str, Any]) -> str:
     kind = part.get("type", "text" if "text" in part else "")
     if not isinstance(kind, str):
         return "parts"
-    return _KINDS.get(kind) or ("images" if "image" in kind else "parts")
+    if kind in _KINDS:
+        return _KINDS[kind]
+    return "images" if "image" in kind else "text" if isinstance(part.get("text"), str) else "parts"
 
 
 def _joined(content: object, wanted: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamTruncated
-from quart_openai_sse.protocol.chunks import DETAILS, FAILED, has_output, has_words
+from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamGarbled, UpstreamTruncated
+from quart_openai_sse.protocol import json
+from quart_openai_sse.protocol.chunks import FAILED, details_of, has_output, has_words, text_of_delta
 from quart_openai_sse.protocol.parsing import ParsedChoice, ParsedChunk, parse_chunk, parse_object
 from quart_openai_sse.protocol.upstream_errors import failure_of
 from quart_openai_sse.protocol.usage import update_usage
@@ -86,6 +87,8 @@ class Completion:
         self._open: set[int] = set()
         self._begun: set[int] = set()
         """The choices of which a delta has come."""
+        self._messages: dict[int, str] = {}
+        """The text of the other choices that came in messages, by the index."""
         self._empty_reason = False
         """Whether a `finish_reason` was ""."""
 
@@ -112,9 +115,9 @@ class Completion:
             if (
                 (delta := choice.delta)
                 and (0 if self._one else choice.index) in self._open
-                and not choice.finish_reason
+                and choice.finish_reason is None
                 and (delta.get("content") or has_output(delta))
-                and chunk.usage is choice.usage is choice.error is chunk.error is None
+                and chunk.usage is chunk.x_groq is choice.usage is choice.error is chunk.error is None
             ):
                 self.by_message = False
                 return _OUTPUT
@@ -145,7 +148,8 @@ class Completion:
         if self.done:
             return None
         groq = chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None
-        reported = [each for each in (chunk.usage, groq, *[choice.usage for choice in chunk.choices]) if each]
+        # In the order of `usage_reports`: the one at the top level counts most.
+        reported = [each for each in (groq, *[choice.usage for choice in chunk.choices], chunk.usage) if each]
         for usage in reported:
             if isinstance(usage, dict):
                 self.usage = update_usage(self.usage, usage)
@@ -157,23 +161,21 @@ class Completion:
                 signal = Signal.OUTPUT
         if signal is Signal.OUTPUT:
             return signal if self._open else Signal.FINISH
-        return Signal.USAGE if reported and _says_no_more(chunk, data) else signal
+        return Signal.USAGE if reported and _is_usage_only(chunk, data, begun=self.has_output) else signal
 
     def _takes(self, choice: ParsedChoice, index: int) -> bool:
         """Takes a choice. Whether it has output or a reason."""
-        delta, message, text, reason = choice.delta, choice.message, choice.text, choice.finish_reason
+        delta, reason = choice.delta, choice.finish_reason
         output = bool(delta and has_output(delta))
         if output:
             self._begun.add(index)
-        elif index not in self._begun and (message or text):
-            if output := isinstance(message, dict) and has_output(message):
-                self._begun.add(index)
-            output = output or (isinstance(text, str) and text != "")  # which comes in pieces, as deltas do
+        elif index not in self._begun and (choice.message or choice.text):
+            output = self._takes_message(choice, index)
             self.by_message |= output
         if choice.error or (reason and reason.lower() in FAILED):
             raise _interruption(choice)
         self._empty_reason |= reason == ""
-        if reason and reason != "null":
+        if reason and reason.lower() != "null":
             self.finish_reasons[index] = reason
             self._open.discard(index)
             return True
@@ -181,17 +183,37 @@ class Completion:
             self._open.add(index)
         return output
 
+    def _takes_message(self, choice: ParsedChoice, index: int) -> bool:
+        """Takes the message, or the text, of a choice of which no delta has come. Whether it is output."""
+        message, text = choice.message, choice.text
+        if not isinstance(message, dict) or not has_output(message):
+            return isinstance(text, str) and text != ""
+        known, said = self._messages.get(index), text_of_delta(message)
+        self._messages[index] = (known or "") + said
+        if not known:
+            return True
+        if said == known:  # the whole message once more
+            self._messages[index] = known
+            return False
+        if said.startswith(known):
+            raise UpstreamGarbled("The upstream repeats its message with every chunk, and sends no deltas.")
+        return True
+
 
 # Without this alias Completion.feed is 25 % slower on Python 3.11, which looks up an Enum's members in Python code
 # (Python 3.13: 7 %).
 _OUTPUT = Signal.OUTPUT
 
 
-def _says_no_more(chunk: ParsedChunk, data: bytes) -> bool:
-    """Whether a chunk with usage and without output says nothing else: no role, no details."""
-    if any(any((choice.delta or {}).values()) or choice.message or choice.text for choice in chunk.choices):
-        return False
-    return not any(b'"%b"' % member.encode() in data for member in DETAILS)
+def _is_usage_only(chunk: ParsedChunk, data: bytes, *, begun: bool) -> bool:
+    """Whether a chunk with usage and without output says nothing else: no details, and no role before the output."""
+    for choice in chunk.choices:
+        members = {member for member, value in (choice.delta or {}).items() if value}
+        if members - {"role"} or (members and not begun) or choice.message or choice.text:
+            return False
+    members = json.decode(data) if data else {}
+    choices = [each for each in members.get("choices") or [] if isinstance(each, dict)]
+    return not any(details_of(members, choice, {}) for choice in choices or [{}])
 
 
 def _interruption(choice: ParsedChoice) -> OpenAISSEError:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quart_openai_sse.protocol import json
-from quart_openai_sse.protocol.chunks import DETAILS, REASONING, REASONING_BLOCKS, arguments_of, calls_of, find_index
+from quart_openai_sse.protocol.chunks import (
+    DETAILS,
+    REASONING,
+    REASONING_BLOCKS,
+    arguments_of,
+    calls_of,
+    find_index,
+    flat,
+    merged,
+)
 
 _DEPTH = 16  # levels of objects that are added up, far more than any API has
 
@@ -14,7 +23,7 @@ _DEPTH = 16  # levels of objects that are added up, far more than any API has
 _SET_ONCE = frozenset({"role", "id", "type", "name", "index", "channel", "format", "object", "status"})
 
 # Text that comes in pieces, also if two pieces are equal.
-_TEXTS = frozenset({"content", "refusal", "arguments", "text", "summary", "transcript", "data", *REASONING})
+_TEXTS = frozenset({"content", "refusal", "arguments", "input", "text", "summary", "transcript", "data", *REASONING})
 
 
 class Pieces(list[str]):
@@ -89,11 +98,29 @@ class Calls(list[Members]):
 
     def add(self, deltas: object, depth: int = _DEPTH) -> None:
         """Adds the pieces of calls in one delta."""
+        named: list[Members] = []
         for delta in calls_of(deltas):
-            self._find(delta).add(delta, depth)
+            call = self._find(delta, named)
+            call.add(delta, depth)
+            if _function(delta).get("name"):
+                named.append(call)
 
-    def _find(self, delta: Mapping[str, Any]) -> Members:
+    def number(self, deltas: object) -> list[dict[str, Any]]:
+        """The pieces of calls in one delta, each with the number of its call as its `index`. They are added, too."""
+        numbered = []
+        named: list[Members] = []
+        for delta in calls_of(deltas):
+            call = self._find(delta, named)
+            call.add(delta)
+            if _function(delta).get("name"):
+                named.append(call)
+            numbered.append({**delta, "index": next(n for n, each in enumerate(self) if each is call)})
+        return numbered
+
+    def _find(self, delta: Mapping[str, Any], named: Sequence[Members]) -> Members:
         """The call that *delta* belongs to: the one of its index, unless it begins another call.
+
+        *named* are the calls that the same delta has named before.
 
         Ollama repeats an index or omits it. Other servers repeat a call's name and id in each piece, or give each piece
         a new id, or no ids at all.
@@ -104,7 +131,7 @@ class Calls(list[Members]):
             call = self._known[index, call_id]
         elif call is None and not call_id and not _function(delta).get("name"):
             call = self._latest.get(None)  # a piece that says nothing of its own call continues the open one
-        elif call is not None and _begins(delta, call, call_id):
+        elif call is not None and (_begins(delta, call, call_id) or _is_another(delta, call, named)):
             call = None
         if call is None:
             call = Members()
@@ -128,7 +155,7 @@ class Blocks(list[Members]):
         index, kind = find_index(delta), delta.get("type")
         for block in reversed(self):
             if block.get("index") == index and block.get("type") in (kind, None):
-                if index is not None or not (block.get("signature") or block.get("data")):
+                if _continues(delta, block):
                     return block
                 break
         block = Members()
@@ -151,18 +178,23 @@ def joined(value: Any) -> Any:
     return value
 
 
-def merged(known: Any, value: Any) -> Any:
-    """Details after one more report. Some servers send a list in pieces, others all of it again with each chunk."""
-    if not value:
-        return known
-    if not isinstance(known, list) or not isinstance(value, list):
-        return value
-    return known if known == value else known + [item for item in value if item not in known]
-
-
 def whole(text: str) -> str:
     """*text* with surrogate pairs joined, such as an emoji whose halves came in two chunks. A lone half stays."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def _continues(delta: Mapping[str, Any], block: Members) -> bool:
+    """Whether *delta* is a piece of *block*, which has the same index and type."""
+    if delta.get("id") and block.get("id", delta["id"]) != delta["id"]:
+        return False
+    if block.get("signature") or block.get("data"):  # its text is whole
+        return find_index(delta) is not None and not flat(delta)
+    return True
+
+
+def _is_another(delta: Mapping[str, Any], call: Members, named: Sequence[Members]) -> bool:
+    """Whether *delta* is another call than *call*: the same delta has named it already, and it has no id."""
+    return bool(_function(delta).get("name")) and not _id(delta) and any(each is call for each in named)
 
 
 def _begins(delta: Mapping[str, Any], call: Members, call_id: str) -> bool:
@@ -179,8 +211,10 @@ def _begins(delta: Mapping[str, Any], call: Members, call_id: str) -> bool:
 
 
 def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = call.get("function")
-    return function if isinstance(function, Mapping) else {}
+    function, custom = call.get("function"), call.get("custom")
+    if isinstance(function, Mapping):
+        return function
+    return {"name": custom.get("name"), "arguments": custom.get("input", ())} if isinstance(custom, Mapping) else {}
 
 
 def _id(value: Mapping[str, Any]) -> str:

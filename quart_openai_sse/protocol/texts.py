@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from quart_openai_sse.protocol.chunks import (
     REASONING,
     REASONING_BLOCKS,
+    TEXTS,
     arguments_of,
     calls_of,
     delta_of,
@@ -62,41 +64,66 @@ def with_text(chunk: Mapping[str, Any], text: str, place: Place = CONTENT) -> Ma
     """*chunk* with *text* at *place*, in each member in which the upstream has said it; other members as they are.
 
     Returns a new chunk, or *chunk* itself if that is its text already. A chunk without a text there gets one:
-    `with_text({"choices": []}, "Bye.")` is a chunk of an app's own. The log probabilities of a choice whose content is
+    `with_text({"choices": []}, "Bye.")` is a chunk of an app's own. The log probabilities of a choice whose text is
     replaced are left out, since they spell out the old one.
     """
     if _texts(chunk).get(place, "") == text:
         return chunk
     choices = list(chunk["choices"])
-    number = next((n for n, each in enumerate(choices) if (find_index(each) or 0) == place.choice), None)
-    if number is None:
+    numbers = [n for n, each in enumerate(choices) if (find_index(each) or 0) == place.choice]
+    if not numbers:
         choices.append({"index": place.choice, "delta": _replaced({}, text, place), "finish_reason": None})
-    else:
-        choice = {name: value for name, value in choices[number].items() if name not in ("message", "text")}
-        if place.kind in ("content", "refusal"):
-            choice.pop("logprobs", None)
-        delta = delta_of(choices[number], whole="delta" not in choices[number])
-        choices[number] = {**choice, "delta": _replaced(delta, text, place)}
+    # A choice may come twice in a chunk: then the first one that has text at the place gets all of it.
+    numbers.sort(key=lambda n: not _texts({"choices": [choices[n]]}).get(place))
+    for n in numbers:
+        choice = choices[n]
+        others = {name: value for name, value in choice.items() if name not in ("message", "text", "logprobs")}
+        if n == numbers[0] or _texts({"choices": [choice]}).get(place):
+            delta = delta_of(choice, whole="delta" not in choice)
+            choices[n] = {**others, "delta": _replaced(delta, text if n == numbers[0] else "", place)}
     return {**chunk, "choices": choices}
 
 
 def _texts(chunk: Mapping[str, Any]) -> dict[Place, str]:
     """All texts of *chunk*, by their places."""
-    found: dict[Place, str] = {}
+    found: dict[Place, str] = defaultdict(str)
     for choice in chunk["choices"]:
         index, delta = find_index(choice) or 0, delta_of(choice, whole="delta" not in choice)
-        found[Place(index, "reasoning")] = reasoning_of_delta(delta)
-        found[Place(index)] = text_of_delta(delta)
-        found[Place(index, "refusal")] = refusal_of_delta(delta)
-        if (audio := delta.get("audio")) and isinstance(audio, Mapping):
-            found[Place(index, "transcript")] = str(audio.get("transcript") or "")
+        found[Place(index, "reasoning")] += _reasoning(delta)
+        found[Place(index)] += text_of_delta(delta)
+        found[Place(index, "refusal")] += refusal_of_delta(delta)
+        if isinstance(audio := delta.get("audio"), Mapping):
+            found[Place(index, "transcript")] += flat(audio.get("transcript"))
         for number, call in enumerate(calls_of(delta.get("tool_calls"))):
             member = find_index(call)
-            place = Place(index, "arguments", number if member is None else member)
-            found[place] = found.get(place, "") + _arguments(call)
-        if "function_call" in delta:
-            found[Place(index, "arguments", -1)] = _arguments({"function": delta["function_call"]})
+            found[Place(index, "arguments", number if member is None else member)] += _arguments(call)
+        if isinstance(delta.get("function_call"), Mapping):
+            found[Place(index, "arguments", -1)] += _arguments({"function": delta["function_call"]})
     return {place: text for place, text in found.items() if text}
+
+
+def _reasoning(delta: Mapping[str, Any]) -> str:
+    """All reasoning in *delta*. A member that says what another one says, or a part of it, is not repeated."""
+    content = delta.get("content")
+    said = [flat(delta.get(member)) for member in REASONING]
+    said += [_every_text(delta.get(member)) for member in REASONING_BLOCKS if delta.get(member)]
+    if content and not isinstance(content, str):
+        said.append(reasoning_of_delta({"content": content}))
+    distinct: list[str] = []
+    for text in sorted(filter(None, said), key=len, reverse=True):
+        if not any(text in other for other in distinct):
+            distinct.append(text)
+    return "".join(distinct)
+
+
+def _every_text(value: Any) -> str:
+    """The text of blocks of reasoning, in every member that holds some."""
+    if isinstance(value, list):
+        return "".join(map(_every_text, value))
+    if not isinstance(value, Mapping):
+        return flat(value)
+    found = [text for member in TEXTS if (text := flat(value.get(member)))]
+    return "".join(dict.fromkeys(found))
 
 
 def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, Any]:
@@ -104,7 +131,8 @@ def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, An
     if place.kind == "reasoning":
         return _with_reasoning(delta, text)
     if place.kind == "transcript":
-        return {**delta, "audio": {**(delta.get("audio") or {}), "transcript": text}}
+        audio = delta.get("audio")
+        return {**delta, "audio": {**(audio if isinstance(audio, Mapping) else {}), "transcript": text}}
     if place.kind == "arguments":
         return _with_arguments(delta, text, place.call)
     content = delta.get("content")
@@ -118,8 +146,8 @@ def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, An
 def _with_reasoning(delta: Mapping[str, Any], text: str) -> dict[str, Any]:
     said: dict[str, Any] = {member: text for member in REASONING if flat(delta.get(member))}
     for member in REASONING_BLOCKS:
-        if isinstance(blocks := delta.get(member), list) and flat(blocks):
-            said[member] = _with_blocks(blocks, text)
+        if _every_text(blocks := delta.get(member)):
+            said[member] = _with_blocks(blocks if isinstance(blocks, list) else [blocks], text)
     content = delta.get("content")
     if _is_list(content) and reasoning_of_delta({"content": content}):
         said["content"] = _with_part(content, "thinking", text)
@@ -130,14 +158,16 @@ def _with_blocks(blocks: list[Any], text: str) -> list[Any]:
     """The *blocks* with *text* in the first of those that have text, and none in the others."""
     replaced = []
     for block in blocks:
-        members = [name for name in _BLOCK_TEXTS if block.get(name)] if isinstance(block, Mapping) else []
-        replaced.append({**block, **dict.fromkeys(members, text)} if members else block)
-        if members:
-            text = ""
+        if not _every_text(block):
+            replaced.append(block)
+            continue
+        if isinstance(block, Mapping):
+            members = [member for member in TEXTS if flat(block.get(member))]
+            replaced.append({**block, **dict.fromkeys(members, ""), members[0]: text})
+        else:
+            replaced.append(text)
+        text = ""
     return replaced
-
-
-_BLOCK_TEXTS = ("text", "thinking", "summary", "content", "reasoning")
 
 
 def _with_part(content: Any, kind: str, text: str) -> list[Any]:
@@ -156,7 +186,8 @@ def _with_part(content: Any, kind: str, text: str) -> list[Any]:
 
 def _with_arguments(delta: Mapping[str, Any], text: str, index: int) -> dict[str, Any]:
     if index == -1:
-        return {**delta, "function_call": {**(delta.get("function_call") or {}), "arguments": text}}
+        call = delta.get("function_call")
+        return {**delta, "function_call": {**(call if isinstance(call, Mapping) else {}), "arguments": text}}
     calls, written = [], False
     for number, call in enumerate(calls_of(delta.get("tool_calls"))):
         member = find_index(call)
@@ -172,14 +203,15 @@ def _with_arguments(delta: Mapping[str, Any], text: str, index: int) -> dict[str
 def _with_input(call: Mapping[str, Any], text: str) -> Mapping[str, Any]:
     if isinstance(custom := call.get("custom"), Mapping):
         return {**call, "custom": {**custom, "input": text}}
-    return {**call, "function": {**(call.get("function") or {}), "arguments": text}}
+    function = call.get("function")
+    return {**call, "function": {**(function if isinstance(function, Mapping) else {}), "arguments": text}}
 
 
 def _arguments(call: Mapping[str, Any]) -> str:
     function, custom = call.get("function"), call.get("custom")
     if isinstance(function, Mapping):
         return arguments_of(function.get("arguments"))
-    return str(custom.get("input") or "") if isinstance(custom, Mapping) else ""
+    return flat(custom.get("input")) if isinstance(custom, Mapping) else ""
 
 
 def _is_list(content: object) -> bool:

@@ -13,16 +13,17 @@ _DEPTH = 16  # levels of details, far more than any API has
 
 def find_usage(members: Mapping[str, Any]) -> dict[str, Any] | None:
     """The usage in a chunk or an answer: at its top level, in Groq's `x_groq`, or in one of its choices (Moonshot)."""
-    if isinstance(usage := members.get("usage"), Mapping) and usage:
-        return dict(usage)
-    choices = members.get("choices")
-    for place in choices if isinstance(choices, list) else ():
-        if isinstance(place, Mapping) and isinstance(usage := place.get("usage"), Mapping) and usage:
-            return dict(usage)
-    groq = members.get("x_groq")
-    if isinstance(groq, Mapping) and isinstance(usage := groq.get("usage"), Mapping) and usage:
-        return dict(usage)
-    return None
+    usage: dict[str, Any] | None = None
+    for reported in usage_reports(members.get("usage"), members.get("x_groq"), members.get("choices")):
+        usage = update_usage(usage, reported)
+    return usage
+
+
+def usage_reports(usage: Any, groq: Any, choices: Any) -> list[Usage]:
+    """The reports of usage in a chunk with these members, the one that counts most as the last."""
+    places = [groq, *(choices if isinstance(choices, list) else ()), {"usage": usage}]
+    found = [place.get("usage") for place in places if isinstance(place, Mapping)]
+    return [each for each in found if isinstance(each, Mapping) and each]
 
 
 def update_usage(known: Usage | None, reported: Usage) -> dict[str, Any]:

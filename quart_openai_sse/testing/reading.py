@@ -9,8 +9,7 @@ from typing import Any
 from quart_openai_sse.formats import first_delta
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
-from quart_openai_sse.protocol.chunks import refusal_of_delta, text_of_delta
-from quart_openai_sse.protocol.pieces import merged
+from quart_openai_sse.protocol.chunks import merged, refusal_of_delta, text_of_delta
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 
 

@@ -173,5 +173,7 @@ def _encode_once(batch: Batch, encoded: dict[Hashable, bytes], format_: Format) 
     sharing = (type(format_), format_.sharing)
     data = encoded.get(sharing)
     if data is None:
-        data = encoded[sharing] = format_.encode(batch)
+        data = format_.encode(batch)
+        if format_.sharing is not None:  # what this response sends may have become its own
+            encoded[sharing] = data
     return data

@@ -7,6 +7,7 @@ import json
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from quart import current_app
 
 from quart_openai_sse import Event, StreamEnd
 from quart_openai_sse import finish as end
-from quart_openai_sse.errors import InvalidRequest, StreamStopped
+from quart_openai_sse.errors import InvalidRequest, StreamStopped, UpstreamTruncated
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
 from tests.producers.relays import read_all, relay_of, start
@@ -677,6 +678,75 @@ async def test_a_calls_chunks_are_its_own_whatever_their_ids(
     assert seen.usage == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
     _, seen, _ = await stream_of(create_app, serve, own, script(), script(cut=True))
     assert (seen.text, seen.outcome) == ("xyxy", "failed")
+
+
+async def test_a_stream_of_another_client_with_a_calls_id_is_not_the_calls(create_app: CreateApp, serve: Serve) -> None:
+    piece = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "choices": [{"delta": {"content": "cut"}}]}
+
+    async def own(chat):
+        await chat.call("one", chat.messages)
+        yield piece
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.text, seen.outcome, seen.error["code"]) == ("cut", "failed", "upstream_truncated")
+
+
+async def test_a_calls_chunks_are_as_a_transform_needs_them(create_app: CreateApp, serve: Serve) -> None:
+    """One choice where one was asked for, with a delta; and the pieces of tool calls with the number of their call."""
+    seen: list[Any] = []
+
+    async def own(chat):
+        async for each in chat.call("one", chat.messages):
+            seen.extend(each["choices"])
+            yield each
+
+    def calling(name: str) -> bytes:
+        return chunk(index=4, tool_calls=[{"index": 0, "id": "", "function": {"name": name, "arguments": "{}"}}])
+
+    pieces = [chunk("a", index=2), chunk("b", index=3), calling("f"), calling("g")]
+    legacy = b'data: {"choices":[{"index":9,"text":"","finish_reason":"tool_calls"}]}\n\n'
+    _, read_stream, _ = await stream_of(create_app, serve, own, [*pieces, legacy])
+    assert [choice["index"] for choice in seen] == [0] * 5
+    assert all("text" not in choice for choice in seen)
+    assert [call["index"] for choice in seen for call in choice["delta"].get("tool_calls", ())] == [0, 1]
+    assert (read_stream.text, read_stream.outcome, read_stream.finish_reason) == ("ab", "completed", "tool_calls")
+    roles = [each for each in read_stream.chunks if each["choices"] and each["choices"][0]["delta"].get("role")]
+    assert len(roles) == 1
+
+
+class Reason(Enum):
+    LENGTH = "length"
+
+
+async def test_a_reason_may_be_of_an_enum_and_nothing_else_but_text(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield "so far"
+        yield end(Reason.LENGTH)  # type: ignore[arg-type]
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.outcome, seen.finish_reason) == ("completed", "length")
+    with pytest.raises(TypeError, match="int"):
+        end(5)  # type: ignore[arg-type]
+    with pytest.raises(UpstreamTruncated):
+        end("null")
+
+
+async def test_a_model_that_says_that_it_broke_has_failed(create_app: CreateApp, serve: Serve) -> None:
+    async def own(chat):
+        yield "so far"
+        yield end("error")
+
+    _, seen, _ = await stream_of(create_app, serve, own)
+    assert (seen.text, seen.outcome, seen.error["code"]) == ("so far", "failed", "model_failed")
+
+
+async def test_reasoning_that_was_cut_in_an_emoji_can_be_stored(create_app: CreateApp, serve: Serve) -> None:
+    ends: list[StreamEnd] = []
+    app, ai = create_app(ScriptedUpstream([b'data: {"choices":[{"delta":{"reasoning":"\\ud83d"}}]}\n\n', finish()]))
+    ai.on_end(ends.append)
+    client = await serve(app)
+    await client.post("/v1/chat/completions", json={**BODY, "model": "any"})
+    assert ends[0].reasoning == "\ufffd"
 
 
 @pytest.mark.parametrize("how", ["fails", "is stopped"])

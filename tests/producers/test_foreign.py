@@ -95,6 +95,105 @@ def test_two_streams_at_the_same_time_are_told_apart_by_their_ids() -> None:
     assert follow([each for each in both if each["id"] == "a" or (each["choices"] and each["choices"][0]["delta"])])[1]
 
 
+def choices(*parts: tuple[int, Any, Any]) -> dict[str, Any]:
+    listed = [{"index": index, "delta": delta, "finish_reason": finish} for index, delta, finish in parts]
+    return {"id": "a", "object": "chat.completion.chunk", "choices": listed}
+
+
+ROLE = {"role": "assistant", "content": ""}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]}
+WHOLE: dict[str, tuple[list[Any], int]] = {
+    "two choices": (
+        [
+            *[choices((index, ROLE, None)) for index in (0, 1)],
+            *[choices((index, {"content": text}, None)) for text in "ab" for index in (0, 1)],
+            *[choices((index, {}, "stop")) for index in (0, 1)],
+        ],
+        2,
+    ),
+    "two choices, one after the other": (
+        [
+            choices((0, ROLE, None)),
+            choices((0, {"content": "a"}, None)),
+            choices((1, ROLE, None)),
+            choices((1, {"content": "b"}, None)),
+            choices((0, {"content": "a"}, None)),
+            choices((0, {}, "stop"), (1, {}, "stop")),
+        ],
+        2,
+    ),
+    "two choices in a chunk": (
+        [
+            choices((0, {"role": "assistant", "content": "a"}, None), (1, {"role": "assistant", "content": "b"}, None)),
+            choices((0, {"content": "c"}, None), (1, {"content": "d"}, None)),
+            choices((0, {}, "stop"), (1, {}, "stop")),
+        ],
+        2,
+    ),
+    "a role with the tool call": (
+        [
+            choices((0, {"role": "assistant", "content": "I'll "}, None)),
+            choices((0, {"content": "help."}, None)),
+            choices((0, CALLED, None)),
+            choices((0, {"role": "assistant", "tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}, None)),
+            choices((0, {}, "tool_calls")),
+        ],
+        1,
+    ),
+    "a role with the first text behind reasoning": (
+        [
+            choices((0, {"role": "assistant", "reasoning": "a"}, None)),
+            choices((0, {"reasoning": "b"}, None)),
+            choices((0, {"role": "assistant", "content": "c"}, None)),
+            choices((0, {"content": "d"}, None)),
+            choices((0, {}, "stop")),
+        ],
+        1,
+    ),
+    "a role with the finish": (
+        [choices((0, ROLE, None)), choices((0, {"content": "a"}, None)), choices((0, ROLE, "stop"))],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("chunks", "n"), WHOLE.values(), ids=WHOLE)
+def test_a_role_in_the_middle_does_not_make_a_stream_two(chunks: list[Any], n: int) -> None:
+    assert follow(chunks, n=n)[1] is False
+    assert follow(chunks[:-1], n=n)[1] is True
+
+
+def test_a_stream_that_was_cut_in_its_reasoning_is_noticed_if_the_next_one_has_another_id() -> None:
+    thought = [{**piece(ident="a"), "choices": [{"index": 0, "delta": {"reasoning": "x"}}]}] * 2
+    assert follow([*thought, *stream("b")])[1] is True
+
+
+def test_two_choices_of_a_chunk_are_one_where_one_was_asked_for() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    parts = [{"index": 0, "delta": {"role": "assistant", "content": "Look."}}]
+    parts.append({"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"})
+    [taken] = ForeignStreams(n=1).take({"id": "a", "choices": parts})["choices"]
+    assert taken["delta"] == {"role": "assistant", "content": "Look.", "tool_calls": [call]}
+    assert (taken["index"], taken["finish_reason"]) == (0, "tool_calls")
+
+
+def test_text_of_the_older_api_comes_in_pieces() -> None:
+    pieces = [{"id": "a", "choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in "xy"]
+    end = {"id": "a", "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}
+    assert follow([*pieces, end])[:2] == ("xy", False)
+    assert follow(pieces)[:2] == ("xy", True)
+
+
+def test_tool_calls_are_numbered() -> None:
+    streams = ForeignStreams(n=1)
+    calls = [{"index": 0, "id": "", "function": {"name": name, "arguments": "{}"}} for name in "fg"]
+    numbers = []
+    for call in calls:
+        [choice] = streams.take({"id": "a", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]})["choices"]
+        numbers += [each["index"] for each in choice["delta"]["tool_calls"]]
+    assert numbers == [0, 1]
+
+
 MESSAGES: dict[str, tuple[list[Any], str]] = {
     "repeats the deltas": ([piece("x"), piece("y"), whole("xy")], "xy"),
     "repeats them, without ids": ([piece("x", ident=None), piece("y", ident=None), whole("xy", ident=None)], "xy"),

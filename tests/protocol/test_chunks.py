@@ -18,6 +18,7 @@ from quart_openai_sse.protocol.chunks import (
     finish_of,
     first_choice,
     has_words,
+    merged,
     reasoning_of_delta,
     refusal_of_delta,
     text_of_delta,
@@ -46,6 +47,7 @@ SAYINGS: dict[str, tuple[Any, tuple[str, str, str]]] = {
     "thinking blocks": ({"thinking_blocks": [{"type": "thinking", "thinking": "a", "signature": "s"}]}, ("", "a", "")),
     "reasoning as an object": ({"reasoning": {"content": "a"}}, ("", "a", "")),
     "thinking that is a switch": ({"thinking": True, "content": "x"}, ("x", "", "")),
+    "a part of a new kind with text": ({"content": [{"type": "markdown", "text": "x"}]}, ("x", "", "")),
     "nothing": ({}, ("", "", "")),
     "odd types": ({"content": 5, "refusal": [None, 3], "reasoning": [[], {}]}, ("", "", "")),
 }
@@ -111,6 +113,10 @@ CALLS: dict[str, tuple[Any, list[Any]]] = {
         [{"function": {"name": "f", "arguments": None}}],
         [{"function": {"name": "f", "arguments": None}}],
     ),
+    "a piece without a function around it": (
+        [{"index": 0, "arguments": "{}"}],
+        [{"index": 0, "function": {"arguments": "{}"}}],
+    ),
     "odd ones": ([None, 5, "f", []], []),
     "text": ("f", []),
     "null": (None, []),
@@ -137,7 +143,9 @@ def test_details_are_in_a_chunk_in_a_choice_and_in_a_delta() -> None:
     }
 
 
-@pytest.mark.parametrize(("reason", "found"), [("stop", "stop"), ("", ""), (None, ""), ("null", ""), (5, "")])
+@pytest.mark.parametrize(
+    ("reason", "found"), [("stop", "stop"), ("", ""), (None, ""), ("null", ""), ("NULL", ""), (5, ""), ([], "")]
+)
 def test_null_as_text_is_no_reason(reason: Any, found: str) -> None:
     assert finish_of(reason) == found
 
@@ -152,6 +160,28 @@ def test_a_request_for_one_choice_has_one() -> None:
     assert first_choice(chunk) == {"index": 3}
     assert first_choice(chunk, n=2) == {"index": 0}
     assert first_choice({"choices": None}) is None
+
+
+def test_two_choices_of_one_answer_are_one() -> None:
+    call = {"id": "a", "function": {"name": "f"}}
+    text = {"delta": {"role": "assistant", "content": "Look"}, "finish_reason": None}
+    calls = {
+        "delta": {"role": "assistant", "content": ".", "tool_calls": [call]},
+        "finish_reason": "tool_calls",
+        "x": 1,
+    }
+    assert first_choice({"choices": [text, calls]}) == {
+        "delta": {"role": "assistant", "content": "Look.", "tool_calls": [call]},
+        "finish_reason": "tool_calls",
+        "x": 1,
+    }
+
+
+def test_details_are_added_up_in_a_list_of_any_length_without_a_pause() -> None:
+    first, second = ([{"url": f"https://{n}.example"} for n in range(start, start + 20_000)] for start in (0, 10_000))
+    assert merged(first, second) == [*first, *second[10_000:]]
+    assert merged(first, list(first)) is first
+    assert merged([1], {"a": 1}) == {"a": 1}
 
 
 _json = st.recursive(

@@ -305,6 +305,7 @@ ENDS: dict[str, tuple[list[Piece], bool]] = {
     "a reason": ([text("Hi"), FINISH], True),
     "a reason and then text": ([text("Hi"), FINISH, text("x")], True),
     "an empty reason": ([chunk(choice({"content": "Hi"}, ""))], True),
+    "an empty reason in the middle": ([text("Hi"), chunk(choice({"content": "x"}, "")), text("y")], True),
     "an empty reason and then text": ([chunk(choice({"content": "Hi"}, "")), text("x")], True),
     "null as text": ([chunk(choice({"content": "Hi"}, "null"))], False),
     "no reason": ([text("Hi"), USAGE_CHUNK], False),
@@ -342,6 +343,55 @@ def test_a_message_is_output_where_no_delta_came(first: Piece) -> None:
     completion.end()
 
 
+def test_messages_that_come_in_pieces_are_read_one_after_the_other() -> None:
+    pieces = [
+        chunk({"index": 0, "message": {"content": content}}) for content in ("River ", "stones ", "River stones ")
+    ]
+    completion = follow(pieces)
+    assert message(completion)["content"] == "River stones "  # the last one repeats the others
+    completion.feed(json.encode(FINISH))
+    completion.end()
+
+
+def test_a_message_that_grows_with_each_chunk_is_not_read_twice() -> None:
+    completion = follow([chunk({"index": 0, "message": {"content": "River "}})])
+    with pytest.raises(UpstreamGarbled):
+        completion.feed(json.encode(chunk({"index": 0, "message": {"content": "River stones"}})))
+
+
+def test_blocks_of_reasoning_stay_apart() -> None:
+    encrypted = [{"type": "reasoning.encrypted", "index": 0, "id": each, "data": f"{each}=="} for each in "ab"]
+    signed = [
+        {"type": "reasoning.text", "index": 1, **members}
+        for members in ({"text": "One"}, {"signature": "S"}, {"text": "Two"}, {"signature": "T"})
+    ]
+    completion = follow(chunk(choice({"reasoning_details": [each]})) for each in (*encrypted, *signed))
+    assert message(completion)["reasoning_details"] == [
+        *encrypted,
+        {"type": "reasoning.text", "index": 1, "text": "One", "signature": "S"},
+        {"type": "reasoning.text", "index": 1, "text": "Two", "signature": "T"},
+    ]
+
+
+def test_details_behind_the_finish_do_not_begin_the_answer_again() -> None:
+    for delta in ({"content": "", "channel": "final"}, {"content": [{"type": "reference"}]}, {"annotations": [1]}):
+        completion = follow([text("Hi"), FINISH, chunk(choice(delta))])
+        completion.end()
+    with pytest.raises(UpstreamTruncated):
+        follow([text("Hi"), FINISH, text("more"), EOF])
+
+
+@pytest.mark.parametrize("where", [{"usage": USAGE}, {"x_groq": {"usage": USAGE}}])
+def test_usage_beside_text_counts(where: dict[str, Any]) -> None:
+    assert follow([text("Hi"), {**text("x"), **where}]).usage == USAGE
+    assert follow([text("Hi"), chunk(choice({"content": "x"}, usage=USAGE))]).usage == USAGE
+
+
+def test_a_refusal_that_is_said_twice_is_stored_once() -> None:
+    completion = follow([chunk(choice({"content": [{"type": "refusal", "refusal": "No."}], "refusal": "No."}))])
+    assert message(completion)["refusal"] == "No."
+
+
 def test_the_text_of_the_older_api_comes_in_pieces() -> None:
     completion = Followed()
     for piece in ("a", "b", ""):
@@ -360,12 +410,13 @@ def test_the_text_of_the_older_api_comes_in_pieces() -> None:
         (chunk(choice({"content": "x"}), usage=USAGE), Signal.OUTPUT),
         (chunk(choice({}, "stop"), usage=USAGE), Signal.FINISH),
         (chunk(usage=USAGE, citations=["a"]), Signal.NOTHING),
+        (chunk(usage={**USAGE, "images": 0}), Signal.USAGE),
     ],
 )
 def test_a_chunk_that_says_nothing_but_usage_is_told_however_its_choices_look(piece: Any, signal: Signal) -> None:
     completion = Completion()
     assert completion.feed(json.encode(piece)) is signal
-    assert completion.usage == USAGE
+    assert (completion.usage or {}).items() >= USAGE.items()
 
 
 @pytest.mark.parametrize("state", State)
@@ -695,6 +746,28 @@ TOOL_CALLS: dict[str, tuple[list[list[Any]], list[dict[str, Any]]]] = {
     ),
     "arguments as an object": ([[call(0, "a", "f", {"x": 1})]], [made("a", "f", '{"x":1}')]),
     "a piece of an unknown index": ([[call(0, "a", "f", "1")], [call(3, arguments="2")]], [made("a", "f", "12")]),
+    "two calls without arguments in one delta": (
+        [[call(0, "", "f", ""), call(0, "", "f", "")]],
+        [made("", "f", ""), made("", "f", "")],
+    ),
+    "an index that is text": (
+        [[call("0", "a", "f", "1"), call("1", "b", "g", "2")], [call("0", arguments="3")]],
+        [made("a", "f", "13"), made("b", "g", "2")],
+    ),
+    "two custom tools without an index": (
+        [
+            [call(None, "a", type="custom", custom={"name": "f", "input": "h"})],
+            [call(None, "b", custom={"name": "g", "input": "x"})],
+        ],
+        [
+            {"id": "a", "type": "custom", "custom": {"name": "f", "input": "h"}},
+            {"id": "b", "type": "function", "custom": {"name": "g", "input": "x"}},
+        ],
+    ),
+    "equal pieces of an input": (
+        [[call(0, "a", type="custom", custom={"name": "f", "input": "ha"})], [call(0, custom={"input": "ha"})]],
+        [{"id": "a", "type": "custom", "custom": {"name": "f", "input": "haha"}}],
+    ),
     "a repeated whole call": (
         [[call(0, "a", "f", "{}")], [call(0, "a", "f", "")]],
         [made("a", "f", "{}")],

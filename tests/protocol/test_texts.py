@@ -107,6 +107,36 @@ def test_each_text_has_a_place_and_is_replaced_wherever_it_is_said(
     assert chunk == before
 
 
+HIDDEN: dict[str, Any] = {
+    "beside other reasoning": {"reasoning": "safe", "reasoning_details": [{"text": "secret"}]},
+    "in a longer spelling": {"reasoning": "a", "reasoning_details": [{"text": "a secret"}]},
+    "in two members of a block": {"reasoning_details": [{"text": "safe", "summary": "secret"}]},
+    "in a block that is text": {"thinking_blocks": ["secret"]},
+    "in blocks that are no list": {"reasoning_details": {"text": "secret"}},
+    "in a list in a list": {"reasoning_details": [[{"text": "secret"}]]},
+    "in a member of another name": {"reasoning_details": [{"type": "new", "value": "secret"}]},
+    "in a part of a new kind": {"content": [{"type": "markdown", "text": "secret"}]},
+    "in a flat call": {"tool_calls": [{"index": 0, "arguments": "secret"}]},
+    "in odd members": {"function_call": "x", "audio": [1], "content": "secret"},
+}
+
+
+@pytest.mark.parametrize("delta", HIDDEN.values(), ids=HIDDEN)
+def test_no_text_hides_from_a_redaction(delta: Any) -> None:
+    chunk: Any = of(delta, logprobs={"content": [{"token": "secret"}]})
+    assert "secret" in text_of(chunk)
+    for place in [*places_of(chunk), OLD, TRANSCRIPT]:
+        chunk = with_text(chunk, text_of(chunk, place).replace("secret", "X"), place)
+    assert b"secret" not in json.encode(chunk)
+
+
+def test_a_choice_that_comes_twice_is_replaced_twice() -> None:
+    both = [{"index": 0, "delta": {"content": "a secret"}}, {"index": 0, "delta": {"content": " secret", "role": "x"}}]
+    changed = with_text({"choices": both}, text_of({"choices": both}).replace("secret", "X"))
+    assert text_of(changed) == "a X X"
+    assert b"secret" not in json.encode(changed)
+
+
 @pytest.mark.parametrize("place", [CONTENT, REASONING, REFUSAL, FIRST, SECOND, OLD, TRANSCRIPT, Place(2)])
 def test_a_chunk_of_an_apps_own_is_made_of_its_text(place: Place) -> None:
     made = with_text({"choices": []}, "x", place)
@@ -118,7 +148,7 @@ def test_a_chunk_of_an_apps_own_is_made_of_its_text(place: Place) -> None:
 def test_the_log_probabilities_of_a_replaced_text_are_left_out() -> None:
     chunk = of({"content": "secret"}, logprobs={"content": [{"token": "secret"}]})
     assert b"secret" not in json.encode(with_text(chunk, "X"))
-    assert "logprobs" in with_text(of({"reasoning": "a"}, logprobs={}), "X", REASONING)["choices"][0]
+    assert "logprobs" not in with_text(of({"reasoning": "a"}, logprobs={}), "X", REASONING)["choices"][0]
 
 
 _texts = st.text(max_size=4)
