@@ -168,9 +168,10 @@ def delta_of(choice: Mapping[str, Any], *, whole: bool = False) -> Mapping[str, 
 def as_delta(choice: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     """A choice with what it says as a `delta`, also if that was a `message`, whose lists are not numbered."""
     delta = delta_of(choice, whole=whole)
-    if whole and (calls := delta.get("tool_calls")):
+    is_message = delta is not choice.get("delta")
+    if is_message and (calls := delta.get("tool_calls")):
         delta = {**delta, "tool_calls": [{**call, "index": n} for n, call in enumerate(calls_of(calls))]}
-    for member in REASONING_BLOCKS if whole else ():
+    for member in REASONING_BLOCKS if is_message else ():
         if isinstance(blocks := delta.get(member), list):
             numbered = ({"index": n, **each} if isinstance(each, Mapping) else each for n, each in enumerate(blocks))
             delta = {**delta, member: list(numbered)}
