@@ -96,26 +96,25 @@ class Calls(list[Members]):
         self._latest: dict[int | None, Members] = {}  # by index; under None the latest of all
         self._known: dict[tuple[int | None, str], Members] = {}
 
-    def add(self, deltas: object, depth: int = _DEPTH) -> None:
-        """Adds the pieces of calls in one delta."""
+    def add(self, deltas: object, depth: int = _DEPTH) -> list[tuple[Mapping[str, Any], Members]]:
+        """Adds the pieces of calls in one delta. Returns each of them, in OpenAI's form, with its call."""
         named: list[Members] = []
+        added = []
         for delta in calls_of(deltas):
             call = self._find(delta, named)
             call.add(delta, depth)
             if _function(delta).get("name"):
                 named.append(call)
+            added.append((delta, call))
+        return added
 
     def number(self, deltas: object) -> list[dict[str, Any]]:
-        """The pieces of calls in one delta, each with the number of its call as its `index`. They are added, too."""
-        numbered = []
-        named: list[Members] = []
-        for delta in calls_of(deltas):
-            call = self._find(delta, named)
-            call.add(delta)
-            if _function(delta).get("name"):
-                named.append(call)
-            numbered.append({**delta, "index": next(n for n, each in enumerate(self) if each is call)})
-        return numbered
+        """Adds the pieces of calls in one delta, and returns them, each with the number of its call as its `index`."""
+        places = {id(call): place for place, call in enumerate(self)}
+        added = self.add(deltas)
+        for _, call in added:
+            places.setdefault(id(call), len(places))
+        return [{**delta, "index": places[id(call)]} for delta, call in added]
 
     def _find(self, delta: Mapping[str, Any], named: Sequence[Members]) -> Members:
         """The call that *delta* belongs to: the one of its index, unless it begins another call.
