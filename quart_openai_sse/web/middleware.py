@@ -120,7 +120,9 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not self._is_ours(scope):
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        paths = (prefix + own for prefix in self._prefixes for own in self._paths)
+        if scope.get("method") != "POST" or path not in paths:  # only an HTTP request has a method
             await self._app(scope, receive, send)
             return
         received = 0
@@ -135,10 +137,6 @@ class BodyLimit:
             return message
 
         await self._app(scope, bounded_receive, send)
-
-    def _is_ours(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return any(path == prefix + own for prefix in self._prefixes for own in self._paths)
 
 
 def add_trace_ids(app_logger: logging.Logger) -> None:

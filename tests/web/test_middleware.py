@@ -18,7 +18,7 @@ from quart_openai_sse.logs import Batch, End
 from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
-from quart_openai_sse.web.middleware import StreamLoggingMiddleware
+from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware
 from tests.conftest import QUESTION, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
@@ -260,3 +260,39 @@ async def test_openais_request_id_is_on_the_responses_of_our_routes_and_on_no_ot
     for path, ours in (("/v1/health", True), ("/t/acme/ai/health", True), ("/v1/no", True), ("/v1/mine", False)):
         response = await client.get(path)
         assert ("x-request-id" in response.headers, "x-trace-id" in response.headers) == (ours, True), path
+
+
+LIMITED = {"type": "http", "method": "POST", "path": "/v1/streams"}
+ROOTED = {**LIMITED, "path": "/app/v1/streams", "root_path": "/app"}
+PARTS = (8, 8, 8, 8)
+BODIES_OF = {
+    "ours": (LIMITED, [8, 8, 0, 0]),
+    "ours below a root path": (ROOTED, [8, 8, 0, 0]),
+    "another method": ({**LIMITED, "method": "PUT"}, list(PARTS)),
+    "another path": ({**LIMITED, "path": "/v1/upload"}, list(PARTS)),
+    "a websocket": ({"type": "websocket", "path": "/v1/streams"}, list(PARTS)),
+    "no request": ({"type": "lifespan"}, list(PARTS)),
+}
+
+
+@pytest.mark.parametrize(("scope", "expected"), BODIES_OF.values(), ids=BODIES_OF)
+async def test_a_body_beyond_the_limit_is_discarded_as_it_arrives(scope: Any, expected: list[int]) -> None:
+    """Quart is told to buffer the body without a limit: what passes here is held in memory."""
+    messages = [{"type": "http.request", "body": b"x" * size, "more_body": True} for size in PARTS]
+    messages.append({"type": "http.disconnect"})
+    received: list[Any] = []
+
+    async def receive() -> Any:
+        return dict(messages[len(received)])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while len(received) < len(messages):
+            received.append(await receive())
+
+    async def send(message: Any) -> None:
+        raise AssertionError
+
+    await BodyLimit(app, prefixes={"/v1"}, paths={"/streams"}, limit=10)(dict(scope), receive, send)
+    assert [len(message.get("body", b"")) for message in received] == [*expected, 0]
+    assert [message["type"] for message in received] == ["http.request"] * 4 + ["http.disconnect"]
+    assert all(message["more_body"] for message in received[:4])
