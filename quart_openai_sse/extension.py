@@ -90,6 +90,9 @@ class QuartOpenAISSE(Registration):
     def init_app(self, app: Quart) -> None:
         """Registers the routes, the middleware and what happens when the app ends.
 
+        If the app has a `request_class` of its own, set it before: it is replaced with a subclass that lets `max_body`
+        be larger than Quart's `MAX_CONTENT_LENGTH`. With a class that is set later, Quart's limit holds as well.
+
         Raises `ConfigurationError` for an invalid configuration, and `TypeError` if *app* is not a Quart app.
         """
         checks.check_app(app)

@@ -703,6 +703,22 @@ async def test_an_apps_own_kind_of_request_is_kept_and_sees_the_length_of_a_body
     assert seen == [("acme", True, 2), ("acme", True, 2000)]
 
 
+async def test_with_a_kind_of_request_that_is_set_later_quarts_limit_holds_as_well(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    class Ours(Request):
+        pass
+
+    app, _ = create_app(ScriptedUpstream(), max_body=100_000)
+    app.request_class = Ours  # after `init_app`, whose docstring says what that means
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+    client = await serve(app)
+    for length, status in ((900, 200), (50_000, 413)):
+        body = json.dumps(STREAM).encode().ljust(length)
+        response = await client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == status
+
+
 @pytest.mark.parametrize("megabytes", [5, 20])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_413_reaches_a_client_that_is_still_sending(
