@@ -10,6 +10,9 @@ from typing import Any
 from quart_openai_sse.errors import OpenAISSEError, UpstreamError
 from quart_openai_sse.protocol import json
 
+PATIENCE = 8.0
+"""Seconds for an upstream's list. Clients do not wait much longer for the app's own (Open WebUI: 10)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

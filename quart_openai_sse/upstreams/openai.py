@@ -29,12 +29,11 @@ from quart_openai_sse.upstreams import Attempt, Sink
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
 from quart_openai_sse.upstreams.httpx_client import HttpxClient
-from quart_openai_sse.upstreams.listing import read_models
+from quart_openai_sse.upstreams.listing import PATIENCE, read_models
 from quart_openai_sse.upstreams.refusals import refusal
 
 T = TypeVar("T")
 
-_PATIENCE = 8.0  # seconds for a list of models: clients wait not much longer for the app's (Open WebUI: 10)
 _TRACE = re.compile(r"[0-9a-f]{32}")  # what W3C's traceparent can carry
 
 
@@ -87,7 +86,7 @@ class OpenAIUpstream:
         """See `Upstream.models`. The list is kept for a minute, unless the key depends on the principal."""
         if self._models is not None and self._models[0] > time.monotonic() and not callable(self._config.api_key):
             return self._models[1]
-        async with Deadlines(total=_PATIENCE):
+        async with Deadlines(total=PATIENCE):
             models = await self._client.run(partial(self._request, "GET", "/models", None, principal, _list))
         self._models = (time.monotonic() + 60, models)
         return models

@@ -7,21 +7,25 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import ModelNotFound, OpenAISSEError
+from quart_openai_sse.errors import ModelNotFound, OpenAISSEError, UpstreamTimeout
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once, is_openai
 from quart_openai_sse.upstreams.breaker import Breaker, CallResult
-from quart_openai_sse.upstreams.listing import Listing, model_object, with_ids
+from quart_openai_sse.upstreams.deadlines import Deadlines
+from quart_openai_sse.upstreams.listing import PATIENCE, Listing, model_object, with_ids
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from quart_openai_sse.upstreams.retries import Backoff, transferable
 
 logger = logging.getLogger("quart_openai_sse")
+
+_NOT_ASKED = 10.0  # seconds in which an upstream that took too long to list its models is not asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,8 @@ class Upstreams:
         self._slow = slow
         self._unlisted: set[int] = set()
         """The candidates that have failed to list their models, by `id`."""
+        self._too_slow: dict[int, tuple[float, OpenAISSEError]] = {}
+        """When those that took too long are asked again, by `time.monotonic`, and their failures; by `id`."""
 
     @classmethod
     def of(cls, upstream: Upstream) -> Upstreams:
@@ -152,8 +158,9 @@ class Upstreams:
     async def list_models(self, *, principal: Principal) -> Listing:
         """The models of all candidates, which are asked at the same time, and the last one's failure if any fails.
 
-        Of a candidate that fails, the models that its configuration names are listed. A failure is logged as a warning,
-        the next one only after the candidate has listed its models again. Raises nothing.
+        Of a candidate that fails, the models that its configuration names are listed. Each has `PATIENCE` seconds; one
+        that takes longer is not asked again for a while. A failure is logged as a warning, the next one only after the
+        candidate has listed its models again. Raises nothing.
         """
         found: dict[str, dict[str, Any]] = {}
         failure: OpenAISSEError | None = None
@@ -168,7 +175,7 @@ class Upstreams:
         named = None if candidate.models is None else sorted(candidate.models)
         aliases = candidate.aliases
         try:
-            listed = await candidate.upstream.models(principal=principal)
+            listed = await self._ask_for_models(candidate, principal)
             by_name = {model["id"]: model for model in with_ids(listed)}
         except Exception as error:
             self._log_unlisted(candidate, error)
@@ -178,6 +185,17 @@ class Upstreams:
         shown = by_name if named is None else named
         there = ((name, by_name.get(aliases.get(name, name))) for name in [*shown, *aliases])
         return Listing([{**model, "id": name} for name, model in there if model is not None])
+
+    async def _ask_for_models(self, candidate: Candidate, principal: Principal) -> list[dict[str, Any]]:
+        again, failure = self._too_slow.get(id(candidate), (0.0, None))
+        if failure is not None and time.monotonic() < again:
+            raise copy(failure)  # without the traceback, which would keep a request in memory
+        try:
+            async with Deadlines(total=PATIENCE):
+                return await candidate.upstream.models(principal=principal)
+        except UpstreamTimeout as error:  # other failures cost no time, and may be those of a principal's key
+            self._too_slow[id(candidate)] = time.monotonic() + _NOT_ASKED, copy(error)
+            raise
 
     def _log_unlisted(self, candidate: Candidate, error: Exception) -> None:
         level = logging.DEBUG if id(candidate) in self._unlisted else logging.WARNING

@@ -22,7 +22,7 @@ def known_models(relay: Relay, principal: Principal, offered: Offered) -> list[d
     return [model for model in known if principal.may_ask(model["id"])]
 
 
-async def upstreams_models(relay: Relay, principal: Principal, offered: Offered) -> Listing:
+async def upstream_models(relay: Relay, principal: Principal, offered: Offered) -> Listing:
     """The upstream's models that *principal* may use. If the models are named, there are none, and it is not asked."""
     if _named(relay, offered) is not None:
         return Listing()

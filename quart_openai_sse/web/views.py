@@ -24,7 +24,7 @@ from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.web.bodies import read_json
 from quart_openai_sse.web.event_stream import last_event_id, resumed_response, stream_response
 from quart_openai_sse.web.language import translator
-from quart_openai_sse.web.model_lists import find_model, known_models, upstreams_models
+from quart_openai_sse.web.model_lists import find_model, known_models, upstream_models
 from quart_openai_sse.web.responses import read_answer, refuse_in
 
 
@@ -62,7 +62,7 @@ class Views:
         relay = self._relay()
         principal = await self._principal(relay)
         known = known_models(relay, principal, self._models)
-        others = await upstreams_models(relay, principal, self._models)
+        others = await upstream_models(relay, principal, self._models)
         if others.failure is not None and not known and not others.models:
             raise others.failure
         return _json_response({"object": "list", "data": known + others.models})
@@ -73,9 +73,9 @@ class Views:
         principal = await self._principal(relay)
         found = find_model(model, known_models(relay, principal, self._models))
         if found is None:
-            others = await upstreams_models(relay, principal, self._models)
+            others = await upstream_models(relay, principal, self._models)
             found = find_model(model, others.models)
-            if found is None and others.failure is not None:  # nobody knows whether it is there
+            if found is None and others.failure is not None:  # the model may exist at the upstream that failed
                 raise others.failure
         if found is None:
             raise ModelNotFound(f"The model {model[:MODEL_LENGTH]!r} does not exist or is not allowed.")

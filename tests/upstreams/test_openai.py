@@ -464,6 +464,18 @@ async def test_models_are_listed_and_remembered_for_a_while(client: Any) -> None
         await upstream.aclose()
 
 
+async def test_a_list_that_does_not_come_is_not_waited_for_long(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(peer: Peer) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("quart_openai_sse.upstreams.openai.PATIENCE", 0.1)
+    async with raw_upstream(answer) as server, asyncio.timeout(5):
+        upstream = upstream_at(server.base_url, client)
+        with pytest.raises(TotalTimeout):
+            await upstream.models(principal=ME)
+        await upstream.aclose()
+
+
 async def test_a_list_that_cannot_be_read_is_the_upstreams_fault(client: Any) -> None:
     async def answer(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")

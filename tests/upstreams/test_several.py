@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from quart_openai_sse.errors import (
     FirstOutputTimeout,
     ModelNotFound,
     OpenAISSEError,
+    TotalTimeout,
     UpstreamCredentials,
     UpstreamGarbled,
     UpstreamTruncated,
@@ -21,11 +23,12 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.testing import ScriptedUpstream, chunk, error, finish, read, refused
-from quart_openai_sse.upstreams import Attempt
+from quart_openai_sse.upstreams import Attempt, listing
+from quart_openai_sse.upstreams import several as several_module
 from quart_openai_sse.upstreams.breaker import Breaker, BreakerState
 from quart_openai_sse.upstreams.retries import Backoff
 from quart_openai_sse.upstreams.several import Candidate, Upstreams
-from tests.conftest import QUESTION, CreateApp, Serve
+from tests.conftest import QUESTION, Clock, CreateApp, Serve
 from tests.raw import END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 ME = Principal("ann")
@@ -263,6 +266,44 @@ async def test_upstreams_are_asked_for_their_models_at_the_same_time() -> None:
     one.upstream.name, two.upstream.name = "one", "two"
     async with asyncio.timeout(5):
         assert await Upstreams([one, two]).models(principal=ME) == [{"id": "one"}, {"id": "two"}]
+
+
+class Hangs(ScriptedUpstream):
+    """An upstream of an app's own whose list never comes."""
+
+    asked = 0
+
+    async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+        self.asked += 1
+        return await asyncio.Event().wait() or []
+
+
+async def test_a_list_that_does_not_come_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listing.PATIENCE == 8  # as docs/reference/routes.md says
+    monkeypatch.setattr(several_module, "PATIENCE", 0.05)
+    hangs = Candidate(upstream=Hangs(), aliases={"c": "big-c"})
+    async with asyncio.timeout(5):
+        found = await Upstreams([hangs, Candidate(upstream=ScriptedUpstream())]).list_models(principal=ME)
+    assert [model["id"] for model in found.models] == ["c", "scripted"]
+    assert isinstance(found.failure, TotalTimeout)
+
+
+async def test_an_upstream_whose_list_took_too_long_is_not_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(several_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(several_module, "time", SimpleNamespace(monotonic=clock))
+    upstream = Hangs()
+    several = Upstreams([Candidate(upstream=upstream)])
+    failures = []
+    for seconds, asked in ((0, 1), (5, 1), (4.9, 1), (0.2, 2), (5, 2)):
+        clock.now += seconds
+        failures.append((await several.list_models(principal=ME)).failure)
+        assert upstream.asked == asked
+    assert {type(failure) for failure in failures} == {TotalTimeout}
+    with pytest.raises(TotalTimeout) as raised:  # and it keeps no request in memory
+        await several.models(principal=ME)
+    assert all(failure.__traceback__ is not raised.value.__traceback__ for failure in failures)
+    assert len({id(failure) for failure in (*failures, raised.value)}) == 6
 
 
 async def test_a_list_that_fails_is_logged_once_until_it_works_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -258,6 +258,36 @@ async def test_a_model_that_the_caller_may_not_use_is_not_found(create_app: Crea
         assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
 
 
+async def test_of_the_upstreams_models_a_caller_sees_those_that_it_may_use(create_app: CreateApp, serve: Serve) -> None:
+    class Lists(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            return [{"id": "small"}, {"id": "large"}]
+
+    async def auth():
+        return Principal("ann", models=frozenset({"small", "other"}))
+
+    client = await serve(create_app(Lists(), auth=auth)[0])
+    assert (await client.get("/v1/models")).json()["data"] == [{"id": "small"}]
+    assert (await client.get("/v1/models/small")).json() == {"id": "small"}
+    for name in ("large", "other"):
+        response = await client.get(f"/v1/models/{name}")
+        assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
+
+
+async def test_an_upstream_whose_list_does_not_come_does_not_hold_the_routes_up(
+    create_app: CreateApp, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(ScriptedUpstream):
+        async def models(self, *, principal: Principal) -> list[dict[str, Any]]:
+            return await asyncio.Event().wait() or []
+
+    monkeypatch.setattr("quart_openai_sse.upstreams.several.PATIENCE", 0.05)
+    client = await serve(create_app(Hangs())[0])
+    for path in ("/v1/models", "/v1/models/scripted"):
+        response = await asyncio.wait_for(client.get(path), 5)
+        assert (response.status_code, error_of(response)["code"]) == (504, "total_timeout")
+
+
 async def test_a_model_is_not_called_missing_while_an_upstream_does_not_answer(
     create_app: CreateApp, serve: Serve
 ) -> None:
