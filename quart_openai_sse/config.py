@@ -92,12 +92,13 @@ class Config:
     """Whether a stream of the upstream is complete only after a `finish_reason`. Switch it off for a server that never
     sends one (Snowflake): then `[DONE]` alone completes a stream, and one that ends without it was cut."""
     allowed_members: tuple[str, ...] | None = None
-    """The members that a request may have besides `model`, `messages`, `stream` and `stream_options`; with another one
-    it is refused with 400. `None` allows all that are not denied."""
+    """The members that a request may have besides `model`, `messages`, `stream` and `stream_options`, which are always
+    allowed; with any other one it is refused with 400, so naming one refuses all that are not named. `None` allows all
+    that are not denied. With `*` among them (`*, fallbacks`), all others are allowed as well that are not denied."""
     denied_members: tuple[str, ...] = ()
     """Further members with which a request is refused with 400, for example `n`. Those by which a gateway would send it
-    to another server or with other credentials (`api_base`, `api_key`, `extra_headers` and others) are refused anyway,
-    unless `allowed_members` names them."""
+    or its log to another server or with other credentials (`api_base`, `extra_headers`, `langfuse_host` and others) are
+    refused anyway, unless `allowed_members` names them. What a `prepare` hook adds is not refused."""
     include_usage: bool = True
     """Whether to ask the upstream for usage. Switch it off for a server that refuses `stream_options`."""
 
@@ -285,8 +286,7 @@ class Config:
             raise ConfigurationError(f"{prefix}HEADERS must not contain any of {', '.join(sorted(_FRAMING))}.")
         if self.url_prefix and (not self.url_prefix.startswith("/") or self.url_prefix.endswith("/")):
             raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and must not end with "/".')
-
-        if needed := _REQUIRED_MEMBERS.intersection(self.denied_members):
+        if needed := _NEVER_DENIED.intersection(self.denied_members):
             raise ConfigurationError(f"{prefix}DENIED_MEMBERS must not contain {', '.join(sorted(needed))}.")
 
     def _sent(self) -> dict[str, tuple[str, ...]]:
@@ -389,8 +389,8 @@ def _suggestion(name: str, known: Sequence[str], prefix: str) -> str:
 
 _SENT = ("api_key", "api_keys", "api_key_header", "organization", "project", "headers")
 _NOTHING_SENT = Config()
-_REQUIRED_MEMBERS = frozenset({"model", "messages", "stream"})
-"""The members of a request that no request can do without."""
+_NEVER_DENIED = frozenset({"model", "messages", "stream", "*"})
+"""The members that no request can do without, and the `*` of `allowed_members`, which would deny nothing here."""
 _FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
 
 

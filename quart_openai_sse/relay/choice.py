@@ -26,6 +26,7 @@ def choose_producer(
     principal: Principal,
     record: StreamRecord,
     *,
+    sent: Mapping[str, Any],
     hooks: Hooks,
     upstream: Upstreams,
     config: Config,
@@ -36,17 +37,10 @@ def choose_producer(
 ) -> Producer:
     """The producer for the request *body*: a model of the app, or the upstream, and the app's transforms behind it.
 
-    *allowed* are the models that the routes offer; `None`: the app's, and those of the option `models`. *on_retry* is
-    called before each retry, *hold* with the bytes that are kept until the stream's end. Raises `ModelNotFound` for a
-    model that is not allowed, and `InvalidRequest` for a member that *members* deny, and for a body that OpenAI would
-    refuse, if no other server can answer.
-
-    Members are checked after `prepare`, which can remove one that a client sends out of habit, and for models of the
-    app too, which pass members of the request on. What a model passes to `chat.call` by itself is the app's affair.
-
-    OpenAI's ranges are checked only if every upstream that has the model is OpenAI itself, since any other server may
-    accept more. They are not checked for a model of the app, which may ask any server, nor for an upstream of the app's
-    own or of a test, unless it sets `is_openai`. Without the check, the server that is asked refuses what it refuses.
+    *sent* is the request before the app's `prepare`. *allowed* are the models that the routes offer; `None`: the app's,
+    and those of the option `models`. *on_retry* is called before each retry, *hold* with the bytes that are kept until
+    the stream's end. Raises `ModelNotFound` for a model that is not allowed, and `InvalidRequest` for a member that
+    *members* deny, and for a body that OpenAI would refuse, if no other server can answer.
     """
     name = body["model"]
     function = hooks.app_models.get(name)
@@ -54,8 +48,11 @@ def choose_producer(
         allowed = config.models
     if (allowed is not None and name not in allowed) or not principal.may_ask(name):
         raise ModelNotFound(f"The model {name!r} does not exist or is not allowed.")
-    if members.allowed is not None or not members.suspects.isdisjoint(body):
-        members.check(body)
+    # After `prepare`, which can remove a member that clients send out of habit. Models of the app pass members of the
+    # request on, so their requests are checked too; a model decides itself what else it passes to `chat.call`.
+    members.check(body, sent=sent)
+    # Other servers than OpenAI may accept more, and refuse what they do not. A model of the app may ask any server.
+    # `has_openai` is only for speed: without OpenAI's own API the candidates need not be looked at.
     if function is None and upstream.has_openai and upstream.asks_only_openai(name):
         check_ranges(body)
     access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold)

@@ -142,6 +142,7 @@ class Relay:
             place, writer = claimed
         reader: Reader | None = None
         try:
+            sent = body
             if self.hooks.prepare:
                 body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
                 place.hold(body_size(body) - size)
@@ -151,6 +152,7 @@ class Relay:
                 body,
                 principal,
                 record,
+                sent=sent,
                 hooks=self.hooks,
                 upstream=self.upstream,
                 config=self.config,

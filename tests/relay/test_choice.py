@@ -152,6 +152,8 @@ REDIRECTING = {
     "extra_headers": {"extra_headers": {"Authorization": "Bearer mine"}},
     "user_config": {"user_config": {"model_list": []}},
     "extra_body.base_url": {"extra_body": {"google": {}, "base_url": "http://evil.example"}},
+    "langfuse_host": {"langfuse_host": "http://evil.example"},
+    "metadata.langfuse_host": {"metadata": {"langfuse_host": "http://evil.example"}},
 }
 
 
@@ -183,6 +185,7 @@ async def test_members_that_redirect_nothing_pass(create_app: CreateApp, serve: 
     upstream = ScriptedUpstream("hi")
     client = await serve(create_app(upstream)[0])
     body = {**BODY, "provider": {"only": ["a"]}, "extra_body": {"google": {}}, "n": 1, "user": "u", "api_key": None}
+    body["metadata"] = {"chat": "c1", "tenant_id": "acme"}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
     assert upstream.requests == [body]
 
@@ -198,6 +201,44 @@ async def test_members_are_denied_and_allowed_by_name(create_app: CreateApp, ser
     }
     assert statuses == {"user": 400, "seed": 400, "api_key": 200, "api_base": 400, "n": 400, "x": 400}
     assert (await client.post("/v1/streams", json={**BODY, "thread": "t"})).status_code == 201  # no member of the chat
+
+
+async def test_an_asterisk_allows_all_members_that_are_not_denied(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream("hi")
+    client = await serve(create_app(upstream, allowed_members="*, fallbacks", denied_members=["n"])[0])
+    statuses = {
+        name: (await client.post(PATHS[0], json={**BODY, name: value})).status_code
+        for name, value in {"user": "u", "fallbacks": ["other"], "api_base": "http://x", "n": 1}.items()
+    }
+    assert statuses == {"user": 200, "fallbacks": 200, "api_base": 400, "n": 400}
+
+
+async def test_prepare_may_add_what_a_caller_may_not_send(create_app: CreateApp, serve: Serve) -> None:
+    upstream = ScriptedUpstream("hi")
+    app, ai = create_app(upstream, allowed_members=["metadata"])
+
+    @ai.prepare
+    async def add(body, principal):
+        body.setdefault("extra_headers", {})["X-Tenant"] = "acme"
+        body["user"] = principal.id
+
+    own = {"extra_headers": {"X-Tenant": "acme"}, "user": "ann"}
+    client = await serve(app)
+    assert (await client.post(PATHS[0], json=BODY)).status_code == 200
+    streamed = await client.post(PATHS[1], json={**BODY, "user": "bob"}, headers={"Accept": "text/event-stream"})
+    assert streamed.status_code == 200
+    async with app.test_request_context("/", method="POST"):
+        await ai.complete(BODY, principal=Principal("ann"))
+        started = await ai.start(BODY, principal=Principal("ann"))
+        async with started.events() as events:
+            assert [each async for each in events]
+        for ask in (ai.start, ai.complete):
+            with pytest.raises(InvalidRequest, match="extra_headers"):
+                await ask({**BODY, "extra_headers": {"A": "evil"}}, principal=Principal("ann"))
+    assert [{name: request.get(name) for name in own} for request in upstream.requests] == [own] * 4
+    for path in PATHS:
+        refused = await client.post(path, json={**BODY, "extra_headers": {"Authorization": "Bearer mine"}})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "extra_headers")
 
 
 async def test_prepare_can_remove_a_member_and_cannot_bring_a_denied_one_upstream(
