@@ -22,7 +22,7 @@ from quart_openai_sse.protocol.sse import encode_data
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, error, finish, read, refused
-from quart_openai_sse.web import in_process
+from quart_openai_sse.web import exchange
 from tests.conftest import QUESTION, TOKENS, CreateApp, Serve
 
 ANN = Principal("ann", realm="token")
@@ -300,7 +300,7 @@ async def test_nothing_is_left_of_a_request(create_app: CreateApp) -> None:
         async with client.stream("POST", "/v1/chat/completions", json=ASKED):
             pass
         await turns()
-        assert client._transport._opened == in_process._exchanges == set()
+        assert client._transport._opened == exchange._running == set()
 
 
 # Who asks ---------------------------------------------------------------------------------------------------------
