@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import cache
 from typing import Any, NoReturn
@@ -79,6 +80,12 @@ class Exchange:
             self._over.set()
             self._room.set()
 
+    def abandon(self) -> None:
+        """As `close`, from any thread. Nothing else ends the response of a client that never closes it."""
+        if not (self._complete or self._closed):
+            with suppress(RuntimeError):  # the event loop is closed
+                self.task.get_loop().call_soon_threadsafe(self.close)
+
     async def _wait(self, end: str) -> None:
         """Waits until something has changed. Disconnects if the client is cancelled, or has waited for too long."""
         if self.task.done():
@@ -124,7 +131,7 @@ class Exchange:
 
 
 class _Body:
-    """The body of a response, for the library to iterate over."""
+    """The body of a response, for the library to iterate over. A client that drops it has disconnected."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -135,6 +142,9 @@ class _Body:
 
     async def aclose(self) -> None:
         self._exchange.close()
+
+    def __del__(self) -> None:
+        self._exchange.abandon()
 
 
 @cache

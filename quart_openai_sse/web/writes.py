@@ -8,6 +8,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
+from quart_openai_sse.auth.in_process import CALLER, Caller
 from quart_openai_sse.web.middleware import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger("quart_openai_sse")
@@ -18,9 +19,10 @@ _MOMENT = 0.1  # seconds in which an app ends after its response was cut off
 
 @dataclass(slots=True)
 class _ServerCall:
-    """A server's call of the app for one request."""
+    """A server's call of the app for one request, or that of `ai.transport()`."""
 
     task: asyncio.Task[Any]
+    in_process: bool
     cut_off: bool = False
 
 
@@ -35,7 +37,8 @@ class CutOff:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        call = _ServerCall(cast("asyncio.Task[Any]", asyncio.current_task()))
+        in_process = isinstance(scope.get(CALLER), Caller)
+        call = _ServerCall(cast("asyncio.Task[Any]", asyncio.current_task()), in_process)
         _server_call.set(call)
         try:
             await self._app(scope, receive, send)
@@ -52,7 +55,8 @@ class WriteWatch:
     response. Quart 0.23 then waits for the client to disconnect, so the server's task is stopped as well.
 
     One timer looks at the number of writes from time to time, so that a write costs nothing. `stop` ends it, and so
-    does the end of *task*.
+    does the end of *task*. A request of code in this process has no timer: a model may do something else between two
+    chunks, for as long as its own deadlines allow.
     """
 
     def __init__(self, task: asyncio.Task[Any], timeout: float) -> None:
@@ -64,11 +68,14 @@ class WriteWatch:
         self._seen = 0
         self._in_a_row = 0
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._interval, self._check, context=Context())
+        self._timer: asyncio.TimerHandle | None = None
+        if self._call is None or not self._call.in_process:
+            self._timer = self._loop.call_later(self._interval, self._check, context=Context())
 
     def stop(self) -> None:
         """Stops the timer. May be called twice."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _check(self) -> None:
         waits = self.writes % 2 == 1 and self.writes == self._seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,6 +66,16 @@ async def turns(number: int = 50) -> None:
     """Lets every task run on as far as it can."""
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+async def pass_time(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the event loop's clock run on by *seconds*, and what is due happen, without waiting for it."""
+    loop = asyncio.get_running_loop()
+    begun, time = loop.time(), loop.time
+    for step in range(1, 101):
+        monkeypatch.setattr(loop, "time", lambda passed=step * seconds / 100: max(time(), begun + passed))
+        await turns(3)
+    monkeypatch.setattr(loop, "time", time)
 
 
 # What the library sees --------------------------------------------------------------------------------------------
@@ -157,6 +168,21 @@ async def test_an_app_waits_for_a_client_that_does_not_read(create_app: CreateAp
         await turns()
         assert produced <= 3
         assert b"".join([each async for each in pieces]).endswith(b" 999 ")
+
+
+async def test_a_client_may_take_its_time_between_two_chunks(
+    create_app: CreateApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [f"{number} " for number in range(20)]
+    app, ai = create_app(ScriptedUpstream([*(step for word in words for step in (chunk(word), turns)), finish()]))
+    async with sdk(ai.transport(principal=ANN, app=app), timeout=None) as client:
+        stream = await client.chat.completions.create(**ASKED)
+        texts = [(await anext(stream)).choices[0].delta.content]
+        await turns()  # now a write waits for the client
+        await pass_time(100, monkeypatch)  # the write timeout is 60
+        texts += [piece.choices[0].delta.content async for piece in stream if piece.choices]
+    assert "".join(filter(None, texts)) == "".join(words)
+    assert "has not accepted a write in time" not in caplog.text
 
 
 async def test_an_app_that_ends_in_the_middle_of_a_response_is_an_error(create_app: CreateApp) -> None:
@@ -289,6 +315,19 @@ async def test_a_client_that_is_closed_ends_its_responses(create_app: CreateApp)
         stream = await sdk(client._transport).chat.completions.create(**ASKED)
         await anext(aiter(stream))
     async with asyncio.timeout(5):
+        await upstream.closed.wait()
+    assert upstream.cancelled == 1
+
+
+async def test_a_response_that_is_dropped_and_not_closed_ends(create_app: CreateApp) -> None:
+    upstream = ScriptedUpstream([chunk("one"), Gate()])
+    app, ai = create_app(upstream)
+    async with client_of(app, ai) as client, asyncio.timeout(5):
+        request = client.build_request("POST", "/v1/chat/completions", json=ASKED)
+        response = await client.send(request, stream=True)
+        assert (response.status_code, upstream.running) == (200, 1)
+        del response
+        gc.collect()
         await upstream.closed.wait()
     assert upstream.cancelled == 1
 
