@@ -6,15 +6,19 @@ import sys
 from collections.abc import Collection
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from quart import Quart
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter, RequestRedirect
 
 from quart_openai_sse.auth.in_process import CALLER, Caller
 from quart_openai_sse.errors import NestedTooDeep, OpenAISSEError, RouteNotFound, english
 from quart_openai_sse.formats import json_refusal
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol.trace_context import current_trace_id
+from quart_openai_sse.web.blueprint import create_blueprint
 from quart_openai_sse.web.exchange import Exchange, depth_of_request, stream_class
 from quart_openai_sse.web.middleware import Scope, below
 
@@ -39,13 +43,14 @@ class InProcessTransport:
         """Sends *request*, and returns the response as soon as the app begins it. Raises the library's errors."""
         library = _library_of(request)
         scope = _scope(request)
-        if not below(scope, self._prefixes):
-            return _refuse(library, RouteNotFound(_elsewhere(scope["path"], self._prefixes)))
+        app = self._caller.app
+        if not (below(scope, self._prefixes) and _is_of_ours(app, scope)):
+            return _refuse(library, RouteNotFound(_elsewhere(app, request.url, self._prefixes)))
         if (depth := depth_of_request.get() + 1) > _DEEPEST:
             return _refuse(library, NestedTooDeep(f"More than {_DEEPEST} requests through ai.transport() are nested."))
         scope[CALLER] = self._caller
         exchange = Exchange(library, await request.aread(), request.extensions.get("timeout", {}).get("read"))
-        exchange.begin(self._caller.app, scope, depth)
+        exchange.begin(app, scope, depth)
         self._opened.add(exchange)
         exchange.task.add_done_callback(lambda _: self._opened.discard(exchange))
         head = await exchange.head()
@@ -97,9 +102,40 @@ def _scope(request: Any) -> Scope:
     }
 
 
-def _elsewhere(path: str, prefixes: Collection[str]) -> str:
+def _is_of_ours(app: Quart, scope: Scope) -> bool:
+    """Whether the app's router passes the request to a blueprint of the extension."""
+    headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]])
+    request = app.request_class(
+        scope["method"],
+        scope["scheme"],
+        scope["path"],
+        scope["query_string"],
+        headers,
+        scope["root_path"],
+        scope["http_version"],
+        scope,  # type: ignore[arg-type]
+        send_push_promise=_push_nothing,
+    )
+    try:
+        endpoint = cast(MapAdapter, app.create_url_adapter(request)).match()[0]
+    except RequestRedirect:  # to the usual form of the path: no view runs, and the next request is checked as well
+        return True
+    except HTTPException:
+        return False
+    blueprint = app.blueprints.get(endpoint.rpartition(".")[0])
+    return blueprint is not None and blueprint.import_name == create_blueprint.__module__
+
+
+async def _push_nothing(path: str, headers: Headers) -> None:
+    """The request is only for the router."""
+
+
+def _elsewhere(app: Quart, url: Any, prefixes: Collection[str]) -> str:
     ours = " or ".join(sorted(prefix or "/" for prefix in prefixes))
-    return f"ai.transport() reaches only the extension's own routes, below {ours}, and not {path}."
+    message = f"ai.transport() reaches only the extension's own routes, below {ours}, and not {url.path}."
+    if server_name := app.config["SERVER_NAME"]:
+        message += f" The request is to {url.host}, and the app's SERVER_NAME is {server_name}."
+    return message
 
 
 def _refuse(library: Any, error: OpenAISSEError) -> Any:

@@ -12,7 +12,7 @@ import httpx
 import httpx2
 import openai
 import pytest
-from quart import Quart, current_app, g, request
+from quart import Blueprint, Quart, current_app, g, request
 
 from quart_openai_sse import Principal, QuartOpenAISSE, allow_anonymous, bearer_tokens, current_trace_id
 from quart_openai_sse.auth.authentication import waits
@@ -151,9 +151,10 @@ async def test_an_event_arrives_before_the_next_one_is_produced(create_app: Crea
 
 async def test_an_app_waits_for_a_client_that_does_not_read(create_app: CreateApp) -> None:
     app, ai = create_app(ScriptedUpstream())
+    more = ai.blueprint("more", url_prefix="/more")
     produced = 0
 
-    @app.get("/v1/numbers")
+    @more.get("/numbers")
     async def numbers():
         async def body():
             nonlocal produced
@@ -162,7 +163,8 @@ async def test_an_app_waits_for_a_client_that_does_not_read(create_app: CreateAp
 
         return body()
 
-    async with client_of(app, ai) as client, client.stream("GET", "/v1/numbers") as response:
+    app.register_blueprint(more)
+    async with client_of(app, ai) as client, client.stream("GET", "/more/numbers") as response:
         pieces = response.aiter_raw()
         assert await anext(pieces) == b"0 "
         await turns()
@@ -187,8 +189,9 @@ async def test_a_client_may_take_its_time_between_two_chunks(
 
 async def test_an_app_that_ends_in_the_middle_of_a_response_is_an_error(create_app: CreateApp) -> None:
     app, ai = create_app(ScriptedUpstream())
+    more = ai.blueprint("more", url_prefix="/more")
 
-    @app.get("/v1/broken")
+    @more.get("/broken")
     async def broken():
         async def body():
             yield b"half of"
@@ -196,7 +199,8 @@ async def test_an_app_that_ends_in_the_middle_of_a_response_is_an_error(create_a
 
         return body()
 
-    async with client_of(app, ai) as client, client.stream("GET", "/v1/broken") as response:
+    app.register_blueprint(more)
+    async with client_of(app, ai) as client, client.stream("GET", "/more/broken") as response:
         pieces = response.aiter_raw()
         assert await anext(pieces) == b"half of"
         with pytest.raises(httpx.RemoteProtocolError, match="before its response was complete"):
@@ -370,19 +374,18 @@ async def test_no_auth_hook_is_asked_and_the_librarys_key_is_seen_by_nobody(
     assert "sk-dummy" not in f"{headers} {caplog.text}"
 
 
-async def test_blueprints_with_hooks_of_their_own_and_views_of_the_app_know_the_principal(
-    create_app: CreateApp,
-) -> None:
+async def test_blueprints_with_hooks_of_their_own_and_their_views_know_the_principal(create_app: CreateApp) -> None:
     async def nobody():
         return None
 
     app, ai = create_app(ScriptedUpstream(), auth=nobody)
-    app.register_blueprint(ai.blueprint("more", url_prefix="/more", auth=nobody, models={"scripted"}))
+    more = ai.blueprint("more", url_prefix="/more", auth=nobody, models={"scripted"})
 
-    @app.get("/more/who")
+    @more.get("/who")
     async def who():
         return str(await ai.principal())
 
+    app.register_blueprint(more)
     async with client_of(app, ai) as client:
         assert (await client.get("/more/models")).json()["data"][0]["id"] == "scripted"
         assert (await client.get("/more/who")).text == "token:ann"
@@ -439,17 +442,17 @@ async def test_a_caller_of_another_instance_or_of_another_app_is_nobody(create_a
         base_url="http://127.0.0.1:9",
         url_prefix="/other",
     )
-    second, _ = create_app(ScriptedUpstream(), url_prefix="/second")
+    second, _ = create_app(ScriptedUpstream(), url_prefix="")
     inner = app.asgi_app
 
     async def switch(scope, receive, send):
-        await (second if scope.get("path", "").startswith("/second") else inner)(scope, receive, send)
+        await (second if scope["query_string"] == b"second" else inner)(scope, receive, send)
 
     app.asgi_app = switch
     async with client_of(app, ai) as client:
         assert (await client.get("/models")).status_code == 200
         assert (await client.get("/other/models")).status_code == 401
-        assert (await client.get("/second/models")).status_code == 401
+        assert (await client.get("/models?second")).status_code == 401
     async with client_of(app, other) as client:
         assert (await client.get("/models")).json()["error"]["code"] == "not_found"
 
@@ -490,19 +493,79 @@ async def test_the_path_chooses_the_route_and_no_host_is_asked(create_app: Creat
     assert answer.choices[0].message.content == "Hello."
 
 
-async def test_it_leads_to_the_extensions_routes_only(create_app: CreateApp) -> None:
-    app, ai = create_app(ScriptedUpstream(), url_prefix="/api/ai")
+@pytest.mark.parametrize("prefix", ["/api/ai", "/api", "/v1", ""])
+async def test_it_leads_to_the_extensions_routes_only(create_app: CreateApp, prefix: str) -> None:
+    app, ai = create_app(ScriptedUpstream(), url_prefix=prefix)
+    asked: list[str] = []
 
-    @app.get("/admin")
+    @app.route("/", methods=["GET", "POST"])
+    @app.route("/admin", methods=["GET", "POST"])
+    @app.route("/api/ai-admin", methods=["GET", "POST"])
+    @app.route("/v1/admin", methods=["GET", "POST"])
+    @app.route("/v1/admin/<path:more>", methods=["GET", "POST"])
+    async def admin(more: str = ""):
+        asked.append(request.path)
+        return "secret"
+
+    @app.before_request
+    async def look():
+        asked.append(request.path)
+
+    paths = ["/", "/admin", "/api/ai/../../admin", "/api/ai-admin", "/v1/admin", "/v1/admin/a", "/static/x", "/%61dmin"]
+    async with client_of(app, ai) as client:
+        for path in paths:
+            for method in ("GET", "HEAD", "POST", "OPTIONS", "TRACE"):
+                response = await client.request(method, path)
+                assert (response.status_code, response.headers["content-type"]) == (404, "application/json")
+                error = response.json()["error"]
+                assert (error["code"], f"below {prefix or '/'}" in error["message"]) == ("not_found", True)
+        assert asked == []
+        assert (await client.get(f"{prefix}/models")).status_code == 200
+
+
+async def test_a_redirect_to_the_usual_form_of_a_path_leads_no_further(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream(), url_prefix="")
+
+    @app.get("/admin/")
     async def admin():
         return "secret"
 
+    async with client_of(app, ai, follow_redirects=True) as client:
+        assert (await client.get("http://app//models")).json()["data"][0]["id"] == "scripted"
+        assert (await client.get("/admin")).status_code == 404
+
+
+async def test_a_route_that_is_not_there_is_a_404_of_the_blueprint(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
     async with client_of(app, ai) as client:
-        for path in ("/admin", "/api/ai/../../admin", "/api/ai-admin", "/v1/models"):
-            response = await client.get(path)
-            assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
-            assert "below /api/ai" in response.json()["error"]["message"]
-        assert (await client.get("/api/ai/models")).status_code == 200
+        assert (await client.get("/v1/embeddings")).json()["error"]["message"] == "There is no such route."
+        assert (await client.delete("/v1/models")).status_code == 405
+
+
+async def test_a_blueprint_within_another_one_is_reached(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream(), url_prefix="/v1")
+    outer = Blueprint("outer", __name__, url_prefix="/outer")
+    outer.register_blueprint(ai.blueprint("inner", url_prefix="/inner"), name="other")
+
+    @outer.get("/inner/admin")
+    async def admin():
+        return "secret"
+
+    app.register_blueprint(outer)
+    async with client_of(app, ai) as client:
+        assert (await client.get("/outer/inner/models")).status_code == 200
+        assert "only the extension's own" in (await client.get("/outer/inner/admin")).json()["error"]["message"]
+
+
+@pytest.mark.filterwarnings("ignore:Current server name")
+async def test_with_a_server_name_the_host_must_be_it(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    app.config["SERVER_NAME"] = "example.org"
+    async with client_of(app, ai) as client:
+        response = await client.get("/v1/models")
+        assert response.status_code == 404
+        assert "The request is to app, and the app's SERVER_NAME is example.org." in response.json()["error"]["message"]
+        assert (await client.get("http://example.org/v1/models")).status_code == 200
 
 
 async def test_the_apps_middleware_and_hooks_see_its_requests(
