@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 from quart import Quart
 from werkzeug.datastructures import Headers
@@ -61,6 +61,12 @@ class InProcessTransport:
         """Ends the responses that are not complete."""
         for exchange in list(self._opened):
             exchange.close()
+
+    def handle_request(self, request: Any = None) -> NoReturn:
+        """Raises `TypeError`: it is what a synchronous client calls."""
+        raise TypeError("ai.transport() is for an AsyncClient of httpx or httpx2, and not for a synchronous client.")
+
+    __enter__ = handle_request  # as `with httpx.Client(...)` does
 
     async def __aenter__(self) -> Self:
         return self

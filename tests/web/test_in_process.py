@@ -705,6 +705,16 @@ async def test_mistakes_are_refused_in_words(create_app: CreateApp) -> None:
         assert (await httpx.AsyncClient(transport=ai.transport(principal=ANN)).get("http://app/v1/models")).is_success
 
 
+@LIBRARIES
+async def test_a_synchronous_client_is_refused_in_words(create_app: CreateApp, library: Any) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    transport = ai.transport(principal=ANN, app=app)
+    with pytest.raises(TypeError, match="not for a synchronous client"):
+        library.Client(transport=transport).get("http://app/v1/models")
+    with pytest.raises(TypeError, match="not for a synchronous client"), library.Client(transport=transport):
+        pass
+
+
 async def test_a_test_that_overrides_the_upstream_overrides_it_here(
     create_app: CreateApp, simulator: Simulator
 ) -> None:
