@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Collection
 from dataclasses import replace
@@ -25,12 +26,14 @@ from quart_openai_sse.web.middleware import Scope, below
 _LIBRARIES = ("httpx", "httpx2")
 _CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"})
 _DEEPEST = 5  # requests within each other
+_CLOSING = 1  # seconds in which the app is to end after its client was closed
 
 
 class InProcessTransport:
     """Passes the requests of a client of httpx or httpx2 to *app*, as *principal*.
 
-    It belongs to no event loop, and may be used by several clients.
+    Several clients may use it, on several event loops. As with any transport of httpx, a client that is closed ends the
+    responses of the other ones on its event loop.
     """
 
     def __init__(self, app: Quart, *, principal: Principal, instance: str, prefixes: Collection[str]) -> None:
@@ -58,9 +61,14 @@ class InProcessTransport:
         return library.Response(head["status"], headers=list(head.get("headers", ())), stream=stream)
 
     async def aclose(self) -> None:
-        """Ends the responses that are not complete."""
-        for exchange in list(self._opened):
+        """Ends the responses on this event loop that are not complete. Waits for the app, at most a second."""
+        loop = asyncio.get_running_loop()
+        # An exchange's events belong to its own loop; other threads change the set meanwhile.
+        opened = [each for each in self._opened.copy() if each.task.get_loop() is loop]
+        for exchange in opened:
             exchange.close()
+        if opened:
+            await asyncio.wait([each.task for each in opened], timeout=_CLOSING)
 
     def handle_request(self, request: Any = None) -> NoReturn:
         """Raises `TypeError`: it is what a synchronous client calls."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from threading import Event
 from typing import Any
 
 import httpx
@@ -23,7 +25,7 @@ from quart_openai_sse.protocol.sse import encode_data
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, error, finish, read, refused
-from quart_openai_sse.web import exchange
+from quart_openai_sse.web import exchange, in_process
 from tests.conftest import QUESTION, TOKENS, CreateApp, Serve
 
 ANN = Principal("ann", realm="token")
@@ -312,15 +314,41 @@ async def test_an_app_that_does_not_listen_sees_from_its_next_write_that_the_cli
         await ended.wait()
 
 
-async def test_a_client_that_is_closed_ends_its_responses(create_app: CreateApp) -> None:
+async def test_a_client_that_is_closed_ends_its_responses_and_waits_for_the_app(create_app: CreateApp) -> None:
     upstream = ScriptedUpstream([chunk("one"), Gate()])
     app, ai = create_app(upstream)
-    async with client_of(app, ai) as client:
+    async with client_of(app, ai) as client, asyncio.timeout(5):
         stream = await sdk(client._transport).chat.completions.create(**ASKED)
-        await anext(aiter(stream))
-    async with asyncio.timeout(5):
+        await anext(stream)
+        assert len(exchange._running) == 1
+        await client.aclose()
+        assert exchange._running == set()
+        with pytest.raises(openai.APIConnectionError) as caught:
+            await anext(stream)
+        assert "before its response was complete" in str(caught.value.__cause__)
         await upstream.closed.wait()
     assert upstream.cancelled == 1
+
+
+async def test_an_app_that_does_not_end_is_not_waited_for_for_long(
+    create_app: CreateApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "_CLOSING", 0.01)
+    app, ai = create_app(ScriptedUpstream())
+    gate = asyncio.Event()
+
+    async def deaf(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await gate.wait()
+
+    app.asgi_app = deaf
+    async with client_of(app, ai) as client, asyncio.timeout(5):
+        await client.send(client.build_request("GET", "/v1/models"), stream=True)
+        await client.aclose()
+        assert len(exchange._running) == 1
+        gate.set()
+        await turns()
+    assert exchange._running == set()
 
 
 async def test_a_response_that_is_dropped_and_not_closed_ends(create_app: CreateApp) -> None:
@@ -656,6 +684,34 @@ def test_one_transport_serves_several_event_loops() -> None:
             return (await read((await client.post("/v1/chat/completions", json=ASKED)).content)).text
 
     assert [asyncio.run(ask()) for _ in range(2)] == ["Hi.", "Hi."]
+
+
+def test_a_client_on_one_event_loop_that_is_closed_does_not_disturb_another_loop() -> None:
+    """Each loop is a thread. *first* has a response, while *second* is closed."""
+    app = Quart(__name__)
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), api_key="k", upstream=lambda _: ScriptedUpstream("Hi there."))
+    transport = ai.transport(principal=ANN, app=app)
+    begun, closed = Event(), Event()
+
+    async def first() -> str:
+        client = httpx.AsyncClient(transport=transport, base_url="http://app")
+        async with client, client.stream("POST", "/v1/chat/completions", json=ASKED) as response:
+            pieces = response.aiter_raw()
+            data = await anext(pieces)
+            begun.set()
+            assert await asyncio.to_thread(closed.wait, 10)
+            return (await read(data + b"".join([each async for each in pieces]))).outcome
+
+    async def second() -> None:
+        assert begun.wait(10)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            assert (await client.get("/v1/models")).status_code == 200
+        closed.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(asyncio.run, first())
+        asyncio.run(second())
+        assert outcome.result(10) == "completed"
 
 
 # Nesting ----------------------------------------------------------------------------------------------------------
