@@ -8,7 +8,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
-from quart_openai_sse.auth.in_process import CALLER, Caller
+from quart_openai_sse.auth.in_process import CALLER
 from quart_openai_sse.web.middleware import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger("quart_openai_sse")
@@ -37,8 +37,7 @@ class CutOff:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        in_process = isinstance(scope.get(CALLER), Caller)
-        call = _ServerCall(cast("asyncio.Task[Any]", asyncio.current_task()), in_process)
+        call = _ServerCall(cast("asyncio.Task[Any]", asyncio.current_task()), in_process=CALLER in scope)
         _server_call.set(call)
         try:
             await self._app(scope, receive, send)

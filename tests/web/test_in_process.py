@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from threading import Event
@@ -293,8 +294,9 @@ async def test_a_client_that_is_cancelled_before_the_first_output_leaves(create_
     assert upstream.cancelled == 1
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["before the write", "during the write"])
 async def test_an_app_that_does_not_listen_sees_from_its_next_write_that_the_client_has_left(
-    create_app: CreateApp,
+    create_app: CreateApp, waits: bool
 ) -> None:
     app, ai = create_app(ScriptedUpstream())
     ended = asyncio.Event()
@@ -311,6 +313,8 @@ async def test_an_app_that_does_not_listen_sees_from_its_next_write_that_the_cli
     async with client_of(app, ai) as client, asyncio.timeout(5):
         async with client.stream("GET", "/v1/models") as response:
             assert await anext(response.aiter_raw()) == b"more"
+            if waits:
+                await turns()  # until the client has not taken the next piece
         await ended.wait()
 
 
@@ -364,6 +368,52 @@ async def test_a_response_that_is_dropped_and_not_closed_ends(create_app: Create
     assert upstream.cancelled == 1
 
 
+async def test_an_app_that_raises_after_the_client_has_left_is_not_reported_by_asyncio(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def raising(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        raise ValueError("late")
+
+    app.asgi_app = raising
+    async with client_of(app, ai) as client:
+        async with client.stream("GET", "/v1/models"):
+            pass
+        await turns()
+    gc.collect()
+    assert reported == []
+
+
+async def test_an_app_to_which_only_its_own_task_refers_is_not_collected(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    waiting: list[weakref.ref[asyncio.Future[None]]] = []
+    ended = asyncio.Event()
+
+    async def slow(scope, receive, send):
+        future = asyncio.get_running_loop().create_future()
+        waiting.append(weakref.ref(future))
+        await future
+        ended.set()
+
+    app.asgi_app = slow
+    client = httpx.AsyncClient(transport=ai.transport(principal=ANN, app=app))
+    asking = asyncio.create_task(client.get("http://app/v1/models"))
+    await turns()
+    asking.cancel()
+    del client, asking
+    await turns()
+    gc.collect()
+    future = waiting[0]()
+    assert future is not None
+    future.set_result(None)
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
 async def test_nothing_is_left_of_a_request(create_app: CreateApp) -> None:
     app, ai = create_app(ScriptedUpstream("Hello there."))
     async with client_of(app, ai) as client:
@@ -375,6 +425,23 @@ async def test_nothing_is_left_of_a_request(create_app: CreateApp) -> None:
 
 
 # Who asks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Proxy-Authorization", "Cookie", "api-key", "X-API-Key"])
+async def test_credentials_are_removed_and_other_headers_are_not(create_app: CreateApp, name: str) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    seen: list[dict[str, str]] = []
+
+    @app.before_request
+    async def look():
+        seen.append(dict(request.headers))
+
+    async with client_of(app, ai) as client:
+        for spelling in (name, name.lower(), name.upper()):
+            response = await client.get("/v1/models", headers={spelling: "sk-dummy", "X-Other": "kept"})
+            assert response.status_code == 200
+    assert [headers["X-Other"] for headers in seen] == ["kept"] * 3
+    assert "sk-dummy" not in f"{seen}"
 
 
 async def test_no_auth_hook_is_asked_and_the_librarys_key_is_seen_by_nobody(
@@ -521,6 +588,37 @@ async def test_the_path_chooses_the_route_and_no_host_is_asked(create_app: Creat
     assert answer.choices[0].message.content == "Hello."
 
 
+async def test_the_scope_is_that_of_a_server(create_app: CreateApp) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    scopes: list[dict[str, Any]] = []
+
+    async def asgi_app(scope, receive, send):
+        scopes.append(dict(scope))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    app.asgi_app = asgi_app
+    async with client_of(app, ai) as client:
+        await client.get("https://app:8443/v1/models/a%20b?a=1&b=%2F", headers={"X-Other": "1"})
+    [scope] = scopes
+    assert (b"x-other", b"1") in scope.pop("headers")
+    assert scope.pop(CALLER).principal.id == "ann"
+    assert scope == {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "https",
+        "path": "/v1/models/a b",
+        "raw_path": b"/v1/models/a%20b",
+        "query_string": b"a=1&b=%2F",
+        "root_path": "",
+        "client": None,
+        "server": ("app", 8443),
+        "extensions": {},
+    }
+
+
 @pytest.mark.parametrize("prefix", ["/api/ai", "/api", "/v1", ""])
 async def test_it_leads_to_the_extensions_routes_only(create_app: CreateApp, prefix: str) -> None:
     app, ai = create_app(ScriptedUpstream(), url_prefix=prefix)
@@ -551,16 +649,36 @@ async def test_it_leads_to_the_extensions_routes_only(create_app: CreateApp, pre
         assert (await client.get(f"{prefix}/models")).status_code == 200
 
 
+async def test_a_view_of_the_app_that_shadows_a_blueprints_404_for_one_method_is_not_reached(
+    create_app: CreateApp,
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @app.post("/v1/admin")
+    async def admin():
+        return "secret"
+
+    async with client_of(app, ai) as client:
+        messages = [
+            (await client.request(method, "/v1/admin")).json()["error"]["message"] for method in ("GET", "POST")
+        ]
+    assert messages == [
+        "There is no such route.",
+        "ai.transport() reaches only the extension's own routes, below /v1, and not /v1/admin.",
+    ]
+
+
 async def test_a_redirect_to_the_usual_form_of_a_path_leads_no_further(create_app: CreateApp) -> None:
-    app, ai = create_app(ScriptedUpstream(), url_prefix="")
+    app, ai = create_app(ScriptedUpstream("Hello."), url_prefix="")
 
     @app.get("/admin/")
     async def admin():
         return "secret"
 
     async with client_of(app, ai, follow_redirects=True) as client:
-        assert (await client.get("http://app//models")).json()["data"][0]["id"] == "scripted"
-        assert (await client.get("/admin")).status_code == 404
+        assert (await client.post("/chat//completions", json=ASKED)).status_code == 200
+        response = await client.get("/admin")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
 
 
 async def test_a_route_that_is_not_there_is_a_404_of_the_blueprint(create_app: CreateApp) -> None:
