@@ -204,7 +204,7 @@ class QuartOpenAISSE(Registration):
         return await read_message(relay, handle)
 
     def transport(self, *, principal: Principal, app: Quart | None = None) -> Any:
-        """A transport with which a library's client asks this app's own routes, in the process and as *principal*.
+        """A transport with which a library's client asks the extension's own routes of this app, as *principal*.
 
         It is for `httpx.AsyncClient(transport=...)` and for `httpx2.AsyncClient(transport=...)`. The path of the
         client's `base_url` chooses the route; its host is not contacted. Requests are those of *principal*: no auth
