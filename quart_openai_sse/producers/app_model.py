@@ -188,10 +188,12 @@ class AppModel:
 
     def _taken(self, item: Any) -> Event | Mapping[str, Any] | None:
         """The event or chunk for an item of the model; `None` for none."""
+        if type(item) is CallChunk and self._has_answer and self._deadlines.started:
+            return item  # as nearly every item of a model that passes on a call
         normal = normalize(item)
         if normal is None:
             return None
-        if not isinstance(normal, Event | CallChunk) and not _is_copy(normal):
+        if not isinstance(normal, (Event, CallChunk)) and not _is_copy(normal):
             normal = self._foreign.take(normal)
         if not self._deadlines.started:
             self._deadlines.started = is_output(normal)
