@@ -54,7 +54,8 @@ class ForeignStreams:
         Raises the error that the chunk reports, `UpstreamFailed` if a choice says that its answer was interrupted, and
         `ModelFailed` if the model has made such a chunk itself.
         """
-        listed = chunk.get("choices")
+        error = reported_error(chunk)
+        listed = None if error else chunk.get("choices")  # beside an error they may be anything
         choices = [each for each in (listed if isinstance(listed, list) else ()) if isinstance(each, Mapping)]
         if self._n == 1 and choices:
             choices = [{**one_choice(choices), "index": 0}]
@@ -65,7 +66,7 @@ class ForeignStreams:
         stream = self._stream(str(chunk.get("id") or ""), choices, usage=usage is not None)
         if usage is not None:
             stream.usage = update_usage(stream.usage, usage)
-        if (error := reported_error(chunk)) is not None:
+        if error:
             raise failure_of(error)
         taken = {**chunk, "choices": [stream.take(choice) for choice in choices]}
         return taken if usage is None else {**taken, "usage": CountedUsage(usage)}

@@ -211,8 +211,8 @@ def parts_of(content: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
     `references`, `images` or `parts`.
     """
     for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str):
-            yield "text", {"type": "text", "text": part}
+        if isinstance(part, str | list):
+            yield "text", {"type": "text", "text": flat(part)}
         elif isinstance(part, Mapping):
             yield _kind_of(part), part
 

@@ -91,7 +91,7 @@ def _texts(chunk: Mapping[str, Any]) -> dict[Place, str]:
         index, delta = find_index(choice) or 0, delta_of(choice, whole="delta" not in choice)
         found[Place(index, "reasoning")] += _reasoning(delta)
         found[Place(index)] += text_of_delta(delta)
-        found[Place(index, "refusal")] += refusal_of_delta(delta)
+        found[Place(index, "refusal")] += _refusal(delta)
         if isinstance(audio := delta.get("audio"), Mapping):
             found[Place(index, "transcript")] += flat(audio.get("transcript"))
         for number, call in enumerate(calls_of(delta.get("tool_calls"))):
@@ -100,6 +100,12 @@ def _texts(chunk: Mapping[str, Any]) -> dict[Place, str]:
         if isinstance(delta.get("function_call"), Mapping):
             found[Place(index, "arguments", -1)] += _arguments({"function": delta["function_call"]})
     return {place: text for place, text in found.items() if text}
+
+
+def _refusal(delta: Mapping[str, Any]) -> str:
+    """All of a refusal in *delta*, which is repeated if it is in a member and in parts of the content."""
+    said, parts = refusal_of_delta(delta), refusal_of_delta({"content": delta.get("content")})
+    return said if parts in said else said + parts
 
 
 def _reasoning(delta: Mapping[str, Any]) -> str:
@@ -138,9 +144,9 @@ def _replaced(delta: Mapping[str, Any], text: str, place: Place) -> dict[str, An
     content = delta.get("content")
     if place.kind == "content":
         return {**delta, "content": _with_part(content, "text", text) if _is_list(content) else text}
-    if delta.get("refusal") or not _is_list(content):
-        return {**delta, "refusal": text}
-    return {**delta, "content": _with_part(content, "refusal", text)}
+    in_parts = _is_list(content) and refusal_of_delta({"content": content})
+    said = {"content": _with_part(content, "refusal", text)} if in_parts else {}
+    return {**delta, **said} if in_parts and not delta.get("refusal") else {**delta, **said, "refusal": text}
 
 
 def _with_reasoning(delta: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -237,5 +237,8 @@ def test_an_error_is_raised_and_its_usage_counted() -> None:
     with pytest.raises(UpstreamFailed, match="gone"):
         streams.take({"id": "a", "error": {"message": "gone"}, "choices": [], "usage": USAGE})
     assert streams.usage == USAGE
+    for odd in ([{"delta": [1]}], [None], "x", 5):
+        with pytest.raises(UpstreamFailed, match="gone"):
+            streams.take({"id": "a", "error": {"message": "gone"}, "choices": odd})
     with pytest.raises(UpstreamFailed, match="lost"):
         streams.take({"id": "a", "choices": [{"index": 0, "delta": {}, "error": {"message": "lost"}}]})

@@ -117,6 +117,8 @@ HIDDEN: dict[str, Any] = {
     "in a member of another name": {"reasoning_details": [{"type": "new", "value": "secret"}]},
     "in a part of a new kind": {"content": [{"type": "markdown", "text": "secret"}]},
     "in a flat call": {"tool_calls": [{"index": 0, "arguments": "secret"}]},
+    "in a part that is a list": {"content": [["secret"]]},
+    "in a part beside another refusal": {"refusal": "no", "content": [{"type": "refusal", "refusal": "secret"}]},
     "in odd members": {"function_call": "x", "audio": [1], "content": "secret"},
 }
 
