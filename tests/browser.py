@@ -201,7 +201,16 @@ class _Connection:
     async def run(self, address: str) -> None:
         """Passes bytes until one side closes."""
         host, _, port = address.partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        # Both sides are closed without a wait: the proxy may end, and cancel this, at any time, also while it closes.
+        with contextlib.closing(self._writer):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            with contextlib.closing(writer):
+                await self._pass_on(reader, writer)
+        for each in (writer, self._writer):
+            with contextlib.suppress(ConnectionError):
+                await each.wait_closed()
+
+    async def _pass_on(self, reader: StreamReader, writer: StreamWriter) -> None:
         ways = {asyncio.ensure_future(self._up(writer)), asyncio.ensure_future(self._down(reader))}
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -210,10 +219,6 @@ class _Connection:
             for way in ways:
                 way.cancel()
             await asyncio.wait(ways)
-            for each in (writer, self._writer):
-                each.close()
-                with contextlib.suppress(ConnectionError):
-                    await each.wait_closed()
 
     async def _up(self, writer: StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
