@@ -137,7 +137,7 @@ def entry_text(entry: Entry, *, n: int = 1) -> str:
 
 
 def chunk_of(data: bytes) -> Mapping[str, Any]:
-    """The JSON object in *data*; an empty one if there is none."""
+    """The JSON object in *data*, or an empty mapping if *data* is not a JSON object."""
     try:
         chunk = json.decode(data)
     except ValueError:

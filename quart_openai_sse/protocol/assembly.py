@@ -104,7 +104,7 @@ class Assembly:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
     def first_message(self) -> dict[str, Any] | None:
-        """The message of the first choice so far; `None` if there is none, or beyond the limit."""
+        """The message of the first choice so far, or `None` without a first choice or beyond the limit."""
         choice = self._choices.get(0)
         return None if self._room <= 0 or choice is None else choice.as_message()
 

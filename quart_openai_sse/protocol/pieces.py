@@ -10,12 +10,11 @@ from quart_openai_sse.protocol.chunks import (
     DETAILS,
     REASONING,
     REASONING_BLOCKS,
-    arguments_of,
-    calls_of,
     find_index,
     flat,
     merged,
 )
+from quart_openai_sse.protocol.tool_calls import arguments_of, calls_of
 
 _DEPTH = 16  # levels of objects that are added up, far more than any API has
 

@@ -10,8 +10,6 @@ from quart_openai_sse.protocol.chunks import (
     REASONING,
     REASONING_BLOCKS,
     TEXTS,
-    arguments_of,
-    calls_of,
     delta_of,
     find_index,
     flat,
@@ -20,6 +18,7 @@ from quart_openai_sse.protocol.chunks import (
     refusal_of_delta,
     text_of_delta,
 )
+from quart_openai_sse.protocol.tool_calls import arguments_of, calls_of
 
 __all__ = ["CONTENT", "Place", "places_of", "text_of", "with_text"]
 

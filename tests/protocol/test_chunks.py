@@ -12,7 +12,6 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import (
     DETAILS,
     as_delta,
-    calls_of,
     delta_of,
     details_of,
     finish_of,
@@ -23,6 +22,7 @@ from quart_openai_sse.protocol.chunks import (
     refusal_of_delta,
     text_of_delta,
 )
+from quart_openai_sse.protocol.tool_calls import calls_of
 
 THOUGHT = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 

@@ -565,7 +565,7 @@ BAD_BODIES = {
     "model not a string": (b'{"model":5,"messages":[{"role":"user"}]}', "model"),
     "no messages": (b'{"model":"m"}', "messages"),
     "empty messages": (b'{"model":"m","messages":[]}', "messages"),
-    "a role that is none": (b'{"model":"m","messages":[{"role":" "}]}', "messages[0].role"),
+    "a blank role": (b'{"model":"m","messages":[{"role":" "}]}', "messages[0].role"),
     "temperature": (b'{"model":"m","messages":[{"role":"user"}],"temperature":"2"}', "temperature"),
     "n": (b'{"model":"m","messages":[{"role":"user"}],"n":0}', "n"),
     "stream": (b'{"model":"m","messages":[{"role":"user"}],"stream":"yes"}', "stream"),
