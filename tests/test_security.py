@@ -282,6 +282,25 @@ async def test_a_strangers_stream_is_answered_like_one_that_never_was(create_app
     assert len((await client.get("/v1/streams")).json()["data"]) == 1  # nobody stopped it
 
 
+async def test_no_way_to_a_stream_replays_it_to_anybody_but_its_owner(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream([chunk("secret"), finish()], [chunk("own"), finish()]))[0])
+    key = {"Idempotency-Key": "the-same-key"}
+    started = await client.post("/v1/streams", json={**BODY, "thread": "diary"}, headers=key)
+    url = started.json()["url"]
+    assert "secret" in (await client.get(url)).text  # its owner reads it
+
+    for query in ("", "?last_event_id=0", "?last_event_id=1", "?format=openai", "?format=openai&last_event_id=1"):
+        assert (await client.get(url + query, headers=BOB)).status_code == 404
+    assert (await client.head(url, headers=BOB)).status_code == 404
+    for query in ("", "?thread=diary"):
+        assert (await client.get("/v1/streams" + query, headers=BOB)).json()["data"] == []
+    # The same key and body from another principal start another stream.
+    other = await client.post("/v1/streams", json={**BODY, "thread": "diary"}, headers={**BOB, **key})
+    assert other.status_code == 201
+    assert "own" in (text := (await client.get(other.json()["url"], headers=BOB)).text)
+    assert "secret" not in text
+
+
 async def test_a_streams_id_cannot_be_guessed(create_app: CreateApp, serve: Serve) -> None:
     client = await serve(create_app(ScriptedUpstream(), max_streams_per_principal=1000)[0])
     ids = [(await client.post("/v1/streams", json=BODY)).json()["id"] for _ in range(100)]
