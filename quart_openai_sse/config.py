@@ -44,7 +44,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     base_url: str
     name: str = ""
-    """Its name in records and log lines; by default its host."""
+    """Its name in records and log lines, by default its host; if it is set, also `owned_by` of its models."""
     api_key: str | None = None
     api_keys: tuple[str, ...] | None = None
     api_key_header: str | None = None

@@ -60,11 +60,12 @@ class Upstream(Protocol):
 
     An upstream whose `run` ends at once when it is cancelled, and does not catch the cancellation, may set an attribute
     `cancels_at_once = True`; any other runs in a task of its own. One that is OpenAI's own API may set
-    `is_openai = True`: requests that only OpenAI can answer must be in its API's ranges.
+    `is_openai = True`: requests that only OpenAI can answer must be in its API's ranges. One whose `name` callers must
+    not see, because it is an internal address, sets `public_name`.
     """
 
     name: str
-    """Its name in the record of a stream."""
+    """Its name in the record of a stream, in log lines, and as `owned_by` of models that it did not describe itself."""
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """Sends one request and feeds the answer to *sink*; returns when the answer has ended.
@@ -90,6 +91,11 @@ def cancels_at_once(upstream: Upstream) -> bool:
 def is_openai(upstream: Upstream) -> bool:
     """Whether *upstream* is OpenAI's own API."""
     return bool(getattr(upstream, "is_openai", False))
+
+
+def public_name(upstream: Upstream) -> str:
+    """The name of *upstream* that callers are told."""
+    return str(getattr(upstream, "public_name", upstream.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ from quart_openai_sse.protocol import json
 PATIENCE = 8.0
 """Seconds for an upstream's list. Clients do not wait much longer for the app's own (Open WebUI: 10)."""
 
+UNNAMED = "upstream"
+"""The owner of the models of an upstream that the configuration gives no name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -46,7 +49,7 @@ def with_ids(entries: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def model_object(name: str, owner: str) -> dict[str, Any]:
-    """OpenAI's model object for a model that no upstream has described."""
+    """OpenAI's model object for a model that no upstream has described. *owner* is shown to callers."""
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": owner}
 
 

@@ -29,7 +29,7 @@ from quart_openai_sse.upstreams import Attempt, Sink
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
 from quart_openai_sse.upstreams.httpx_client import HttpxClient
-from quart_openai_sse.upstreams.listing import PATIENCE, read_models
+from quart_openai_sse.upstreams.listing import PATIENCE, UNNAMED, read_models
 from quart_openai_sse.upstreams.refusals import refusal
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class OpenAIUpstream:
 
     def __init__(self, config: Config, *, client: Any = None, name: str = "") -> None:
         self.name = name or urlsplit(config.base_url).netloc
+        self.public_name = name or UNNAMED  # callers are not told the address
         self.is_openai = config.asks_openai
         self._config = config
         self._given = client

@@ -16,7 +16,7 @@ from typing import Any
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ModelNotFound, OpenAISSEError, UpstreamTimeout
 from quart_openai_sse.principal import Principal
-from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once, is_openai
+from quart_openai_sse.upstreams import Attempt, Sink, Upstream, cancels_at_once, is_openai, public_name
 from quart_openai_sse.upstreams.breaker import Breaker, CallResult
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.listing import PATIENCE, Listing, model_object, with_ids
@@ -69,6 +69,7 @@ class Upstreams:
     ) -> None:
         self.candidates = tuple(candidates)
         self.name = self.candidates[0].name
+        self.public_name = public_name(self.candidates[0].upstream)
         self.cancels_at_once = all(cancels_at_once(each.upstream) for each in self.candidates)
         self.has_openai = any(is_openai(each.upstream) for each in self.candidates)
         """Whether any of them is OpenAI's own API."""
@@ -180,7 +181,8 @@ class Upstreams:
         except Exception as error:
             self._log_unlisted(candidate, error)
             failure = error if isinstance(error, OpenAISSEError) else OpenAISSEError()
-            return Listing([model_object(name, candidate.name) for name in [*(named or ()), *aliases]], failure)
+            owner = public_name(candidate.upstream)
+            return Listing([model_object(name, owner) for name in [*(named or ()), *aliases]], failure)
         self._unlisted.discard(id(candidate))
         shown = by_name if named is None else named
         there = ((name, by_name.get(aliases.get(name, name))) for name in [*shown, *aliases])

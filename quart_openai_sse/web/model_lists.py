@@ -18,7 +18,7 @@ def known_models(relay: Relay, principal: Principal, offered: Offered) -> list[d
     own = relay.hooks.app_models
     named = _named(relay, offered) or ()
     known = [model_object(name, "app") for name in own if offered is None or name in offered]
-    known += [model_object(name, relay.upstream.name) for name in named if name not in own]
+    known += [model_object(name, relay.upstream.public_name) for name in named if name not in own]
     return [model for model in known if principal.may_ask(model["id"])]
 
 

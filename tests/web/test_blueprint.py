@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from quart import Quart, Request, request
 
-from quart_openai_sse import Event, Principal, QuartOpenAISSE, bearer_tokens
+from quart_openai_sse import Event, Principal, QuartOpenAISSE, UpstreamConfig, bearer_tokens
 from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
@@ -157,6 +157,21 @@ async def test_models_are_the_apps_own_and_the_upstreams(create_app: CreateApp, 
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["support", "scripted"]
     assert set(models["data"][0]) == {"id", "object", "created", "owned_by"}
+
+
+@pytest.mark.parametrize("options", [{}, {"models": ["m"]}], ids=["listed by the upstream", "named by the app"])
+async def test_no_list_of_models_tells_the_upstreams_address(
+    create_app: CreateApp, serve: Serve, options: dict[str, Any]
+) -> None:
+    address = "127.0.0.1:9"
+    for name, owner in (("", "upstream"), ("house", "house")):
+        upstream = UpstreamConfig(base_url=f"http://{address}/v1", name=name, models=["m"], aliases={"m2": "m"})
+        client = await serve(create_app(upstreams=[upstream], **options)[0])
+        response = await client.get("/v1/models")
+        assert {model["owned_by"] for model in response.json()["data"]} == {owner}
+        one = await client.get("/v1/models/m")
+        assert one.json()["owned_by"] == owner
+        assert address not in response.text + one.text + repr(response.headers)
 
 
 MODELS_OF_AN_APP = {
