@@ -19,6 +19,7 @@ from quart_openai_sse.config import KEY_PREFIX, Config, Options, option_names, r
 from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.protocol.requests import check_thread
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
@@ -180,12 +181,16 @@ class QuartOpenAISSE(Registration):
     ) -> Stream:
         """Starts a stream that can be resumed, for a Chat Completions request *body*.
 
-        Every refusal is raised here, as an `OpenAISSEError`. *body* is checked like that of a caller.
+        Every refusal is raised here, as an `OpenAISSEError`. *body* and *thread* are checked like those of a caller.
         """
         relay = current_relay(self.name)
         asked = {**body, "stream": True}
         handle = await relay.start(
-            asked, principal=principal, thread=thread, metadata=metadata, idempotency_key=idempotency_key
+            asked,
+            principal=principal,
+            thread=check_thread(thread or None),
+            metadata=metadata,
+            idempotency_key=idempotency_key,
         )
         return Stream.started(relay, handle, self._formats)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from quart import Quart, request
 
-from quart_openai_sse import Config, Event, QuartOpenAISSE, allow_anonymous, bearer_tokens, session_user
-from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse import Config, Event, Principal, QuartOpenAISSE, allow_anonymous, bearer_tokens, session_user
+from quart_openai_sse.errors import ConfigurationError, InvalidRequest
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
@@ -41,6 +41,15 @@ async def test_a_route_of_ones_own_starts_a_stream_and_streams_it(create_app: Cr
     refused = await client.post("/chats/5/messages", json={"model": "scripted"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
     assert (await client.post("/chats/5/messages?format=xml", json=BODY)).status_code == 400
+
+
+@pytest.mark.parametrize("thread", ["a\nb", "a\u202eb", "t" * 256, 5])
+async def test_the_thread_of_a_route_of_ones_own_is_checked_too(create_app: CreateApp, thread: Any) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    async with app.test_request_context("/"):
+        with pytest.raises(InvalidRequest) as caught:
+            await ai.start(BODY, principal=Principal("ann"), thread=thread)
+    assert caught.value.param == "thread"
 
 
 BODIES = {

@@ -16,7 +16,9 @@ from quart_openai_sse.protocol.members import MEMBERS, check_members, check_mess
 # Limits that the OpenAPI document states too. The patterns mean the same to Python and to JSON Schema.
 MODEL_LENGTH = 256
 THREAD_LENGTH = KEY_LENGTH = 255
-THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f]{{1,{THREAD_LENGTH}}}$"
+# No control characters, no line ends (U+0085, U+2028, U+2029) and no marks that change the direction of a text, since
+# an app shows and logs it.
+THREAD_PATTERN = rf"^[^\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]{{1,{THREAD_LENGTH}}}$"
 STREAM_ID_PATTERN = "^[0-9a-f]{32}$"
 _MOST_VALUES = 1_000_000
 NESTING = 100
@@ -151,12 +153,19 @@ def check_idempotency_key(key: str) -> str:
 
 
 def check_thread(thread: object) -> str:
-    """Returns *thread* if it is a string of 1 to 255 characters without control characters, and "" for `None`.
+    """Returns *thread* if it is a string of 1 to 255 characters, and "" for `None`.
 
-    Raises `InvalidRequest` otherwise.
+    Raises `InvalidRequest` otherwise, and for control characters, line ends, direction marks and halves of a character.
     """
     if thread is None:
         return ""
-    if not isinstance(thread, str) or not re.fullmatch(THREAD_PATTERN, thread):
-        raise InvalidRequest(f"thread must be a string of 1 to {THREAD_LENGTH} characters.", param="thread")
+    if not isinstance(thread, str) or not re.fullmatch(THREAD_PATTERN, thread) or _HALF.search(thread):
+        raise InvalidRequest(
+            f"thread must be a string of 1 to {THREAD_LENGTH} characters without line ends, control characters and "
+            "direction marks.",
+            param="thread",
+        )
     return thread
+
+
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can have half an emoji; a store, as UTF-8, cannot

@@ -223,7 +223,7 @@ def test_any_other_idempotency_key_is_refused(key: str) -> None:
     assert raised.value.param == "Idempotency-Key"
 
 
-@pytest.mark.parametrize("thread", ["a", "chat:5", "Grüße an alle", "t" * 255])
+@pytest.mark.parametrize("thread", ["a", "chat:5", "Grüße an alle", "東京　出張", "می‌خواهم", "👩‍🚀", "\xa0", "t" * 255])
 def test_a_thread_is_text(thread: str) -> None:
     assert check_thread(thread) == thread
 
@@ -232,7 +232,14 @@ def test_no_thread_is_no_thread() -> None:
     assert check_thread(None) == ""
 
 
-@pytest.mark.parametrize("thread", ["", "a\n", "\0", "\x7f", "t" * 256, 5, True, [], {}, b"a"])
+@pytest.mark.parametrize(
+    "thread",
+    [
+        *("", "a\n", "\r", "\0", "\x7f", "\x85", "a\u2028b", "\u2029", "t" * 256, 5, True, [], {}, b"a"),
+        *("a\u061c", "a\u200e", "\u200f", "\u202a", "\u202eb", "\u2066", "\u2069", "\ud83d"),
+    ],
+    ids=ascii,
+)
 def test_any_other_thread_is_refused(thread: Any) -> None:
     with pytest.raises(InvalidRequest) as raised:
         check_thread(thread)

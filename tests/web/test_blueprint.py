@@ -848,7 +848,9 @@ async def test_silence_is_filled_also_while_entries_come_that_are_not_shown(
     assert (await read(response.content)).text == "Well: done"
 
 
-@pytest.mark.parametrize("model", ["a\nb", "x" * 257, " ", "\0"])
+@pytest.mark.parametrize(
+    "model", ["a\nb", "a\u2028b", "a\x85b", "a\u202eb", "a\u200f", "x" * 257, " ", "\0"], ids=ascii
+)
 async def test_a_models_name_cannot_forge_a_log_line(create_app: CreateApp, serve: Serve, model: str) -> None:
     client = await serve(create_app(ScriptedUpstream())[0])
     response = await client.post("/v1/chat/completions", json={**STREAM, "model": model})
@@ -925,6 +927,8 @@ async def test_an_unknown_format_a_bad_thread_and_a_bad_key_are_400(create_app: 
         (await client.get(url, params={"format": "xml"}), "format"),
         (await client.post("/v1/streams", json=BODY, params={"format": "xml"}), "format"),
         (await client.post("/v1/streams", json={**BODY, "thread": 5}), "thread"),
+        (await client.post("/v1/streams", json={**BODY, "thread": "a\u202eb"}), "thread"),
+        (await client.post("/v1/streams", json={**BODY, "thread": "a\u2028b"}), "thread"),
         (await client.post("/v1/streams", json=BODY, headers={"Idempotency-Key": "x" * 300}), "Idempotency-Key"),
     ):
         assert (response.status_code, error_of(response)["param"]) == (400, param)

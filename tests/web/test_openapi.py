@@ -123,7 +123,14 @@ def test_the_ranges_of_openai_are_said_in_words(name: str) -> None:
 CHAT_REQUEST = Draft202012Validator({"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]})
 
 
-@pytest.mark.parametrize("text", ["", "a", "!", "~", " ", "a b", "a\n", "\0", "\x7f", "ü", "a" * 255, "a" * 256])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "!", "~", " ", "a b", "a\n", "\0", "\x7f", "\x85", "\xa0", "ü", "a" * 255, "a" * 256),
+        *("\u061c", "\u200d", "\u200e", "\u2028", "\u202e", "\u202f", "\u2066", "\u2069", "👩‍🚀"),
+    ],
+    ids=ascii,
+)
 def test_a_thread_and_a_key_are_refused_if_and_only_if_they_are_not_what_the_document_says(text: str) -> None:
     components = DOCUMENT["components"]
     thread = Draft202012Validator(components["schemas"]["StreamRequest"]["properties"]["thread"])
