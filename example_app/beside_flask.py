@@ -79,8 +79,12 @@ class Models:
 
     def has_user(self, user_id: str) -> bool:
         """Whether there is such a user, who may log in."""
+        try:
+            number = int(user_id)
+        except ValueError:
+            return False
         with self._context():
-            user = db.session.get(User, int(user_id))
+            user = db.session.get(User, number)
             return user is not None and user.is_active
 
     def conversation(self, user_id: str) -> list[dict[str, str]]:

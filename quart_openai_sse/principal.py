@@ -17,7 +17,11 @@ class Principal:
     realm: str = "app"
     """How the principal was recognised: `session`, `token` … Equal ids in two realms are two principals."""
     cookie: bool | None = None
-    """Whether the request proved its principal by a cookie; then its origin is checked. `None`: if it has a cookie."""
+    """Whether a credential that browsers send by themselves proved the principal; then the request's origin is checked.
+
+    `None`: if the request has such a credential, which is a cookie, or an `Authorization` of the scheme Basic, Digest,
+    Negotiate or NTLM.
+    """
     anonymous: bool = False
     """Whether the caller is unknown; such callers share no list of streams and cannot use `Idempotency-Key`."""
     models: frozenset[str] | None = None

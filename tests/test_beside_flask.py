@@ -25,7 +25,7 @@ from flask import Flask
 from playwright.async_api import Browser, BrowserContext, Locator, Page, Route, expect
 from sqlalchemy.pool import QueuePool
 
-from example_app.beside_flask import PREFIXES, create_streaming_app, main
+from example_app.beside_flask import PREFIXES, Models, create_streaming_app, main
 from example_app.flask_app import create_app as create_flask_app
 from example_app.flask_app.models import db
 from quart_openai_sse.flask import mount
@@ -397,6 +397,11 @@ def old_app(tmp_path: Path) -> Iterator[Flask]:
     app = create_flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/chat.db")
     yield app
     dispose_of(app)
+
+
+def test_an_id_that_is_no_number_is_no_user(old_app: Flask) -> None:
+    models = Models(old_app)
+    assert [models.has_user(each) for each in ("0f3a9c", "", "42.0", "1e3")] == [False] * 4
 
 
 def test_no_connection_to_the_database_is_there_when_a_server_forks(old_app: Flask) -> None:

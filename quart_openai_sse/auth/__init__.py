@@ -8,8 +8,8 @@ from quart_openai_sse.auth.hooks import (
     first_of,
     on_behalf_of,
     quart_auth_user,
-    session_user,
 )
+from quart_openai_sse.auth.sessions import session_user
 from quart_openai_sse.principal import Principal
 
 __all__ = [

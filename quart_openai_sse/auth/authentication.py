@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -10,13 +12,16 @@ from inspect import isawaitable
 from typing import Any, Protocol
 
 from quart import has_websocket_context, request
-from werkzeug.exceptions import Forbidden, Unauthorized
+from werkzeug.exceptions import HTTPException
 
-from quart_openai_sse.auth.connection import current_connection
+from quart_openai_sse.auth.connection import has_ambient_credentials
+from quart_openai_sse.auth.ids import is_id, to_id
 from quart_openai_sse.auth.origin import SAFE_METHODS, check_origin
-from quart_openai_sse.errors import AuthenticationRequired, PermissionDenied
-from quart_openai_sse.functions import name_of
+from quart_openai_sse.errors import AuthenticationRequired, OpenAISSEError, PermissionDenied
+from quart_openai_sse.functions import name_of, runs_on_loop
 from quart_openai_sse.principal import Principal
+
+logger = logging.getLogger("quart_openai_sse")
 
 Authenticate = Callable[[], Awaitable[Principal | str | int | None]]
 """A coroutine function that reads `quart.request` or `quart.session` and returns the caller: a `Principal` or an id,
@@ -47,15 +52,17 @@ async def authenticate(
     """
     try:
         caller = await (ask(hook) if calls is None or not waits(hook) else Question(hook, calls).caller())
-    except Unauthorized:
+    except HTTPException as error:
+        if _status(error) == 403:
+            raise PermissionDenied(error.description or "") from error
+        if not is_nobody(error):
+            raise
         caller = None
-    except Forbidden as error:
-        raise PermissionDenied(error.description or "") from error
     if caller is None:
         raise AuthenticationRequired("No valid credentials were sent.")
     if isinstance(caller, bool) or not isinstance(caller, Principal | str | int):
         raise TypeError(f"An auth hook must return a Principal, an id or None, not {type(caller).__name__}.")
-    principal = to_principal(caller)
+    principal = caller if isinstance(caller, Principal) and caller.cookie is not None else to_principal(caller)
     # A browser lets a page of any origin open a websocket, with the cookies (RFC 6455, section 10.2).
     if principal.cookie and (has_websocket_context() or request.method not in SAFE_METHODS):
         check_origin(trusted_origins)
@@ -102,7 +109,10 @@ current_question: ContextVar[Question | None] = ContextVar("quart_openai_sse_aut
 
 
 async def ask(hook: Authenticate) -> Principal | str | int | None:
-    """The caller that *hook* returns, with `None` for every value that means no caller (`False`, `""`)."""
+    """The caller that *hook* returns, with `None` for every value that means no caller.
+
+    These are `False`, `""`, and a principal or text whose id is invalid, which a warning reports.
+    """
     question = current_question.get()
     with nullcontext() if question is None else question.running(hook):
         answer = hook()
@@ -113,7 +123,49 @@ async def ask(hook: Authenticate) -> Principal | str | int | None:
                 f"A hook must be a coroutine function: write `async def {name}(): ...`."
             )
         caller = await answer
-    return None if caller is False or caller == "" else caller
+    if caller is False or caller == "":
+        return None
+    if isinstance(caller, Principal):
+        valid = caller.anonymous or is_id(caller.id)
+    else:
+        valid = isinstance(caller, bool) or not isinstance(caller, str | int) or to_id(caller) is not None
+    if not valid:
+        logger.warning(
+            "auth hook %r recognised no caller: its id is not a text of 1 to 255 printable characters", name_of(hook)
+        )
+    return caller if valid else None
+
+
+def is_nobody(error: Exception) -> bool:
+    """Whether *error*, raised by an auth hook, says that it recognises no caller: an abort or error with status 401.
+
+    A `ServiceRequired` says more than that: no other hook may recognise the caller.
+    """
+    return _status(error) == 401 and not isinstance(error, ServiceRequired)
+
+
+def _status(error: Exception) -> int | None:
+    if isinstance(error, HTTPException):  # `abort(response)` raises one without a code
+        return error.code if error.response is None else getattr(error.response, "status_code", None)
+    return error.status if isinstance(error, OpenAISSEError) else None
+
+
+class ServiceRequired(AuthenticationRequired):
+    """The request acts for a user without the credentials of a service."""
+
+
+async def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns what *function* returns: a function of the app that an auth hook calls.
+
+    A coroutine function runs on the event loop, any other one in a thread; the time limit is that of the hook.
+    """
+    question = current_question.get()
+    with nullcontext() if question is None else question.running(function):
+        if runs_on_loop(function):
+            return await function(*args)
+        in_thread = asyncio.to_thread if question is None else question.calls.run_in_thread
+        result = await in_thread(function, *args)
+        return await result if isawaitable(result) else result
 
 
 def at_once(hook: Authenticate) -> Authenticate:
@@ -129,8 +181,8 @@ def waits(hook: Authenticate) -> bool:
 
 
 def to_principal(caller: Principal | str | int) -> Principal:
-    """The principal for what a hook returned. If the hook left `cookie` open, any cookie counts as the proof."""
+    """The principal for what a hook returned. If the hook left `cookie` open, any ambient credential is the proof."""
     principal = caller if isinstance(caller, Principal) else Principal(str(caller))
     if principal.cookie is not None:
         return principal
-    return replace(principal, cookie="Cookie" in current_connection().headers)
+    return replace(principal, cookie=has_ambient_credentials())

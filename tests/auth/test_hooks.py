@@ -16,7 +16,7 @@ import httpx
 import pytest
 from flask import Flask
 from flask import session as flask_session
-from quart import Quart, abort, current_app, g, request, session
+from quart import Quart, Response, abort, current_app, g, request, session
 from quart.sessions import SecureCookieSession, SecureCookieSessionInterface
 from quart_auth import AuthUser, QuartAuth, login_user, logout_user
 
@@ -29,8 +29,9 @@ from quart_openai_sse import (
     quart_auth_user,
     session_user,
 )
-from quart_openai_sse.auth import on_behalf_of
-from quart_openai_sse.errors import ConfigurationError, PermissionDenied
+from quart_openai_sse.auth import Authenticate, on_behalf_of
+from quart_openai_sse.auth.authentication import at_once
+from quart_openai_sse.errors import AuthenticationRequired, ConfigurationError, OpenAISSEError, PermissionDenied
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, QUESTION, TOKENS, CreateApp, Serve
 
@@ -103,6 +104,34 @@ async def test_a_hook_that_returns_no_identity_is_an_error(
 
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0])
     assert (await client.get("/v1/models")).status_code == status
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ann\nbob", "ann\u2028", "ann\x85", "ann\u202ebob", "ann\u200f", "x" * 256, 10**255]
+    + [Principal(each) for each in ("", "ann\nbob", "ann\u2066")]
+    + [Principal(42)],  # type: ignore[arg-type]
+    ids=ascii,
+)
+async def test_an_id_that_could_forge_a_log_line_is_nobodys(
+    create_app: CreateApp, serve: Serve, given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hook():
+        return given
+
+    app, ai = create_app(ScriptedUpstream(), auth=first_of(hook, bearer_tokens(TOKENS)))
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who")).status_code == 401
+    assert (await client.get("/who", headers=ANN)).json()["principal"] == "token:ann"
+    [line, _] = [record.getMessage() for record in caplog.records if record.name == "quart_openai_sse"]
+    assert line == "auth hook 'hook' recognised no caller: its id is not a text of 1 to 255 printable characters"
+
+
+@pytest.mark.parametrize("owner", ["", "ann\n", "ann\u202e", "x" * 256, None, True], ids=ascii)
+def test_tokens_are_for_ids(owner: Any) -> None:
+    with pytest.raises(ConfigurationError, match="id") as caught:
+        bearer_tokens({"hunter2": owner})
+    assert "hunter2" not in str(caught.value)
 
 
 def plain_hook() -> str:
@@ -485,6 +514,105 @@ async def test_a_hook_that_knows_no_caller_leaves_the_decision_to_the_next(nobod
     assert await first_of(first, second)() == "ann"
 
 
+def returns(value: Any) -> Authenticate:
+    async def hook() -> Any:
+        return value
+
+    return hook
+
+
+def raises(error: Exception) -> Authenticate:
+    async def hook() -> None:
+        raise error
+
+    return hook
+
+
+def aborts(answer: Any) -> Authenticate:
+    async def hook() -> None:
+        abort(answer)
+
+    return hook
+
+
+class Expired(OpenAISSEError):
+    """An app's own error."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+NOBODY: dict[str, Authenticate] = {
+    "None": returns(None),
+    "False": returns(False),
+    "an empty text": returns(""),
+    "an invalid id": returns("a\nb"),
+    "abort(401)": aborts(401),
+    "abort with a response": aborts(Response("", 401)),
+    "AuthenticationRequired": raises(AuthenticationRequired("The key was revoked.")),
+    "an error of the app's own": raises(Expired()),
+}
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["with a time limit", "at once"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("nobody", NOBODY.values(), ids=NOBODY)
+async def test_first_of_goes_on_after_every_form_of_nobody(
+    create_app: CreateApp, serve: Serve, nobody: Authenticate, place: int, waiting: bool
+) -> None:
+    async def asked() -> Any:
+        return await nobody()
+
+    hooks = [bearer_tokens({"token-cid": "cid"}), bearer_tokens(TOKENS)]
+    hooks.insert(place, asked if waiting else at_once(asked))
+    app, ai = create_app(ScriptedUpstream(), auth=first_of(*hooks))
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who", headers=ANN)).json()["principal"] == "token:ann"
+    refused = await client.get("/who")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_if_nobody_is_recognised_the_caller_is_told_the_first_reason(create_app: CreateApp, serve: Serve) -> None:
+    first = raises(AuthenticationRequired("The key was revoked."))
+    second = raises(AuthenticationRequired("No key."))
+    hook = first_of(bearer_tokens({}), aborts(401), first, first_of(second), bearer_tokens(TOKENS))
+    client = await serve(create_app(ScriptedUpstream(), auth=hook)[0], headers={})
+    assert (await client.get("/v1/models", headers=ANN)).status_code == 200
+    refused = await client.get("/v1/models")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (401, "The key was revoked.")
+
+
+@pytest.mark.parametrize(
+    ("hook", "status"),
+    [
+        (aborts(403), 403),
+        (aborts(Response("", 403)), 403),
+        (raises(PermissionDenied("No.")), 403),
+        (returns([]), 500),
+        (raises(RuntimeError("canary")), 500),
+    ],
+    ids=["abort(403)", "abort with a response", "PermissionDenied", "a list", "an exception"],
+)
+async def test_first_of_ends_with_any_other_answer(
+    create_app: CreateApp, serve: Serve, hook: Authenticate, status: int
+) -> None:
+    client = await serve(create_app(ScriptedUpstream(), auth=first_of(hook, bearer_tokens(TOKENS)))[0])
+    assert (await client.get("/v1/models")).status_code == status
+
+
+@pytest.mark.parametrize("nobody", NOBODY.values(), ids=NOBODY)
+async def test_no_further_hook_stands_in_for_a_service(
+    create_app: CreateApp, serve: Serve, nobody: Authenticate
+) -> None:
+    hook = first_of(on_behalf_of(nobody, allowed=lambda principal: True), bearer_tokens(TOKENS))
+    app, ai = create_app(ScriptedUpstream(), auth=hook)
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who", headers=ANN)).json()["principal"] == "token:ann"
+    refused = await client.get("/who", headers={**ANN, "X-On-Behalf-Of": "42"})
+    assert refused.status_code == 401
+    assert refused.json()["error"]["message"] == "X-On-Behalf-Of needs the credentials of a service."
+
+
 async def test_the_same_id_in_two_realms_shares_nothing(create_app: CreateApp, serve: Serve) -> None:
     async def session_like():
         return Principal("ann", realm="session") if "X-Session" in request.headers else None
@@ -671,6 +799,10 @@ USERS = {
     "as long as can be": (["x" * 255], "x" * 255),
     "empty": ([""], None),
     "too long": (["x" * 256], None),
+    "a line separator": (["a\u2028b".encode().decode("latin-1")], None),
+    "a control character": (["a\x85b".encode().decode("latin-1")], None),
+    "a mark that turns a line around": (["a\u202eb".encode().decode("latin-1")], None),
+    "a mark of direction": (["a\u200f".encode().decode("latin-1")], None),
     "not UTF-8": (["Zo\xeb"], None),
     "a tab": (["a\tb"], None),
     "two of them": (["42", "43"], None),
@@ -708,6 +840,27 @@ async def test_an_anonymous_caller_acts_for_nobody(create_app: CreateApp, serve:
     hook = on_behalf_of(allow_anonymous(), allowed=lambda principal: True)
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0], headers={"X-On-Behalf-Of": "42"})
     assert (await client.get("/v1/models")).status_code == 403
+
+
+async def test_a_coroutine_function_decides_who_has_the_right(create_app: CreateApp, serve: Serve) -> None:
+    async def allowed(principal: Principal) -> bool:
+        await asyncio.sleep(0)
+        return principal.id == "flask"
+
+    app, ai = create_app(ScriptedUpstream(), auth=on_behalf_of(SERVICES, allowed=allowed))
+    client = await whoami(app, ai, serve, headers={"X-On-Behalf-Of": "42"})
+    assert (await client.get("/who", headers=FLASK)).json()["principal"] == "session:42"
+    assert (await client.get("/who", headers=CRON)).status_code == 403
+
+
+async def test_a_service_may_use_basic_authentication(create_app: CreateApp, serve: Serve) -> None:
+    async def service() -> str | None:
+        return request.authorization.username if request.authorization else None
+
+    app, ai = create_app(ScriptedUpstream(), auth=on_behalf_of(service, allowed={"flask"}))
+    client = await whoami(app, ai, serve, headers={"X-On-Behalf-Of": "42"}, auth=("flask", "secret"))
+    assert (await client.post("/who")).json() == {"principal": "session:42", "cookie": False, "anonymous": False}
+    assert (await client.post("/who", headers={"Cookie": "user=flask"})).status_code == 403  # it may be the proof
 
 
 def test_the_ids_of_services_are_a_collection() -> None:
@@ -770,6 +923,22 @@ async def refuses_a_strangers_page(client: httpx.AsyncClient) -> None:
         response = await client.post(path, json=BODY, headers=foreign)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "origin_denied")
         assert (await client.post(path, json=BODY)).status_code in (200, 201)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status"), [("Basic", 403), ("basic", 403), ("Digest", 403), ("Negotiate", 403), ("Bearer", 200)]
+)
+async def test_what_a_browser_remembers_of_http_authentication_is_like_a_cookie(
+    create_app: CreateApp, serve: Serve, scheme: str, status: int
+) -> None:
+    async def by_header() -> str | None:
+        return "ann" if "Authorization" in request.headers else None
+
+    app, ai = create_app(ScriptedUpstream(), auth=by_header)
+    client = await whoami(app, ai, serve, headers={"Authorization": f"{scheme} x"})
+    for headers, expected in (({"Origin": "https://evil.example"}, status), ({}, 200)):
+        assert (await client.post("/who", headers=headers)).status_code == expected
+        assert (await client.get("/who", headers=headers)).status_code == 200
 
 
 async def test_a_token_needs_no_origin(create_app: CreateApp, serve: Serve) -> None:

@@ -58,6 +58,7 @@ HOOKS = {
     ),
     "allow_anonymous": (allow_anonymous(), {}, "anonymous: False"),
     "the app's own": (own_hook, {"X-Key": "k"}, "app:ann False"),
+    "the app's own, with a password": (own_hook, {"X-Key": "k", "Authorization": "Basic x", **HOST}, "app:ann True"),
     "the app's own, with a cookie": (own_hook, {"X-Key": "k", "Cookie": "a=b", **HOST}, "app:ann True"),
 }
 
