@@ -22,9 +22,9 @@ from quart_openai_sse.auth.lookups import (
     check_address,
     describe_failure,
     fetch,
+    read_member,
 )
 from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
-from quart_openai_sse.protocol import json
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -164,7 +164,7 @@ def _read_keys(response: httpx.Response, body: bytes, algorithms: tuple[str, ...
     """The keys of a JWK set. Raises if the answer has none, so that the previous keys stay."""
     if response.status_code != 200:
         raise BadAnswer(f"the status is {response.status_code}")
-    listed = json.decode(body)["keys"]
+    listed = read_member(body, "keys")
     if not isinstance(listed, list):
         raise BadAnswer("it is not a set of keys")
     keys = tuple(key for each in listed[:_MAX_KEYS] if (key := _read_key(each, algorithms)) is not None)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.protocol import json
 
 T = TypeVar("T")
 
@@ -62,6 +63,19 @@ async def fetch(
             if len(body) > _MAX_ANSWER:
                 raise BadAnswer(f"it is larger than {_MAX_ANSWER} bytes")
         return response, bytes(body)
+
+
+def read_member(body: bytes, name: str) -> Any:
+    """The member *name* of the JSON object in *body*. Raises `BadAnswer`, which says what is missing."""
+    try:
+        answer = json.decode(body)
+    except ValueError:
+        raise BadAnswer("the answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise BadAnswer("the answer is not a JSON object")
+    if name not in answer:
+        raise BadAnswer(f"the answer has no member {name!r}")
+    return answer[name]
 
 
 @cache

@@ -192,7 +192,9 @@ ANSWERS: dict[str, tuple[Callable[[], Any], int]] = {
     "true": (lambda: {"id": True}, 503),
     "an object": (lambda: {"id": {"id": 1}}, 503),
     "a broken line": (lambda: {"id": "a\nb"}, 503),
+    "a mark that turns a line around": (lambda: {"id": "a\u202eb"}, 503),
     "too long an id": (lambda: {"id": "x" * 256}, 503),
+    "too long a number": (lambda: {"id": 10**255}, 503),
     "too much": (lambda: {"id": 1, "more": "x" * (1 << 20)}, 503),
     "compressed": (lambda: Response(gzip.compress(b'{"id": 42}'), headers={"Content-Encoding": "gzip"}), 503),
 }
@@ -210,6 +212,126 @@ async def test_only_a_clear_answer_lets_in_or_keeps_out(
         error = response.json()["error"]
         assert error["code"] == ("invalid_api_key" if status == 401 else "auth_unavailable")
         assert response.headers.get("Retry-After") == (None if status == 401 else "5")
+
+
+LACKS = {
+    "no id": (lambda: {"user_id": "canary"}, "the answer has no member 'id'"),
+    "a list": (lambda: ["canary"], "the answer is not a JSON object"),
+    "a page": (lambda: Response("<!doctype html>canary"), "the answer is not JSON"),
+    "an object": (lambda: {"id": {"canary": 1}}, "whole number or null, not dict"),
+    "true": (lambda: {"id": True, "canary": 1}, "whole number or null, not bool"),
+    "a broken line": (lambda: {"id": "canary\n"}, "the id must be 1 to 255 printable characters"),
+    "an error": (lambda: Response("canary", 500), "the status is 500"),
+}
+
+
+@pytest.mark.parametrize(("answer", "said"), LACKS.values(), ids=LACKS)
+async def test_the_log_says_what_an_answer_lacks_and_quotes_nothing_of_it(
+    old: OldApp, caplog: pytest.LogCaptureFixture, answer: Callable[[], Any], said: str
+) -> None:
+    caplog.set_level("DEBUG", "quart_openai_sse")
+    old.answer = answer
+    with pytest.raises(AuthUnavailable):
+        await asked(forward_auth(old.url), cookie("abc"))
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert said in record.getMessage()
+    assert "canary" not in caplog.text
+
+
+async def test_a_debug_line_says_why_nobody_was_recognised(old: OldApp, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "quart_openai_sse")
+    hook = forward_auth(old.url, forward=["Authorization", "User-Agent"])
+    by_header = forward_auth(old.url, id_header="X-User")
+    assert await asked(hook, {"User-Agent": "Firefox"}) is None
+    assert await asked(hook, cookie("xyz")) is None
+    old.answer = lambda: {"id": None}
+    assert await asked(hook, cookie("other")) is None
+    assert await asked(by_header, cookie("abc")) is None
+    host = old.url.split("/")[2]
+    assert [record.getMessage() for record in caplog.records if record.name == "quart_openai_sse"] == [
+        "forward_auth: no user was recognised: the request has no Cookie or Authorization",
+        f"forward_auth: {host} recognised no user: the status is 401",
+        f"forward_auth: {host} recognised no user: the id is null or empty",
+        f"forward_auth: {host} recognised no user: the header X-User is missing",
+    ]
+
+
+async def test_two_headers_with_an_id_are_no_answer(old: OldApp, caplog: pytest.LogCaptureFixture) -> None:
+    old.answer = lambda: Response("", headers=[("X-User", "ann"), ("X-User", "bob")])  # type: ignore[arg-type]
+    with pytest.raises(AuthUnavailable):
+        await asked(forward_auth(old.url, id_header="X-User"), cookie("abc"))
+    assert "the answer has 2 headers X-User" in caplog.text
+
+
+CREDENTIALS = {
+    "Basic": "Authorization",
+    "Bearer": "authorization",
+    "a proxy's": "Proxy-Authorization",
+    "a key": "X-API-Key",
+    "a token of one's own": "X-Acme-Token",
+    "the user, by a proxy": "X-Forwarded-User",
+    "a certificate, by a proxy": "X-Forwarded-Client-Cert",
+}
+
+
+@pytest.mark.parametrize("name", CREDENTIALS.values(), ids=CREDENTIALS)
+async def test_any_credential_that_is_forwarded_is_asked_about(old: OldApp, name: str) -> None:
+    old.answer = lambda: {"id": request.headers[name].removesuffix(" secret")}
+    hook = forward_auth(old.url, forward=[name, "User-Agent"])
+    assert await asked(hook, {name: "ann secret"}) == Principal("ann", realm="forward", cookie=False)
+    assert "Cookie" not in old.requests[0]
+    assert await asked(forward_auth(old.url), {name: "ann secret"}) is None  # it is not forwarded
+    assert await asked(hook, {name: ""}) is None
+    assert len(old.requests) == 1
+
+
+async def test_what_only_describes_a_request_is_not_asked_about(old: OldApp) -> None:
+    described = ["User-Agent", "X-Forwarded-For", "Accept-Language", "X-Real-IP", "Sec-CH-UA", "Sec-Fetch-Site", "Host"]
+    hook = forward_auth(old.url, forward=described)
+    assert await asked(hook, dict.fromkeys(described, "1")) is None
+    assert old.requests == []
+    assert await asked(hook, {**dict.fromkeys(described, "1"), **cookie("abc")})
+    assert old.requests[0]["X-Real-Ip"] == "1"
+
+
+async def test_two_sets_of_credentials_are_two_answers(old: OldApp) -> None:
+    old.answer = lambda: {"id": request.headers["Authorization"]}
+    hook = forward_auth(old.url, forward=["Authorization"])
+    found = [str(await asked(hook, {"Authorization": value})) for value in ("Basic a", "Basic b", "Basic a")]
+    assert found == ["forward:Basic a", "forward:Basic b", "forward:Basic a"]
+    assert len(old.requests) == 2
+
+
+AMBIENT = {
+    "Basic": ({"Authorization": "Basic x"}, True),
+    "Digest": ({"Authorization": "digest username=x"}, True),
+    "Negotiate": ({"Authorization": "Negotiate x"}, True),
+    "a cookie": (cookie("abc"), True),
+    "a cookie beside a token": ({**cookie("abc"), "Authorization": "Bearer x"}, True),
+    "Bearer": ({"Authorization": "Bearer x"}, False),
+    "a key": ({"X-Api-Key": "x"}, False),
+}
+
+
+@pytest.mark.parametrize(("headers", "checked"), AMBIENT.values(), ids=AMBIENT)
+async def test_the_origin_is_checked_for_what_a_browser_sends_by_itself(
+    create_app: CreateApp, serve: Serve, old: OldApp, headers: dict[str, str], checked: bool
+) -> None:
+    old.answer = lambda: {"id": "ann"}
+    hook = forward_auth(old.url, forward=["Authorization", "X-Api-Key"])
+    app, ai = create_app(ScriptedUpstream("hello"), auth=hook)
+    client = await whoami(app, ai, serve, headers=headers)
+    assert (await client.post("/who")).json() == {"principal": "forward:ann", "cookie": checked, "anonymous": False}
+    foreign = {"Origin": "https://evil.example"}
+    for path in ("/v1/chat/completions", "/who"):
+        response = await client.post(path, json=BODY, headers=foreign)
+        assert response.status_code == (403 if checked else 200)
+
+
+@pytest.mark.parametrize("forward", ["Authorization", ["X User"], ["X-A\r\nX-B"], [""], ["transfer-encoding"], ["TE"]])
+def test_what_is_forwarded_are_names_of_headers(forward: Any) -> None:
+    with pytest.raises(ConfigurationError, match="forward_auth"):
+        forward_auth("http://old.example/whoami", forward=forward)
 
 
 async def test_an_outage_is_a_503_and_not_a_401(

@@ -674,3 +674,4 @@ async def test_the_http_client_can_be_ones_own_and_is_closed(issuer: Issuer, lib
 
     assert await ask(issuer.hook(client=create), kid("one"))
     assert [client.is_closed for client in clients] == [True]
+    assert "KeyError" not in caplog.text  # what the answer lacks is said in words
