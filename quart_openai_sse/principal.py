@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +52,6 @@ def owner_key(instance: str, principal: Principal) -> str:
 def stream_key(owner: str, stream_id: str) -> str:
     """The key in the log of a stream of *owner*, an `owner_key`. No other principal's requests can produce it."""
     return f"{owner}:{stream_id}"  # *owner* is a digest, always of the same length
-
-
-def is_id(value: Any) -> bool:
-    """Whether *value* can be a principal's id, which goes into log lines: a text of 1 to 255 printable characters."""
-    return isinstance(value, str) and 1 <= len(value) <= 255 and value.isprintable()
 
 
 def _names(models: Collection[str]) -> frozenset[str]:

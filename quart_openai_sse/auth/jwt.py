@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jwt
 from jwt.algorithms import get_default_algorithms
 
-from quart_openai_sse.auth.authentication import Authenticate
+from quart_openai_sse.auth.authentication import Authenticate, call
 from quart_openai_sse.auth.hooks import bearer_token
+from quart_openai_sse.auth.ids import to_id
 from quart_openai_sse.auth.jwks import Key, remote_keys, static_key
 from quart_openai_sse.auth.lookups import ClientFactory
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.principal import Principal, is_id
+from quart_openai_sse.principal import Principal
 
 __all__ = ["Claims", "jwt_bearer"]
 
@@ -23,6 +24,12 @@ logger = logging.getLogger("quart_openai_sse")
 
 Claims = Mapping[str, Any]
 """The members of a token's payload."""
+
+_USES = ("type", "token_type", "token_use", "typ")
+"""Claims that say what a token is for: of Flask-JWT-Extended, Simple JWT, Cognito and Keycloak."""
+
+_REFRESH = ("refresh", "refresh_token", "offline")
+"""What they say of a token that is only for fetching new tokens."""
 
 
 def jwt_bearer(
@@ -35,6 +42,8 @@ def jwt_bearer(
     leeway: float = 0,
     realm: str = "jwt",
     subject_claim: str = "sub",
+    types: Collection[str] = ("", "JWT", "at+jwt"),
+    check: Callable[[Claims], bool | Awaitable[bool]] | None = None,
     models_claim: str | Callable[[Claims], Collection[str] | str | None] | None = None,
     max_streams_claim: str | Callable[[Claims], int | None] | None = None,
     jwks_max_age: float = 300,
@@ -50,6 +59,14 @@ def jwt_bearer(
     since it is for another service; with `issuer=None` every token that the key fits is accepted. *leeway* is the
     tolerated difference between clocks, in seconds.
 
+    *types* are the values of the header `typ` that are accepted, "" for a token without it; case and the prefix
+    `application/` do not matter. A token whose claim `type`, `token_type`, `token_use` or `typ` says that it is a
+    refresh token is refused.
+
+    *check* is given the claims of a token that is valid otherwise, and returns whether to accept it. A coroutine
+    function is awaited; any other function runs in a thread, so it may ask a database. Asking for a claim that the
+    token lacks (`KeyError`) refuses the token; any other exception is the hook's.
+
     *models_claim* and *max_streams_claim* limit the principal: each is the name of a claim, or a function of all
     claims. A token that lacks the claim named by *models_claim* may use no model.
 
@@ -63,6 +80,7 @@ def jwt_bearer(
     allowed = _checked_algorithms(algorithms, remote=jwks_url is not None)
     if (key is None) == (jwks_url is None):
         raise ConfigurationError("jwt_bearer: give either key or jwks_url.")
+    accepted = _checked_types(types)
     audiences = (audience,) if isinstance(audience, str) else None if audience is None else tuple(audience)
     if issuer == "" or (audiences is not None and not (audiences and all(audiences))):
         raise ConfigurationError("jwt_bearer: issuer and audience must not be empty.")
@@ -70,7 +88,7 @@ def jwt_bearer(
         find = static_key(key or "", allowed)
     else:
         find = remote_keys(jwks_url, allowed, jwks_max_age, jwks_interval, jwks_timeout, client)
-    check = _TokenCheck(
+    verifier = _Verifier(
         audiences=audiences,
         issuer=issuer,
         leeway=leeway,
@@ -84,8 +102,18 @@ def jwt_bearer(
         token = bearer_token()
         if token is None or (header := _header(token)) is None or header["alg"] not in allowed:
             return None
+        if _media_type(header.get("typ", "")) not in accepted:
+            _log_refused("its typ is not accepted")
+            return None
         found = await find(header.get("kid"), header["alg"])
-        return None if found is None else check.principal(token, found)
+        claims = None if found is None else verifier.claims(token, found)
+        principal = None if claims is None else verifier.principal(claims)
+        if check is None or claims is None or principal is None:
+            return principal
+        if not await _passes(check, claims):
+            _log_refused("check did not accept it")
+            return None
+        return principal
 
     return jwt_bearer_hook
 
@@ -105,6 +133,17 @@ def _checked_algorithms(algorithms: Collection[str], *, remote: bool) -> tuple[s
     return names
 
 
+def _checked_types(types: Collection[str]) -> frozenset[str]:
+    if isinstance(types, str) or not types or not all(isinstance(each, str) for each in types):
+        raise ConfigurationError("jwt_bearer: types must be a collection of values of the header typ.")
+    return frozenset(map(_media_type, types))
+
+
+def _media_type(typ: str) -> str:
+    """A value of `typ` in the form in which it is compared (RFC 7515, 4.1.9)."""
+    return typ.lower().removeprefix("application/")
+
+
 def _claim_reader(claim: str | Callable[[Claims], Any] | None, *, missing: Any) -> Callable[[Claims], Any]:
     """A function that reads a limit from the claims: `None` is no limit, *missing* the limit without the claim."""
     if claim is None:
@@ -122,15 +161,16 @@ def _header(token: str) -> Mapping[str, Any] | None:
     try:
         header: Mapping[str, Any] = jwt.get_unverified_header(token)
         # "crit" names extensions that must be understood (RFC 7515, 4.1.11); we understand none.
-        if "crit" not in header and isinstance(header["alg"], str) and isinstance(header.get("kid", ""), str):
+        texts = (header["alg"], header.get("kid", ""), header.get("typ", ""))
+        if "crit" not in header and all(isinstance(each, str) for each in texts):
             return header
     except Exception as error:  # a crafted token must not cause a 500
-        _log_refused(error)
+        _log_refused(type(error).__name__)  # not its text, which may quote the token
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _TokenCheck:
+class _Verifier:
     """What a token must contain, and the principal that it stands for."""
 
     audiences: tuple[str, ...] | None
@@ -141,8 +181,8 @@ class _TokenCheck:
     read_models: Callable[[Claims], Any]
     read_max_streams: Callable[[Claims], Any]
 
-    def principal(self, token: str, key: Key) -> Principal | None:
-        """The token's principal, or `None` if it is forged, for another service, not valid yet, expired or incomplete.
+    def claims(self, token: str, key: Key) -> Claims | None:
+        """The token's claims, or `None` if it is forged, for another use, not valid yet, expired or incomplete.
 
         *key* is the key that the token's header selected.
         """
@@ -157,14 +197,20 @@ class _TokenCheck:
                 options={"require": ["exp", self.subject_claim]},
             )
         except Exception as error:  # a crafted token must not cause a 500
-            _log_refused(error)
+            _log_refused(type(error).__name__)  # not its text, which may quote the token
             return None
-        subject = claims[self.subject_claim]
-        if isinstance(subject, int) and not isinstance(subject, bool):
-            subject = str(subject)
-        return self._limited(subject, claims) if is_id(subject) else None
+        uses = [claims.get(name) for name in _USES]
+        if any(isinstance(use, str) and use.lower() in _REFRESH for use in uses):
+            _log_refused("it is a refresh token")
+            return None
+        return claims
 
-    def _limited(self, subject: str, claims: Claims) -> Principal | None:
+    def principal(self, claims: Claims) -> Principal | None:
+        """The principal of valid claims, or `None` if the subject is not an id, or a limit is invalid."""
+        subject = to_id(claims[self.subject_claim])
+        if subject is None:
+            _log_refused("its subject is not an id")
+            return None
         try:
             models, limit = self.read_models(claims), self.read_max_streams(claims)
             if isinstance(models, str):
@@ -177,5 +223,14 @@ class _TokenCheck:
             return None
 
 
-def _log_refused(error: Exception) -> None:
-    logger.debug("jwt_bearer: a token was refused: %s", type(error).__name__)  # not its text, which may quote the token
+async def _passes(check: Callable[[Claims], bool | Awaitable[bool]], claims: Claims) -> bool:
+    try:
+        return bool(await call(check, claims))
+    except KeyError as error:
+        if error.args and isinstance(error.args[0], str) and error.args[0] not in claims:
+            return False
+        raise
+
+
+def _log_refused(reason: str) -> None:
+    logger.debug("jwt_bearer: a token was refused: %s", reason)

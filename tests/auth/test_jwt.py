@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -24,7 +25,7 @@ from quart import Quart, Response
 from quart_openai_sse import Principal, bearer_tokens, first_of
 from quart_openai_sse.auth import Authenticate
 from quart_openai_sse.auth.jwt import jwt_bearer
-from quart_openai_sse.errors import AuthUnavailable, ConfigurationError
+from quart_openai_sse.errors import AuthenticationRequired, AuthUnavailable, ConfigurationError, PermissionDenied
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, serve_app
 from tests.auth.test_hooks import whoami
 from tests.conftest import ANN, QUESTION, TOKENS, Clock, CreateApp, Serve
@@ -216,6 +217,12 @@ BAD: dict[str, Callable[[], str]] = {
     "an empty subject": lambda: sign(sub=""),
     "a subject that breaks a log line": lambda: sign(sub="ann\nbob"),
     "a subject that is too long": lambda: sign(sub="x" * 256),
+    "a subject that turns a log line around": lambda: sign(sub="ann\u202ebob"),
+    "a subject that is too long a number": lambda: sign(sub="9" * 256),
+    "a token to log out with": lambda: sign(headers={"typ": "logout+jwt"}),
+    "a proof of a key": lambda: sign(headers={"typ": "dpop+jwt"}),
+    "a type that is a list": lambda: by_hand({"alg": "RS256", "typ": ["JWT"]}, claims()),
+    "a refresh token": lambda: sign(type="refresh"),
     "something that must be understood": lambda: sign(headers={"crit": ["more"], "more": 1}),
 }
 
@@ -378,6 +385,164 @@ def test_the_checks_have_no_defaults(name: str) -> None:
     del options[name]
     with pytest.raises(TypeError, match=name):
         jwt_bearer(**options)
+
+
+# What a token is for -------------------------------------------------------------------------------------------------
+
+TYPES = {
+    "none": (None, True),
+    "JWT": ("JWT", True),
+    "in small letters": ("jwt", True),
+    "of an access token": ("at+jwt", True),
+    "in full": ("application/at+jwt", True),
+    "in capitals": ("Application/AT+JWT", True),
+    "of a logout": ("logout+jwt", False),
+    "of an event": ("secevent+jwt", False),
+    "of a proof": ("dpop+jwt", False),
+    "of a refresh token": ("refresh+jwt", False),
+    "a longer one": ("at+jwt2", False),
+    "another kind": ("text/jwt", False),
+    "blank": (" ", False),
+}
+
+
+@pytest.mark.parametrize(("typ", "accepted"), TYPES.values(), ids=TYPES)
+async def test_the_type_in_a_tokens_header_says_what_it_is_for(typ: str | None, accepted: bool) -> None:
+    token = sign(headers={"typ": typ})
+    assert jwt.get_unverified_header(token).get("typ") == typ
+    assert (await ask(public_key_hook(), token) is not None) is accepted
+
+
+async def test_other_types_can_be_accepted_instead() -> None:
+    hook = public_key_hook(types=["at+jwt", "application/acme+jwt"])
+    assert await ask(hook, sign(headers={"typ": "acme+jwt"}))
+    assert await ask(hook, sign(headers={"typ": "at+JWT"}))
+    assert [await ask(hook, sign(headers={"typ": typ})) for typ in ("JWT", None)] == [None, None]
+
+
+@pytest.mark.parametrize("types", ["at+jwt", [], [None]])
+def test_types_are_a_collection_of_texts(types: Any) -> None:
+    with pytest.raises(ConfigurationError, match="types"):
+        public_key_hook(types=types)
+
+
+async def test_a_token_of_another_type_is_no_reason_to_fetch_keys(issuer: Issuer) -> None:
+    assert await ask(issuer.hook(), sign(headers={"kid": "one", "typ": "logout+jwt"})) is None
+    assert issuer.fetches == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"type": "refresh"}, {"token_type": "refresh"}, {"token_use": "refresh"}, {"typ": "Refresh"}, {"typ": "Offline"}],
+    ids=str,
+)
+async def test_a_refresh_token_is_refused(said: dict[str, str]) -> None:
+    assert await ask(public_key_hook(check=lambda claims: True), sign(**said)) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"type": "access"}, {"token_type": "Bearer"}, {"token_use": "access"}, {"typ": "Bearer"}, {"type": 7}],
+    ids=str,
+)
+async def test_an_access_token_is_accepted(said: dict[str, Any]) -> None:
+    assert await ask(public_key_hook(), sign(**said))
+
+
+# What the app says of a token ----------------------------------------------------------------------------------------
+
+
+async def is_current(claims: Any) -> bool:
+    return claims["jti"] != "revoked"
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "def": lambda claims: claims["jti"] != "revoked",
+    "async def": is_current,
+    "def that returns a coroutine": lambda claims: is_current(claims),
+    "an object that is found": lambda claims: {"current": [object()]}.get(claims["jti"]),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+async def test_the_app_can_refuse_a_token_by_its_claims(
+    create_app: CreateApp, serve: Serve, check: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "quart_openai_sse")
+    app, ai = create_app(ScriptedUpstream(), auth=first_of(public_key_hook(check=check), bearer_tokens(TOKENS)))
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who", headers=bearer(sign(jti="current")))).json()["principal"] == "jwt:ann"
+    assert (await client.get("/who", headers=bearer(sign(jti="revoked")))).status_code == 401
+    assert "jwt_bearer: a token was refused: check did not accept it" in caplog.text
+    assert (await client.get("/who", headers=bearer(sign()))).status_code == 401  # the claim is missing
+    assert (await client.get("/who", headers=ANN)).json()["principal"] == "token:ann"
+
+
+async def test_only_tokens_that_are_valid_otherwise_are_checked_and_in_a_thread(
+    create_app: CreateApp, serve: Serve
+) -> None:
+    checked = []
+
+    def check(claims: Any) -> bool:
+        checked.append((claims["sub"], threading.current_thread().name))
+        return True
+
+    hook = public_key_hook(check=check, models_claim="models")
+    app, ai = create_app(ScriptedUpstream(), auth=hook)
+    client = await whoami(app, ai, serve, headers={})
+    assert (await client.get("/who", headers=bearer(sign()))).status_code == 200
+    for token in (sign(exp=now() - 1), sign(OTHER_RSA_KEY), sign(type="refresh"), sign(sub="a\n"), sign(models=1)):
+        assert (await client.get("/who", headers=bearer(token))).status_code == 401
+    assert checked == [("ann", "quart_openai_sse auth hook")]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RuntimeError("canary"), 500, "internal_error"),
+        (KeyError("canary" * 2), 401, "invalid_api_key"),
+        (KeyError("sub"), 500, "internal_error"),
+        (AuthenticationRequired("The token was revoked."), 401, "invalid_api_key"),
+        (AuthUnavailable("The database is down."), 503, "auth_unavailable"),
+        (PermissionDenied("Your plan has no chat."), 403, "permission_denied"),
+    ],
+    ids=repr,
+)
+async def test_an_error_of_the_check_accepts_no_token(
+    create_app: CreateApp, serve: Serve, error: Exception, status: int, code: str
+) -> None:
+    def check(claims: Any) -> bool:
+        raise error
+
+    client = await serve(create_app(ScriptedUpstream(), auth=public_key_hook(check=check))[0], headers=bearer(sign()))
+    response = await client.get("/v1/models")
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert "canary" not in response.text
+    if isinstance(error, AuthenticationRequired):
+        assert response.json()["error"]["message"] == "The token was revoked."
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async def", "def"])
+async def test_a_check_that_hangs_is_a_503(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, asynchronous: bool
+) -> None:
+    gate = threading.Event()
+
+    async def hang(claims: Any) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    def hang_in_a_thread(claims: Any) -> bool:
+        return gate.wait()
+
+    hook = public_key_hook(check=hang if asynchronous else hang_in_a_thread)
+    client = await serve(create_app(ScriptedUpstream(), auth=hook, auth_timeout=0.05)[0], headers=bearer(sign()))
+    try:
+        response = await client.get("/v1/models")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "auth_unavailable")
+        assert f"auth hook {'hang' if asynchronous else 'hang_in_a_thread'!r} has been running" in caplog.text
+    finally:
+        gate.set()
 
 
 # Limits that a token brings ------------------------------------------------------------------------------------------
@@ -562,6 +727,7 @@ async def test_while_the_keys_cannot_be_fetched_the_previous_keys_work(
         clock.now += 11
     assert 2 <= issuer.fetches <= 4
     assert "the keys of 127.0.0.1" in caplog.text
+    assert "KeyError" not in caplog.text  # what the answer lacks is said in words
     issuer.up()
     issuer.keys["two"] = EC_KEY
     assert await status(kid("two", EC_KEY, "ES256")) == 200
@@ -674,4 +840,3 @@ async def test_the_http_client_can_be_ones_own_and_is_closed(issuer: Issuer, lib
 
     assert await ask(issuer.hook(client=create), kid("one"))
     assert [client.is_closed for client in clients] == [True]
-    assert "KeyError" not in caplog.text  # what the answer lacks is said in words
