@@ -14,14 +14,18 @@
  * @typedef {{ attempt: number, delay: number, error: Error }} Reconnection  *delay* is in milliseconds
  *
  * @typedef {object} ClientOptions
- * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  a function is called per request
+ * @property {HeadersInit | (() => HeadersInit | Promise<HeadersInit>)} [headers]  sent to the origin of *base* only. A
+ *   function is called per request; what it throws, the method throws
+ * @property {number} [silence]  after how many milliseconds without a byte `follow` takes a connection for lost, by
+ *   default 35,000: more than twice the server's `keepalive`. 0 or Infinity: never, for a server whose `keepalive` is 0
  * @property {(url: string, init: RequestInit) => Promise<Response>} [fetch]  instead of the browser's `fetch`
  *
  * @typedef {object} FollowOptions
  * @property {string} [lastEventId]  the id of the last event received; by default the stream is read from its start
  * @property {AbortSignal} [signal]  when it is aborted, the loop throws the signal's reason
  * @property {() => void} [onopen]  called for each connection that is established
- * @property {(reconnection: Reconnection) => void} [onreconnect]  called when a connection is lost, before the delay
+ * @property {(reconnection: Reconnection) => void} [onreconnect]  called when a connection is lost, before the delay;
+ *   if there was a response, such as a 503, the `cause` of *error* is a StreamError
  *
  * @typedef {AsyncGenerator<StreamEvent, void, void> & { drop(): void }} Following  *drop* closes the current
  *   connection; the loop continues over a new one
@@ -30,40 +34,58 @@
 const ENDS = new Set(["completed", "failed", "stopped"]);
 const RECONNECTION_TIME = 500; // milliseconds, unless the server sends another (`retry:`)
 const LONGEST_DELAY = 10_000;
-const LONGEST_SILENCE = 60_000; // the server's heartbeat is much shorter: such a connection is dead
+const SILENCE = 35_000; // two comments of the server (`keepalive`, 15 seconds) are missing: the connection is dead
 const LONGEST_TIMER = 2 ** 31 - 1; // with a longer delay, setTimeout fires at once
 
 /**
+ * Code and sentence by status, for a response of a proxy: only the app's own have them in their body.
+ * @type {Record<number, [string, string]>}
+ */
+const OF_A_PROXY = {
+  413: ["request_too_large", "This message is too long for the server. Please shorten it."],
+  502: ["bad_gateway", "The server can't be reached at the moment. Please try again in a few seconds."],
+  503: ["service_unavailable", "The server is not available at the moment. Please try again later."],
+  504: ["gateway_timeout", "The server took too long to answer. Please try again."],
+};
+
+/**
  * The server refused the request, or could not be reached (status 0). *code* is for programs, *userMessage* is a
- * sentence for the user.
+ * sentence for the user, and *retryAfter* is what the server asks to wait for before a retry, in milliseconds (or 0).
  */
 export class StreamError extends Error {
   /**
    * @param {number} status @param {string} code @param {string} message @param {string} [userMessage]
-   * @param {ErrorOptions} [options]
+   * @param {ErrorOptions & { retryAfter?: number }} [options]
    */
   constructor(status, code, message, userMessage, options) {
     super(message, options);
     this.name = "StreamError";
     this.status = status;
-    this.code = code;
-    this.userMessage = userMessage || "Something went wrong. Please try again.";
+    const [ofAProxy, sentence] = OF_A_PROXY[status] ?? ["", "Something went wrong. Please try again."];
+    this.code = code || ofAProxy;
+    this.userMessage = userMessage || sentence;
+    this.retryAfter = options?.retryAfter ?? 0;
   }
 }
 
-/** A client of the stream routes below *base*. */
+/**
+ * A client of the stream routes below *base*. A redirect is an error, since `fetch` would follow it with the page's
+ * headers. A URL of another origin than *base* is asked without these headers, and without cookies.
+ */
 export class StreamClient {
   #base;
   #headers;
+  #silence;
   #fetch;
 
   /**
    * @param {string} [base]  the URL prefix of the routes, such as `/v1`
    * @param {ClientOptions} [options]
    */
-  constructor(base = "/v1", { headers, fetch = (url, init) => globalThis.fetch(url, init) } = {}) {
+  constructor(base = "/v1", { headers, silence = SILENCE, fetch = (url, init) => globalThis.fetch(url, init) } = {}) {
     this.#base = new URL(base.replace(/\/*$/, "/"), globalThis.location?.href);
     this.#headers = headers;
+    this.#silence = silence;
     this.#fetch = fetch;
   }
 
@@ -103,14 +125,15 @@ export class StreamClient {
 
   /**
    * The events of a stream, each once, including its end. After a lost connection the stream is resumed, without
-   * a limit of attempts; only *signal* or a refusal of the server (StreamError) ends the loop early. Breaking out
-   * of the loop closes the connection; the stream goes on running until it is complete or `stop` is called.
+   * a limit of attempts; only *signal*, a refusal of the server (StreamError) or an error of the page's `headers`
+   * ends the loop early. Breaking out of the loop closes the connection; the stream goes on running until it is
+   * complete or `stop` is called.
    * @param {string} url
    * @param {FollowOptions} [options]
    * @returns {Following}
    */
   follow(url, options = {}) {
-    const connection = new Connection();
+    const connection = new Connection(this.#silence);
     const events = this.#follow(url, options, connection);
     return Object.assign(events, { drop: () => connection.close("dropped") });
   }
@@ -131,7 +154,9 @@ export class StreamClient {
         signal?.throwIfAborted();
         const decoder = new SSEDecoder(lastEventId);
         try {
-          const response = await connection.open((closed) => this.#read(target, lastEventId, closed));
+          const closed = connection.begin();
+          const headers = await this.#headersFor(target, reading(lastEventId), closed);
+          const response = await connection.within(this.#read(target, headers, closed));
           onopen?.();
           if (response.status === 204) return;
           const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
@@ -161,17 +186,21 @@ export class StreamClient {
     }
   }
 
-  /** The response of one connection. @param {URL} url @param {string} lastEventId @param {AbortSignal} signal */
-  async #read(url, lastEventId, signal) {
-    /** @type {Record<string, string>} */
-    const headers = { Accept: "text/event-stream" };
-    if (lastEventId) headers["Last-Event-ID"] = lastEventId;
+  /** The response of one connection. @param {URL} url @param {Headers} headers @param {AbortSignal} signal */
+  async #read(url, headers, signal) {
     const response = await this.#send(url, { headers, signal, cache: "no-store" });
-    if (isTemporary(response))
-      throw new ConnectionLost(`HTTP ${response.status}`, { retryAfter: retryAfter(response) });
+    if (isTemporary(response)) {
+      const cause = await refusal(response);
+      throw new ConnectionLost(`HTTP ${response.status}`, { cause, retryAfter: cause.retryAfter });
+    }
     if (!response.ok) throw await refusal(response);
     const type = response.headers.get("Content-Type") ?? "";
-    if (response.status === 204 || /^text\/event-stream\s*(;|$)/i.test(type)) return response;
+    const isStream = /^text\/event-stream\s*(;|$)/i.test(type);
+    if (response.status === 204 || (isStream && response.body)) return response;
+    if (isStream) {
+      const message = "The response has no body that can be read as it arrives: this `fetch` does not stream.";
+      throw new StreamError(response.status, "no_body", message, "Answers can't be shown in this browser.");
+    }
     // If plain HTTP is cut within the headers, browsers take them for complete headers and the body for empty.
     if ("text/event-stream".startsWith(type) && (await response.body?.getReader().read())?.done)
       throw new ConnectionLost("The response ended within its headers.");
@@ -181,7 +210,9 @@ export class StreamClient {
 
   /** Sends a request once, without retries. @param {string} url @param {RequestInit} init */
   async #ask(url, init) {
-    const response = await this.#send(new URL(url, this.#base), init).catch((error) => {
+    const target = new URL(url, this.#base);
+    const headers = await this.#headersFor(target, init.headers, init.signal);
+    const response = await this.#send(target, { ...init, headers }).catch((error) => {
       if (init.signal?.aborted) throw error;
       const sentence = "The server could not be reached. Please try again.";
       throw new StreamError(0, "connection_failed", String(error), sentence, { cause: error });
@@ -190,11 +221,24 @@ export class StreamClient {
     return response;
   }
 
+  /**
+   * The page's headers, if *url* is theirs to reach, and ours. It throws what the page's function throws: only the page
+   * knows what to do then, and another attempt would not help.
+   * @param {URL} url @param {HeadersInit} [ours] @param {AbortSignal | null} [signal]
+   */
+  async #headersFor(url, ours, signal) {
+    const given = url.origin === this.#base.origin ? this.#headers : undefined;
+    const theirs = typeof given === "function" ? await unlessAborted(Promise.resolve(given()), signal) : given;
+    const headers = new Headers(theirs);
+    for (const [name, value] of new Headers(ours)) headers.set(name, value);
+    return headers;
+  }
+
   /** @param {URL} url @param {RequestInit} init */
   async #send(url, init) {
-    const headers = new Headers(typeof this.#headers === "function" ? await this.#headers() : this.#headers);
-    for (const [name, value] of new Headers(init.headers)) headers.set(name, value);
-    return this.#fetch(url.href, { ...init, headers });
+    /** @type {RequestInit} */
+    const elsewhere = url.origin === this.#base.origin ? {} : { credentials: "omit" };
+    return this.#fetch(url.href, { ...init, ...elsewhere, redirect: "manual" });
   }
 }
 
@@ -208,37 +252,43 @@ class ConnectionLost extends Error {
   }
 }
 
-/** The current connection of a loop. Every error that it throws is a StreamError or a ConnectionLost. */
+/** The current connection of a loop. Every error of a promise within it is a StreamError or a ConnectionLost. */
 class Connection {
   #controller = new AbortController();
+  #silence;
+
+  /** @param {number} silence */
+  constructor(silence) {
+    this.#silence = silence;
+  }
 
   /** @param {string} why */
   close(why) {
     this.#controller.abort(new ConnectionLost(`The connection was ${why}.`));
   }
 
-  /** @param {(signal: AbortSignal) => Promise<Response>} fetch */
-  open(fetch) {
+  /** Replaces the connection by a new one; the signal is aborted when that is closed. */
+  begin() {
     this.close("replaced");
     this.#controller = new AbortController();
-    return this.#within(fetch(this.#controller.signal));
+    return this.#controller.signal;
   }
 
   /** The next bytes, or undefined at the end. @param {ReadableStreamDefaultReader<Uint8Array>} reader */
   async read(reader) {
-    return (await this.#within(reader.read())).value;
+    return (await this.within(reader.read())).value;
   }
 
-  /** @template T @param {Promise<T>} promise @returns {Promise<T>} */
-  async #within(promise) {
-    const timer = setTimeout(() => this.close("silent for too long"), LONGEST_SILENCE);
+  /** What *promise* gives, unless the connection is closed or silent before. @template T @param {Promise<T>} promise */
+  async within(promise) {
+    const callOff = afterSilence(this.#silence, () => this.close("silent for too long"));
     try {
-      return await promise;
+      return await unlessAborted(promise, this.#controller.signal);
     } catch (error) {
       if (error instanceof StreamError || error instanceof ConnectionLost) throw error;
       throw new ConnectionLost(String(error), { cause: error });
     } finally {
-      clearTimeout(timer);
+      callOff();
     }
   }
 }
@@ -304,11 +354,28 @@ function isTemporary({ status, headers }) {
   return (status >= 500 || [408, 425, 429].includes(status)) && headers.get("x-should-retry") !== "false";
 }
 
+/** The headers of a request for a stream. @param {string} lastEventId @returns {Record<string, string>} */
+function reading(lastEventId) {
+  const headers = { Accept: "text/event-stream" };
+  return lastEventId ? { ...headers, "Last-Event-ID": lastEventId } : headers;
+}
+
 /** The error of a response that was refused, from its body if that has OpenAI's format. @param {Response} response */
 async function refusal(response) {
-  const body = await response.json().catch(() => null);
-  const { code, message, user_message } = body?.error ?? {};
-  return new StreamError(response.status, code ?? "", message ?? `HTTP ${response.status}`, user_message);
+  const { status } = response;
+  // The browser hides the status of a redirect.
+  if (response.type === "opaqueredirect" || (status >= 300 && status < 400)) {
+    const message = "The response is a redirect, which is not followed.";
+    return new StreamError(status, "redirected", message, "You may have been logged out. Please reload the page.");
+  }
+  const error = (await response.json().catch(() => null))?.error ?? {};
+  const [code, message, sentence] = [error.code, error.message, error.user_message].map(text);
+  return new StreamError(status, code, message || `HTTP ${status}`, sentence, { retryAfter: retryAfter(response) });
+}
+
+/** @param {unknown} value */
+function text(value) {
+  return typeof value === "string" ? value : "";
 }
 
 /** @param {Response} response */
@@ -361,4 +428,43 @@ function pause(ms, signal) {
     signal?.addEventListener("abort", wake, { signal: waker.signal });
     if (offline) globalThis.addEventListener?.("online", wake, { signal: waker.signal });
   });
+}
+
+/**
+ * What *promise* gives, or the reason of *signal* if that is aborted first.
+ * @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] @returns {Promise<T>}
+ */
+function unlessAborted(promise, signal) {
+  if (!signal) return promise;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort);
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
+/**
+ * Calls *done* after *silence* milliseconds, unless the returned function is called before. The timers of a page that
+ * slept or is hidden are late, and may come before bytes that have arrived long ago. So a timer is followed by a short
+ * one, and if that is late too, by up to two more: the timers of a hidden page are late by up to a minute, all of them.
+ * @param {number} silence @param {() => void} done @returns {() => void}
+ */
+function afterSilence(silence, done) {
+  if (!(silence > 0 && silence < Infinity)) return () => {};
+  const whole = Math.min(silence, LONGEST_TIMER);
+  const short = Math.min(whole / 10, 1000);
+  /** @type {ReturnType<typeof setTimeout>} */
+  let timer;
+  /** @param {number} ms @param {number} number */
+  const wait = (ms, number) => {
+    const due = Date.now() + ms;
+    timer = setTimeout(() => {
+      const late = Date.now() - due > short;
+      if (number === 1 || (late && number < 4)) wait(short, number + 1);
+      else done();
+    }, ms);
+  };
+  wait(whole - short, 1);
+  return () => clearTimeout(timer);
 }
