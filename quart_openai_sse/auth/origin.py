@@ -26,15 +26,39 @@ def check_origin(trusted: Collection[str]) -> None:
         return
     # A browser sends at least one of the two headers with an unsafe method or a handshake; a request without both is
     # not from a page.
-    if site is not None or (origin is not None and _host(origin) != _host(f"{connection.scheme}://{connection.host}")):
-        raise OriginDenied("A page of another origin must not use this cookie; see trusted_origins.")
+    if site is not None:
+        raise OriginDenied(f"{_DENIED} Sec-Fetch-Site is {_shown(site)}, and Origin is {_shown(origin)}. {_TRUST}")
+    if origin is not None and not _same_host(origin, f"{connection.scheme}://{connection.host}"):
+        host = connection.headers.get("Host")
+        raise OriginDenied(f"{_DENIED} Origin is {_shown(origin)}, and Host is {_shown(host)}. {_PROXY} {_TRUST}")
 
 
-def _host(origin: str) -> tuple[str | None, int | None]:
-    """Host and port. The scheme is not compared, since a proxy in front may have terminated TLS."""
+_DENIED = "A page of another origin must not use this cookie."
+_PROXY = (
+    "If both should name the same host, a proxy has changed Host: let it pass on the browser's "
+    "(nginx: proxy_set_header Host $http_host; Apache: ProxyPreserveHost On)."
+)
+_TRUST = "If pages of this origin may use the cookie, add the origin to trusted_origins."
+
+
+def _shown(value: str | None) -> str:
+    """A header's value as a message shows it: printable and short."""
+    if value is None:
+        return "not sent"
+    return ascii(value if len(value) <= 100 else f"{value[:100]}...")
+
+
+def _same_host(origin: str, own: str) -> bool:
+    """Whether both have a host and a port, and the same ones. `null` has no host, and neither has an odd `Host`."""
+    host = _host(origin)
+    return host is not None and host == _host(own)
+
+
+def _host(origin: str) -> tuple[str, int | None] | None:
+    """Host and port, or `None`. The scheme is not compared, since a proxy in front may have terminated TLS."""
     try:
         parts = urlsplit(origin)
         port = None if parts.port in (80, 443) else parts.port
-        return parts.hostname, port
     except ValueError:
-        return None, None
+        return None
+    return (parts.hostname, port) if parts.hostname else None

@@ -906,6 +906,53 @@ async def test_a_cookie_works_from_our_own_pages_only(
     assert (await client.get("/who", headers=headers)).status_code == 200
 
 
+NO_HOST = ["", ":80", ":5000", "[", "[]", "?", "/", "@", "#a", "app.example:x", "app.example:99999"]
+
+
+@pytest.mark.parametrize("origin", ["null", "", "file://", "about:blank", "http://:80", "http://[", "http://x:y"])
+async def test_an_origin_without_a_host_is_refused_whatever_host_is_asked(
+    create_app: CreateApp, serve: Serve, origin: str
+) -> None:
+    app, _ = create_app(ScriptedUpstream(), auth=session_user())
+    client = await serve(app, headers={**session_cookie(_user_id=42), "Origin": origin})
+    responses = [await client.post("/v1/streams", json=BODY, headers={"Host": host}) for host in NO_HOST]
+    assert [each.status_code for each in responses] == [403] * len(NO_HOST)
+    assert {each.json()["error"]["code"] for each in responses} == {"origin_denied"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        (
+            {"Origin": "https://app.example", "Host": "127.0.0.1:5000"},
+            ["Origin is 'https://app.example', and Host is '127.0.0.1:5000'. ", "a proxy has changed Host: "],
+        ),
+        (
+            {"Origin": "https://app.example:8443", "Host": "app.example"},
+            ["Origin is 'https://app.example:8443', and Host is 'app.example'. ", "proxy_set_header Host $http_host"],
+        ),
+        (
+            {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+            ["Sec-Fetch-Site is 'cross-site', and Origin is 'https://evil.example'. "],
+        ),
+        ({"Sec-Fetch-Site": "cross-site"}, ["Sec-Fetch-Site is 'cross-site', and Origin is not sent. "]),
+        ({"Origin": "http://" + "x" * 5000}, [f"Origin is 'http://{'x' * 93}...', and Host is "]),
+        ({"Origin": "http://\xe9", "Host": "app.example"}, ["Origin is 'http://\\xe9', and Host is 'app.example'. "]),
+    ],
+    ids=["a changed Host", "a lost port", "a page of another site", "no Origin", "a long Origin", "an odd Origin"],
+)
+async def test_the_refusal_of_an_origin_names_what_the_server_saw(
+    create_app: CreateApp, serve: Serve, headers: dict[str, str], named: list[str]
+) -> None:
+    app, _ = create_app(ScriptedUpstream(), auth=session_user())
+    client = await serve(app, headers=session_cookie(_user_id=42))
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    message = (await client.post("/v1/streams", json=BODY, headers=raw)).json()["error"]["message"]
+    assert [part for part in [*named, "add the origin to trusted_origins"] if part not in message] == [], message
+    assert ("proxy" in message) == ("Sec-Fetch-Site" not in headers)
+    assert message.isprintable()
+
+
 @pytest.mark.parametrize("how", ["session_user", "session_user with load", "on_behalf_of"])
 async def test_a_strangers_page_gets_nowhere_with_any_cookie(create_app: CreateApp, serve: Serve, how: str) -> None:
     hooks = {
