@@ -17,8 +17,13 @@ step() {
     printf '\n=== %s (after %d s) ===\n' "$1" "$SECONDS"
 }
 
+# Also installs the packages that are named, if there is no program of that name.
 install_debian_packages() {
-    local packages=()
+    local packages=() name
+    for name in "$@"; do
+        PATH=$PATH:/usr/sbin command -v "$name" >/dev/null || packages+=("$name")
+    done
+    local added=("${packages[@]}")
     command -v curl >/dev/null || packages+=(curl)
     command -v git >/dev/null || packages+=(git)
     command -v go >/dev/null || packages+=(golang-go)
@@ -32,6 +37,8 @@ install_debian_packages() {
     find_browser || packages+=("$(browser_package)")
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${packages[@]}"
+    # Debian starts a service as soon as it is installed; the tests start their own processes.
+    if ((${#added[@]})) && [ -d /run/systemd/system ]; then as_root systemctl disable --now "${added[@]}"; fi
 }
 
 # tests/machine.py looks for the same.

@@ -8,6 +8,7 @@ An HTML comment above a fenced block says how it is run; the blocks of a page ru
 * `run: shell`: commands against that app, which must say something and fail at nothing.
 * `run: script NAME`: a file for the commands and scripts of the page that follow, or for a test of its own below.
 * `run: server …`, `run: line of …`, `run: nginx …`: `python -m tests.matrix` runs it.
+* `run: proxy …`: `python -m tests.proxies` runs it.
 * `not run: REASON`
 """
 
@@ -148,7 +149,7 @@ class Runner:
             case ["script", name]:
                 self._folder.joinpath(name).parent.mkdir(exist_ok=True)
                 self._folder.joinpath(name).write_text(block.code, "utf-8")
-            case ["server" | "line" | "nginx", *_]:
+            case ["server" | "line" | "nginx" | "proxy", *_]:
                 assert read_page(block.page.read_text("utf-8")).runs(block.code)
             case _:
                 pytest.fail(f"{block}: {block.how!r} is not a way to run it")

@@ -10,7 +10,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 PORT = "5000"
 
-_BLOCK = re.compile(r"^<!-- run: (script|line of|server|nginx) ?([^\n]*) -->\n```\w+\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(r"^<!-- run: (script|line of|server|nginx|proxy) ?([^\n]*) -->\n```\w+\n(.*?)^```$", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Page:
     """Commands by the server's name, and ` at /ai`."""
     nginx: dict[str, str] = field(default_factory=dict)
     """Parts of nginx's configuration: "", `at /ai`, `cutting /ai`."""
+    proxies: dict[str, str] = field(default_factory=dict)
+    """Parts of the configurations of other proxies, by the proxy's name, for `tests.proxies`."""
 
     def runs(self, code: str) -> bool:
-        """Whether the matrix runs this block."""
-        kinds = (self.scripts, self.lines, self.servers, self.nginx)
+        """Whether the matrix or `tests.proxies` runs this block."""
+        kinds = (self.scripts, self.lines, self.servers, self.nginx, self.proxies)
         return any(code in blocks.values() for blocks in kinds)
 
     def command(self, server: str, port: int) -> list[str]:
@@ -46,7 +48,13 @@ class Page:
 def read_page(text: str) -> Page:
     """The page, from its Markdown."""
     page = Page()
-    kinds = {"script": page.scripts, "line of": page.lines, "server": page.servers, "nginx": page.nginx}
+    kinds = {
+        "script": page.scripts,
+        "line of": page.lines,
+        "server": page.servers,
+        "nginx": page.nginx,
+        "proxy": page.proxies,
+    }
     for kind, name, code in _BLOCK.findall(text):
         kinds[kind][name] = code
     return page

@@ -153,8 +153,14 @@ async def run_nginx(servers: str, *, port: int, work: Path) -> AsyncIterator[Non
     folder = work / f"nginx-{port}"
     folder.mkdir()
     (folder / "nginx.conf").write_text(_NGINX.format(user=_user(), servers=servers), "utf-8")
-    command = (nginx(), "-p", folder, "-e", "stderr", "-c", "nginx.conf")
-    proxy = await _start(command, folder, port, env={"PATH": os.environ["PATH"]})
+    async with run_proxy((nginx(), "-p", folder, "-e", "stderr", "-c", "nginx.conf"), folder, port):
+        yield
+
+
+@asynccontextmanager
+async def run_proxy(command: Sequence[object], folder: Path, port: int) -> AsyncIterator[None]:
+    """A proxy that listens on *port* and has its files in *folder*."""
+    proxy = await _start(command, folder, port, env={"PATH": os.environ["PATH"], "HOME": str(folder)})
     try:
         await ready(proxy)
         yield
