@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 Usage = Mapping[str, Any]
 """A `usage` object of OpenAI's API."""
@@ -51,6 +51,14 @@ def add_usage(total: Usage | None, usage: Usage | None) -> dict[str, Any] | None
     return _sum(total, usage, depth=_DEPTH)
 
 
+def count_tokens(usage: Usage | None) -> tuple[int, int, int]:
+    """The tokens of a usage: in all, of the prompt, of the answer; 0 for what is not reported."""
+    if usage is None:
+        return 0, 0, 0
+    prompt, answer = (_count(usage.get(name)) or _count(usage.get(own)) for name, own in _PARTS)
+    return _count(usage.get("total_tokens")) or prompt + answer, prompt, answer
+
+
 def _updated(known: Usage, reported: Usage, *, depth: int) -> dict[str, Any]:
     updated = dict(known)
     for member, value in reported.items():
@@ -75,6 +83,10 @@ def _sum(total: Usage, usage: Usage, *, depth: int) -> dict[str, Any]:
     return summed
 
 
-def _is_count(value: object) -> bool:
+def _count(value: object) -> int:
+    return max(0, int(value)) if _is_count(value) else 0
+
+
+def _is_count(value: object) -> TypeGuard[int | float]:
     # At most 64 bits: an int beyond a float's range cannot be added to a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63
