@@ -184,11 +184,17 @@ class Config:
     max_streams_per_principal: Count = 20
     """Maximum number of running streams of one principal. For anonymous callers only `max_streams` counts."""
     tokens_per_principal: Count | None = None
-    """Tokens that a principal may use in each window, prompts included; `None`: no limit. They are counted while a
-    stream runs, by its `usage` or, without that, by its chunks; a stream that exceeds the limit fails. Each process
-    counts on its own."""
+    """Tokens that a principal may use in each window, prompts included; `None`: no limit. A stream counts from its
+    start, with an estimate that its `usage` corrects; a start that does not fit is refused, and a stream that exceeds
+    the limit fails. Each process counts on its own."""
     token_window: PositiveSeconds = 3600
     """Length of that window in seconds. It begins with a principal's first token."""
+    token_reserve: Count = 1000
+    """Tokens that a running stream counts with for each choice of its answer, if the request has neither `max_tokens`
+    nor `max_completion_tokens`."""
+    attachment_tokens: Count = 1000
+    """Tokens that a picture, a file or sound in a request counts with until the upstream reports its usage. Text counts
+    with a token for every four characters."""
     max_readers_per_stream: Count = 100
     """Maximum number of readers that a stream has at a time."""
     max_readers_per_principal: Count = 200
@@ -352,6 +358,8 @@ class Options(TypedDict, total=False):
     max_streams_per_principal: int
     tokens_per_principal: int | None
     token_window: float
+    token_reserve: int
+    attachment_tokens: int
     max_readers_per_stream: int
     max_readers_per_principal: int
     max_memory: int

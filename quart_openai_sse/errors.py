@@ -278,7 +278,7 @@ class TooManyStarts(TooManyStreams):
 
 
 class TokensSpent(RequestError):
-    """The caller has used all tokens of the current window. A start is refused; a running stream fails."""
+    """The caller has used its tokens, or its running streams may use them. A start is refused, or a stream fails."""
 
     status = 429
     type = "insufficient_quota"

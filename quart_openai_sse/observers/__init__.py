@@ -38,6 +38,8 @@ class StreamRecord:
     """The upstream's `finish_reason` of each choice, by the choice's index."""
     usage: Mapping[str, Any] | None = None
     """The upstream's `usage`, if it sent one."""
+    tokens_charged: int | None = None
+    """The tokens that its principal was charged; `None` while it runs, and without `tokens_per_principal`."""
     chunks: int = 0
     """The number of chunks."""
     bytes: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.costs import TokenMeter
 from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.upstreams.several import Upstreams
 
@@ -22,6 +23,8 @@ class UpstreamAccess:
     config: Config
     hold: Callable[[int], object]
     """Counts bytes that are held until the stream's end."""
+    meter: TokenMeter | None = None
+    """Charges the stream's tokens, if they are limited."""
 
 
 def streaming_body(body: Mapping[str, Any], config: Config) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from quart_openai_sse.producers.joined_stream import JoinedStream
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.producers.transforms import Transform
 from quart_openai_sse.protocol.completeness import Completion
-from quart_openai_sse.protocol.usage import add_usage
+from quart_openai_sse.protocol.usage import add_usage, count_tokens
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -61,12 +61,17 @@ class AppModel:
         self._calls: list[Call] = []
         self._foreign = ForeignStreams(n=n)
         self._joined = JoinedStream(self.completion, stream_id=stream_id, model=body["model"])
+        self._cost = None if access.meter is None else access.meter.follow(self.completion)
+        if access.meter is not None:
+            access.meter.further = self._further_tokens
         self._has_answer = False
         """Whether the model has yielded anything, or the reason why there is nothing."""
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`. Within `CLEAN_UP` seconds after the stream's end, the app's generators are closed."""
         self._ended = asyncio.get_running_loop().create_future()
+        if self._cost is not None:
+            self._cost.begin()
         filling = asyncio.create_task(self._fill(intake))
         try:
             async with self._deadlines if self.upstream == APP else nullcontext():
@@ -80,7 +85,7 @@ class AppModel:
             await _end_of(filling)
             # A stream that was cut, or that failed, has cost something too.
             if not self.completion.done:
-                self.completion.usage = self._usage()
+                self.completion.usage = add_usage(self._usage(), self._joined.usage)
 
     async def _fill(self, intake: Intake) -> None:
         """Appends the whole stream, sets how it ended, and closes all that it opened.
@@ -155,6 +160,11 @@ class AppModel:
             usage = add_usage(usage, call.usage)
         return usage
 
+    def _further_tokens(self) -> int:
+        """The tokens of all that the model has not asked by calls: other streams, and what it has reported itself."""
+        total, _, _ = count_tokens(add_usage(self._foreign.usage, self._joined.usage))
+        return max(total, self._foreign.chunks)
+
     async def _wait_for_room(self, intake: Intake, generators: list[AppGenerator]) -> None:
         try:
             await intake.room()
@@ -205,6 +215,8 @@ class AppModel:
         if self._ended.done():  # and the model, or a transform, swallowed its cancellation
             raise OpenAISSEError("The stream has ended.")
         if entries:
+            if self._cost is not None and not self._calls and not self.completion.finished:
+                self.completion.usage = add_usage(self._foreign.usage, self._joined.usage)  # so far, for the meter
             intake.append(entries)
 
 

@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self
 
-from quart_openai_sse.errors import StreamTooLong
+from quart_openai_sse.errors import StreamTooLong, TokensSpent
 from quart_openai_sse.flow import PAUSE, Flow
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.producers.access import UpstreamAccess, streaming_body
 from quart_openai_sse.producers.chunk_sink import ChunkSink
+from quart_openai_sse.producers.costs import RequestCost
+from quart_openai_sse.producers.intake import Attempts
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.chunks import as_delta, find_index, one_choice
@@ -58,7 +60,8 @@ class Call:
     `async for` iterates over its chunks; `await` returns the whole message. Either raises an `UpstreamError`. It is
     closed once it was awaited, or with the stream it belongs to. A model that may stop half-way uses `async with`,
     which closes it at once. While the model waits for it, the model's own *deadlines* are paused. After *ended*, the
-    end of the stream, nothing is sent, and either raises `CancelledError`.
+    end of the stream, nothing is sent, and either raises `CancelledError`. Either raises `TokensSpent`, too, when the
+    principal's tokens are spent.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Call:
         self._entries: deque[Entry] = deque()
         self._news = asyncio.Event()
         self._space = asyncio.Event()
+        # Of its own, because several calls may run at the same time.
+        self._attempts = Attempts(access.attempts.record, access.attempts.on_retry)
         self._sink = ChunkSink(
             self._completion,
-            attempts=access.attempts,
+            attempts=self._attempts,
             take=self._take,
             room=self._room,
             max_event=access.config.max_event,
@@ -132,9 +137,13 @@ class Call:
             await asyncio.sleep(0)
             raise asyncio.CancelledError
         if self._task is None:
-            access = self._access
-            running = access.upstream.run(self._body, self._sink, principal=access.principal)
-            self._task = asyncio.ensure_future(running)
+            if (meter := self._access.meter) is not None:
+                try:
+                    self._attempts.cost = meter.call(self._body, self._completion)
+                except TokensSpent:
+                    await asyncio.sleep(0)  # a model that tries again and again must not starve the loop
+                    raise
+            self._task = asyncio.ensure_future(self._ask(self._attempts.cost))
             self._task.add_done_callback(self._over)
         while not self._entries:
             if self._task.done():
@@ -174,6 +183,15 @@ class Call:
         if self._message.message() is None:
             raise StreamTooLong("The upstream's answer is too large.")
         return self.message
+
+    async def _ask(self, cost: RequestCost | None) -> None:
+        access = self._access
+        try:
+            await access.upstream.run(self._body, self._sink, principal=access.principal)
+        except BaseException as error:
+            if cost is not None:
+                cost.failed(error)
+            raise
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._news.set()
@@ -215,6 +233,8 @@ class Call:
         self._entries.extend(entries)
         self._space.clear()
         self._news.set()
+        if (meter := self._access.meter) is not None and (cost := self._attempts.cost) is not None:
+            meter.charge_call(cost, len(entries))
         return PAUSE
 
     async def _room(self) -> None:

@@ -31,6 +31,8 @@ class ForeignStreams:
     """
 
     def __init__(self, *, n: int) -> None:
+        self.chunks = 0
+        """The chunks of all streams."""
         self._n = n
         self._streams: list[_Stream] = []
         self._by_id: dict[str, _Stream] = {}
@@ -62,6 +64,7 @@ class ForeignStreams:
         if chunk.keys().isdisjoint(_OF_APIS) and not any("message" in choice for choice in choices):
             self._take_own(choices)
             return {**chunk, "choices": choices}
+        self.chunks += 1
         usage = find_usage(chunk)
         stream = self._stream(str(chunk.get("id") or ""), choices, usage=usage is not None)
         if usage is not None:

@@ -12,6 +12,7 @@ from quart_openai_sse.flow import ENOUGH, Flow
 from quart_openai_sse.logs import Writer
 from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.observers import APP, StreamRecord
+from quart_openai_sse.producers.costs import RequestCost
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.upstreams import Attempt
@@ -22,9 +23,9 @@ _EVENT = Kind.EVENT
 class Intake:
     """The producer's side of the log.
 
-    *charge* is called after each addition. *assemble* is the most bytes of chunks that are put together to a message
-    for `on_end`, the first of *n* choices; with 0 no message is put together. *hold* is called with the bytes that are
-    kept for it.
+    *charge* is called after each addition, with the number of chunks. *assemble* is the most bytes of chunks that are
+    put together to a message for `on_end`, the first of *n* choices; with 0 no message is put together. *hold* is
+    called with the bytes that are kept for it.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Intake:
         assemble: int = 0,
         n: int = 1,
         hold: Callable[[int], object],
-        charge: Callable[[], None] | None = None,
+        charge: Callable[[int], None] | None = None,
     ) -> None:
         self.record = record
         self.message = Assembly(n=n, limit=assemble) if assemble else None
@@ -83,7 +84,7 @@ class Intake:
         if self.message is not None:
             self._assemble(self.message, entries)
         if self._charge is not None:
-            self._charge()
+            self._charge(record.chunks)
         return flow
 
     def _assemble(self, message: Assembly, entries: list[Entry]) -> None:
@@ -99,19 +100,27 @@ class Intake:
 
 @dataclass(slots=True)
 class Attempts:
-    """Puts the upstream requests of one stream on its record, and calls *on_retry* before each retry."""
+    """Puts the upstream requests of one stream on its record, and calls *on_retry* before each retry.
+
+    *cost* is that of the request, if tokens are limited.
+    """
 
     record: StreamRecord
     on_retry: Callable[[], object]
+    cost: RequestCost | None = None
 
     def begin(self, upstream: str) -> None:
         """See `Sink.begin`."""
         self.record.attempts += 1
+        if self.cost is not None:
+            self.cost.begin()
         if self.record.upstream != APP:
             self.record.upstream = upstream
 
     def failed(self, attempt: Attempt) -> None:
         """See `Sink.failed`."""
         self.record.failures += (f"{attempt.upstream}: {attempt.error.code}",)
+        if self.cost is not None:
+            self.cost.failed(attempt.error)
         if attempt.wait is not None:
             self.on_retry()

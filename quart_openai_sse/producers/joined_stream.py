@@ -31,7 +31,8 @@ class JoinedStream:
         }
         self._roles: set[int] = set()
         self._finish_reasons: dict[int, str] = {}
-        self._usage: dict[str, Any] | None = None  # of chunks that transforms have added
+        self.usage: dict[str, Any] | None = None
+        """The usage of chunks that transforms have added, or that the model has made itself."""
         # Members of chunks without output go with the next chunk that is written.
         self._others: dict[str, Any] = {}
         self._members_of_choices: dict[int, dict[str, Any]] = {}
@@ -44,7 +45,7 @@ class JoinedStream:
         choices = [written for choice in item["choices"] if (written := self._written(choice, entries, t))]
         usage = item.get("usage")
         if usage and type(usage) is not CountedUsage and isinstance(usage, Mapping):
-            self._usage = update_usage(self._usage, usage)
+            self.usage = update_usage(self.usage, usage)
         if choices:
             entries.append(self._entry(choices, t, item))
         elif not item.keys() <= _COMMON:
@@ -85,7 +86,7 @@ class JoinedStream:
             delta = {} if self._roles else {"role": "assistant", "content": ""}
             choice = new_choice(index, delta, self._finish_reason(index))
             entries.append(self._entry([self._members_of_choices.pop(index, {}) | choice], t))
-        if (total := add_usage(usage, self._usage)) is not None:
+        if (total := add_usage(usage, self.usage)) is not None:
             entries.append(self._entry([], t, {"usage": total}))
         return entries
 

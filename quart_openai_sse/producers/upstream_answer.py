@@ -13,6 +13,7 @@ from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import delta_of, finish_of
 from quart_openai_sse.protocol.completeness import Completion
+from quart_openai_sse.protocol.estimates import answer_tokens
 from quart_openai_sse.upstreams import Headers
 
 
@@ -30,6 +31,8 @@ class UpstreamAnswer:
         self._access = access
         self._body = {member: value for member, value in body.items() if member != "stream_options"}
         self._data = bytearray()
+        if access.meter is not None:
+            access.attempts.cost = access.meter.follow(self.completion)
 
     async def run(self, intake: Intake) -> None:
         """See `Producer.run`."""
@@ -68,6 +71,8 @@ class UpstreamAnswer:
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
             raise UpstreamGarbled("The upstream's answer has no choices with a message.")
+        if (cost := self._access.attempts.cost) is not None:
+            cost.answer = answer_tokens(answer)
 
 
 def _is_whole_choice(choice: object) -> bool:

@@ -20,6 +20,8 @@ class UpstreamStream:
         self._access = access
         self._body = streaming_body(body, access.config)
         self.completion = Completion(n=body.get("n") or 1)
+        if access.meter is not None:
+            access.attempts.cost = access.meter.follow(self.completion)
 
     def run(self, intake: Intake) -> Awaitable[None]:
         """See `Producer.run`."""

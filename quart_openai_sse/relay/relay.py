@@ -132,7 +132,7 @@ class Relay:
         fingerprint = digest(body) if idempotency_key else ""
         create = partial(self.log.create, handle.key, about=about, digest=fingerprint, retain=retain)
         await self.open()
-        reserve = partial(self.admission.reserve, principal, size=size)
+        reserve = partial(self.admission.reserve, principal, body, size=size)
         writer: Writer | None = None
         if not idempotency_key:
             place = reserve()
@@ -147,6 +147,8 @@ class Relay:
                 body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
                 place.hold(body_size(body) - size)
                 self.memory.check()
+                if place.spending is not None:
+                    place.spending.estimate(body)
             record.model = body["model"]
             producer = choose_producer(
                 body,
@@ -160,6 +162,7 @@ class Relay:
                 members=self._members,
                 on_retry=partial(self.streams.observe, "retried", record),
                 hold=place.hold,
+                meter=place.spending,
             )
             if writer is None:
                 # `create` returns None only for a key in use, which a random key of 128 bits is not.
@@ -186,7 +189,7 @@ class Relay:
                     assemble=self.config.max_bytes if self.hooks.on_end else 0,
                     n=body.get("n") or 1,
                     hold=place.hold,
-                    charge=self.admission.meter(principal, producer.completion, record),
+                    charge=None if place.spending is None else place.spending.charge,
                 ),
             )
             self.streams.run(stream, linger=self.config.linger if retain else 0)

@@ -127,12 +127,15 @@ class RunningStream:
         return self.end("failed", error.code or "", error)
 
     def complete_record(self, end: End) -> None:
-        """Puts the end on the record."""
+        """Puts the end on the record, and settles the stream's tokens."""
         record = self.record
         record.outcome, record.reason = end.outcome, end.reason
         record.finish_reasons, record.usage = dict(end.finish_reasons), end.usage
         record.status = end.error.status if end.error is not None else 200
         record.duration = time.monotonic() - self.intake.began
+        if (spending := self.place.spending) is not None:
+            completed = end.outcome == "completed"
+            record.tokens_charged = spending.settle(completed=completed, error=end.error, chunks=record.chunks)
 
     def stream_end(self, end: End) -> StreamEnd:
         """The argument of `on_end`."""

@@ -132,9 +132,9 @@ class Streams:
         except Exception:
             logger.exception("stream %s: the app context raised", stream.handle.id)
         finally:
-            stream.place.release()
             end = end or stream.failed(OpenAISSEError("The stream failed."))
             stream.complete_record(end)
+            stream.place.release()
             try:
                 if not stream.lost:
                     await self.close(stream.handle, stream.writer, end)

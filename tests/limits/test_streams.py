@@ -62,7 +62,7 @@ def test_what_is_taken_and_given_back_is_never_more_nor_less(steps: Sequence[tup
 async def test_a_full_server_says_so_also_to_a_caller_without_tokens(create_app: CreateApp, serve: Serve) -> None:
     forever = asyncio.Event()
     upstream = ScriptedUpstream([chunk("hi"), finish(usage=USAGE)], [chunk("hi"), forever.wait])
-    client = await serve(create_app(upstream, tokens_per_principal=5, max_streams=1)[0])
+    client = await serve(create_app(upstream, tokens_per_principal=6, max_streams=1)[0])
     body = {"model": "m", "messages": QUESTION, "stream": True}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
     spent = await client.post("/v1/chat/completions", json=body)

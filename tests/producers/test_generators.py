@@ -109,7 +109,7 @@ async def passes(items: Any, chat: Any) -> Any:
         (raises, {}, "stopped policy"),
         (returns, {}, "completed "),
         (breaks, {}, "failed model_failed"),
-        (None, {"tokens_per_principal": 2}, "failed tokens_spent"),
+        (None, {"tokens_per_principal": 8}, "failed tokens_spent"),
         (None, {"max_entries": 3}, "failed stream_too_long"),
         (None, {"max_bytes": 1000}, "failed stream_too_long"),
         (passes, {"max_entries": 3}, "failed stream_too_long"),

@@ -554,7 +554,7 @@ async def test_a_caller_of_another_instance_or_of_another_app_is_nobody(create_a
 
 async def test_the_principals_limits_hold(create_app: CreateApp) -> None:
     gate = Gate()
-    app, ai = create_app(ScriptedUpstream([chunk("one"), gate]), tokens_per_principal=1)
+    app, ai = create_app(ScriptedUpstream([chunk("one"), gate]), tokens_per_principal=6)  # 5 for the prompt
     spare = Principal("bob", models=frozenset({"other"}))
     narrow = Principal("cid", max_streams=1)
     async with client_of(app, ai, spare) as client:

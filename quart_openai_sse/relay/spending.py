@@ -1,0 +1,163 @@
+"""The tokens of one stream: what it reserves of its principal's budget, and what it is charged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from time import monotonic
+from typing import Any
+
+from quart_openai_sse.errors import ErrorValue, TokensSpent
+from quart_openai_sse.limits.tokens import TokenBudget
+from quart_openai_sse.producers.costs import RequestCost
+from quart_openai_sse.protocol.completeness import Completion
+from quart_openai_sse.protocol.estimates import completion_tokens, prompt_tokens
+
+_SOON = 5.0  # seconds in which a running answer may end, and give back what it has reserved
+
+
+class Spending:
+    """One stream's part of the *budget* of *key*. *attachment* and *reserve* are the options for estimates.
+
+    From its start the stream counts with its whole estimate, or with what it is known to have cost, if that is more.
+    """
+
+    def __init__(self, budget: TokenBudget, key: Hashable, *, attachment: int, reserve: int) -> None:
+        self.further: Callable[[], int] = lambda: 0
+        self._budget = budget
+        self._key = key
+        self._attachment = attachment
+        self._reserve = reserve
+        self._prompt = 0
+        self._estimate = 0
+        self._own = RequestCost(0, Completion())
+        self._calls: list[RequestCost] | None = None
+        self._reserved = 0
+        self._charged = 0
+        self._window = 0.0
+        """The end of the window in which it was charged last."""
+        self._in_window = 0
+        """The tokens that it was charged in that window."""
+        self._settled = False
+
+    # Start ------------------------------------------------------------------------------------------------------
+
+    def estimate(self, body: Mapping[str, Any]) -> None:
+        """Reserves the estimate for *body*, in place of an earlier one.
+
+        Raises `TokensSpent`, and reserves nothing, if no tokens are left or the prompt alone is more than is left. The
+        answer may be more: otherwise no principal could use up its tokens. A prompt that has not grown since the last
+        estimate is not looked at again.
+        """
+        prompt = prompt_tokens(body, attachment=self._attachment)
+        reserved, self._reserved = self._reserved, 0
+        self._budget.reserve(self._key, -reserved)
+        if prompt > self._prompt or not reserved:
+            self._check(prompt, reserved=self._budget.reserved(self._key))
+        self._prompt = prompt
+        # More than the whole limit makes no difference, and a caller may name any number.
+        self._estimate = prompt + min(completion_tokens(body, default=self._reserve), self._budget.limit)
+        self._reserve_rest()
+
+    def follow(self, completion: Completion) -> RequestCost:
+        """See `TokenMeter.follow`."""
+        self._own = RequestCost(self._prompt, completion)
+        return self._own
+
+    # While it runs ----------------------------------------------------------------------------------------------
+
+    def call(self, body: Mapping[str, Any], completion: Completion) -> RequestCost:
+        """See `TokenMeter.call`. What is reserved for other streams does not count."""
+        calls = self._calls = [] if self._calls is None else self._calls
+        self._charge()
+        cost = RequestCost(prompt_tokens(body, attachment=self._attachment), completion)
+        self._check(cost.prompt)
+        calls.append(cost)
+        return cost
+
+    def charge(self, chunks: int) -> None:
+        """Charges what the stream, of which there are *chunks*, has cost so far.
+
+        Raises `TokensSpent` if its principal has spent more than the limit, and the answer is not finished: a whole
+        answer is not taken away for the cost of its last chunk.
+        """
+        self._own.chunks = chunks
+        self._charge()
+        costs = [self._own] if self._calls is None else self._calls
+        if self._left() < 0 and any(cost.is_open for cost in costs):
+            raise self._spent()
+
+    def charge_call(self, cost: RequestCost, chunks: int) -> None:
+        """See `TokenMeter.charge_call`."""
+        cost.chunks += chunks
+        self._charge()
+        if self._left() < 0 and cost.is_open:
+            raise self._spent()
+
+    # End --------------------------------------------------------------------------------------------------------
+
+    def settle(self, *, completed: bool = False, error: ErrorValue | None = None, chunks: int = 0) -> int:
+        """Charges what the stream has cost in the end, and gives back the rest. Returns the tokens that it was charged.
+
+        *error* is that with which it failed. Nothing changes any more afterwards.
+        """
+        if not self._settled:
+            self._own.chunks = chunks
+            if error is not None:
+                self._own.failed(error.exception())
+            self._estimate = 0
+            self._charge(completed=completed)
+            self._settled = True
+        return self._charged
+
+    def _charge(self, *, completed: bool = False) -> None:
+        """Moves the tokens that the stream is known to have cost from those reserved to those spent."""
+        if self._settled:
+            return
+        if self._calls is None:
+            known = self._own.known(complete=completed)
+        else:
+            known = sum(cost.known() for cost in self._calls) + self.further()
+        change, self._charged = known - self._charged, known
+        if change:
+            now = monotonic()
+            if (window := self._budget.ends(self._key, now)) != self._window:
+                self._window, self._in_window = window, 0
+            # What was charged in an earlier window ended with it, and is not given back to this one.
+            change = max(change, -self._in_window)
+            self._in_window += change
+            self._budget.spend(self._key, change, now)
+        self._reserve_rest()
+
+    def _reserve_rest(self) -> None:
+        """Keeps reserved what the stream has not spent of its estimate."""
+        rest = max(0, self._estimate - self._charged)
+        self._budget.reserve(self._key, rest - self._reserved)
+        self._reserved = rest
+
+    # Refusals ---------------------------------------------------------------------------------------------------
+
+    def _left(self) -> int:
+        return self._budget.left(self._key, monotonic())
+
+    def _check(self, prompt: int, *, reserved: int = 0) -> None:
+        """Raises `TokensSpent` if *prompt* tokens are too many, beside those that others have *reserved*."""
+        left, limit = self._left(), self._budget.limit
+        if prompt > limit:
+            # No `retry_after`: the next window is too small for it as well.
+            raise TokensSpent(f"The prompt has about {prompt} tokens, and {limit} in a window are your limit.")
+        if left <= 0:
+            raise self._spent()
+        if prompt > left:
+            raise self._spent(f"The prompt has about {prompt} tokens, and {left} of your {limit} are left.")
+        if left <= reserved or prompt > left - reserved:
+            error = TokensSpent(
+                f"Your running answers may use the rest of your {limit} tokens. Wait for one to end.",
+                retry_after=_SOON,
+            )
+            error.should_retry = True
+            raise error
+
+    def _spent(self, message: str = "") -> TokensSpent:
+        budget = self._budget
+        message = message or f"You have used your {budget.limit} tokens for this {budget.window:g}-second window."
+        return TokensSpent(message, retry_after=budget.resets(self._key, monotonic()))
