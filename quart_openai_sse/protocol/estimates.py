@@ -14,7 +14,19 @@ _SETTINGS = frozenset({"audio", "logit_bias", "metadata", "messages", "modalitie
 """Members of a request that no model reads as text; the messages are counted for themselves."""
 
 _ATTACHMENTS = frozenset(
-    {"audio", "audio_url", "document_url", "file", "image", "image_url", "input_audio", "video", "video_url"}
+    {
+        "audio",
+        "audio_url",
+        "document_url",
+        "file",
+        "file_data",
+        "image",
+        "image_url",
+        "inline_data",
+        "input_audio",
+        "video",
+        "video_url",
+    }
 )
 """Members of a message, or of a part of its content, that hold a picture, a file or sound: data or an address."""
 
@@ -61,6 +73,13 @@ def _is_short(value: object) -> bool:
     return not isinstance(value, dict | list | tuple) and not (isinstance(value, str) and len(value) > _SHORT)
 
 
+def _is_attachment(name: object, value: object) -> bool:
+    """Whether a member of a message or a part is an attachment. Anthropic's have a `source`, which may be text, too."""
+    if name == "source" and isinstance(value, dict):
+        return value.get("type") in ("base64", "file", "url")
+    return name in _ATTACHMENTS and isinstance(value, str | dict) and bool(value)
+
+
 def _characters(values: list[Any]) -> int:
     """The characters of *values* as JSON, about."""
     characters = 0
@@ -95,7 +114,7 @@ def _message_characters(messages: object) -> tuple[int, int]:
                 below += container
             elif isinstance(container, dict):
                 for name, value in container.items():
-                    if name in _ATTACHMENTS and isinstance(value, str | dict) and value:
+                    if _is_attachment(name, value):
                         attachments += 1
                     elif not (name in _NAMES and _is_short(value)):
                         below.append(value)

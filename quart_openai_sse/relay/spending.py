@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
 from typing import Any
 
-from quart_openai_sse.errors import ErrorValue, TokensSpent
+from quart_openai_sse.errors import ErrorValue, RequestTooLarge, TokensSpent, TooManyStreams
 from quart_openai_sse.limits.tokens import TokenBudget
 from quart_openai_sse.producers.costs import RequestCost
 from quart_openai_sse.protocol.completeness import Completion
@@ -144,7 +144,9 @@ class Spending:
         left, limit = self._left(), self._budget.limit
         if prompt > limit:
             # No `retry_after`: the next window is too small for it as well.
-            raise TokensSpent(f"The prompt has about {prompt} tokens, and {limit} in a window are your limit.")
+            error = TokensSpent(f"The prompt has about {prompt} tokens, and {limit} in a window are your limit.")
+            error.user_message = RequestTooLarge.user_message
+            raise error
         if left <= 0:
             raise self._spent()
         if prompt > left:
@@ -155,6 +157,7 @@ class Spending:
                 retry_after=_SOON,
             )
             error.should_retry = True
+            error.user_message = TooManyStreams.user_message
             raise error
 
     def _spent(self, message: str = "") -> TokensSpent:

@@ -102,9 +102,9 @@ async def test_requests_at_once_spend_no_more_than_the_budget_and_one_request(
     upstream = ScriptedUpstream([gate, chunk("Hi"), finish(usage=usage(990))])
     site = await open_site(upstream, max_streams_per_principal=1000)
     asking = [asyncio.ensure_future(site.ask(4 * 900, stream=streaming, max_tokens=90)) for _ in range(count)]
-    async with asyncio.timeout(30):
-        while sum(each.done() for each in asking) < count - 1:
-            await asyncio.sleep(0)
+    refusals = asyncio.as_completed(asking, timeout=30)
+    for _ in range(count - 1):  # the others are refused while the first one waits
+        await next(refusals)
     gate.open()
     answers = [await each for each in asking]
     assert [each.status_code for each in answers].count(200) == 1
@@ -398,6 +398,21 @@ async def test_disconnecting_from_a_model_that_makes_no_calls_costs_the_prompt(o
     assert await site.charged() == 100 + 2
 
 
+async def test_what_a_model_has_reported_itself_counts_if_it_is_left(open_site: Any) -> None:
+    def register(ai: Any) -> None:
+        @ai.model("own")
+        async def own(chat: Any) -> Any:
+            yield "Hello"
+            yield {"choices": [], "usage": usage(450)}
+            await asyncio.Event().wait()
+
+    site = await open_site(register=register)
+    async with site.client.stream("POST", "/v1/chat/completions", json=asks(4, model="own")) as response:
+        await anext(response.aiter_raw())
+    end = await site.end()
+    assert (end.outcome, end.usage, end.record.tokens_charged) == ("stopped", usage(450), 449 + 2)
+
+
 async def test_another_sdks_stream_beside_calls_is_added_to_them(open_site: Any) -> None:
     def register(ai: Any) -> None:
         @ai.model("own")
@@ -423,7 +438,10 @@ async def test_a_model_that_fails_before_any_output_costs_nothing(open_site: Any
     assert await site.charged() == 0
 
 
-async def test_a_call_that_was_refused_does_not_count_against_the_one_that_replaces_it(open_site: Any) -> None:
+@pytest.mark.parametrize("status", [400, 503])
+async def test_a_call_that_was_refused_does_not_count_against_the_one_that_replaces_it(
+    open_site: Any, status: int
+) -> None:
     def register(ai: Any) -> None:
         @ai.model("own")
         async def own(chat: Any) -> Any:
@@ -432,7 +450,7 @@ async def test_a_call_that_was_refused_does_not_count_against_the_one_that_repla
             except UpstreamRefused:
                 yield (await chat.call("scripted", chat.messages))["content"]
 
-    site = await open_site(ScriptedUpstream([refused(503)], STEP), register=register)
+    site = await open_site(ScriptedUpstream([refused(status)], STEP), register=register)
     stream = await read((await site.ask(4 * 900, model="own")).content)
     assert (stream.text, await site.charged()) == ("step", 600)
 

@@ -136,11 +136,12 @@ def test_an_error_in_place_of_an_answer_costs_nothing(errors: list[BaseException
     assert request.cost.known() == tokens
 
 
-def test_an_error_after_output_costs_what_was_sent() -> None:
+@pytest.mark.parametrize("error", [GapTimeout("late"), UpstreamFailed("no", status=503)])
+def test_an_error_after_output_costs_what_was_sent(error: OpenAISSEError) -> None:
     request = Request()
     request.cost.begin()
     request.feed("one")
-    request.cost.failed(GapTimeout("late"))
+    request.cost.failed(error)
     assert request.cost.known() == PROMPT + 1
 
 

@@ -40,6 +40,12 @@ def user(content: Any, **members: Any) -> dict[str, Any]:
         (user([{"type": "file", "file": {"file_id": "file-1"}}]), 1000),
         (user([{"type": "file", "file": {"file_data": PICTURE, "filename": "a.pdf"}}]), 1000),
         (user([{"type": "image_url", "image_url": {"url": ""}, "text": "x" * 40}]), 1010),
+        (
+            user([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO" * 1000}}]),
+            1000,
+        ),
+        (user([{"type": "document", "source": {"type": "text", "media_type": "", "data": "x" * 40}}]), 10),
+        (user([{"type": "input_file", "filename": "a.pdf?", "file_data": PICTURE}]), 1002),
         ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, 1000),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "x" * 40}]}, 10),
         (

@@ -21,7 +21,7 @@ from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.spending import Spending
-from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish
+from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish, refused
 from tests.conftest import Clock
 
 ME = Principal("ann")
@@ -80,16 +80,16 @@ def test_a_stream_counts_with_its_estimate_until_it_has_cost_more_or_has_ended()
 
 
 @pytest.mark.parametrize(
-    ("body", "retry_after", "should_retry"),
+    ("body", "retry_after", "should_retry", "told"),
     [
-        (asks(4 * 1001), None, False),  # no window is long enough
-        (asks(4 * 600), 40, False),
-        (asks(4 * 300), 5, True),
+        (asks(4 * 1001), None, False, "too long"),  # no window is long enough
+        (asks(4 * 600), 40, False, "used up for now"),
+        (asks(4 * 300), 5, True, "in a few seconds"),
     ],
     ids=["more than the limit", "more than is left", "reserved by another stream"],
 )
 def test_a_start_that_does_not_fit_says_when_it_may(
-    clock: Clock, body: dict[str, Any], retry_after: float | None, should_retry: bool
+    clock: Clock, body: dict[str, Any], retry_after: float | None, should_retry: bool, told: str
 ) -> None:
     budget = TokenBudget(1000, 60)
     Stream(budget, asks(4)).complete(500)
@@ -98,6 +98,7 @@ def test_a_start_that_does_not_fit_says_when_it_may(
     with pytest.raises(TokensSpent) as refused:
         Stream(budget, body)
     assert (refused.value.retry_after, refused.value.should_retry) == (retry_after, should_retry)
+    assert told in refused.value.user_message
 
 
 def test_a_first_request_may_reserve_more_than_the_limit() -> None:
@@ -293,6 +294,13 @@ async def test_a_start_that_fails_gives_everything_back(relays: Any) -> None:
     relay.hooks.prepare.clear()
     handle = await start(relay, asks(4 * 990))
     assert (await end_of(relay, handle)).outcome == "completed"
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_an_outage_leaves_the_budget_as_it_was(relays: Any, status: int) -> None:
+    relay = relays(ScriptedUpstream(*[[refused(status)]] * 5, "Hello."), tokens_per_principal=1000)
+    for outcome in ["failed"] * 5 + ["completed"]:
+        assert (await end_of(relay, await start(relay, asks(4 * 900)))).outcome == outcome
 
 
 async def test_the_prompt_that_prepare_leaves_is_the_one_that_counts(relays: Any) -> None:
