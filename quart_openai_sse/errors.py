@@ -7,7 +7,7 @@ and the translations are made from it, and a reader finds any error in one place
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
@@ -42,6 +42,8 @@ class OpenAISSEError(Exception):
     """Sent as `x-should-retry`, which OpenAI's SDKs obey; `None`: the SDK decides by the status."""
     user_message: str = "Something went wrong on our side. Please try again."
     """A sentence that can be shown to a user, in English; `web/languages/` has its translations."""
+    passed_on: Mapping[str, Any] | None = None
+    """Further members of the error in its response, such as Groq's `failed_generation`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,7 +70,7 @@ class OpenAISSEError(Exception):
     def body(self, translate: Translate = english) -> dict[str, Any]:
         """The JSON body of the error: OpenAI's members, and `user_message` as *translate* returns it."""
         members = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": {**members, "user_message": translate(self.user_message)}}
+        return {"error": {**(self.passed_on or {}), **members, "user_message": translate(self.user_message)}}
 
     def headers(self) -> dict[str, str]:
         """The response headers that tell a client whether and when to retry."""
@@ -101,6 +103,7 @@ class ErrorValue:
     retry_after: float | None
     should_retry: bool | None
     user_message: str
+    passed_on: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, error: OpenAISSEError) -> ErrorValue:
@@ -448,6 +451,8 @@ class UpstreamError(OpenAISSEError):
     code = "upstream_error"
     side = "upstream"
     user_message = "The AI service had a problem. Please try again."
+    withheld: str = ""
+    """What the upstream said and callers are not told, for the log; "" once it is logged."""
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -484,6 +489,14 @@ class UpstreamCredentials(UpstreamError):
     code = "upstream_credentials"
     should_retry = False
     user_message = "The AI service is not set up correctly. Please tell the operator of this site."
+
+
+class UpstreamQuota(UpstreamError):
+    """The credit or the quota of the server's account at the upstream is used up. The caller cannot correct it."""
+
+    code = "upstream_quota"
+    should_retry = False
+    user_message = "The AI service is not available on this site at the moment. Please tell the operator of this site."
 
 
 class UpstreamRefused(UpstreamError):

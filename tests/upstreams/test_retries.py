@@ -41,6 +41,7 @@ OTHERS = {
     "UpstreamGarbled": (False, True),
     "EventTooLong": (False, True),
     "UpstreamCredentials": (False, True),
+    "UpstreamQuota": (False, True),
     "UpstreamTimeout": (False, True),
     "FirstOutputTimeout": (False, True),
     "GapTimeout": (False, True),

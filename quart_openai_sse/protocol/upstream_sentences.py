@@ -1,0 +1,136 @@
+"""What callers are shown of an upstream's sentence: without keys, accounts, addresses and amounts of money."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from ipaddress import AddressValueError, IPv6Address
+from typing import NamedTuple
+
+LONGEST = 1000
+"""The most characters that are shown of a sentence."""
+
+
+class Shown(NamedTuple):
+    """A sentence as callers are shown it, and the pieces that were taken out of it."""
+
+    text: str
+    withheld: tuple[str, ...]
+
+
+def show(sentence: str) -> Shown:
+    """*sentence* for callers: one printable line of at most `LONGEST` characters, without what only operators may see.
+
+    In place of URLs, host names, IP and e-mail addresses it has `[address]`, of keys and tokens `[key]`, of the ids of
+    organisations, projects and other accounts `[account]`, and of amounts of money `[amount]`.
+    """
+    text = without_keys(one_line(sentence, LONGEST))
+    withheld: list[str] = []
+    for pattern, mark, is_meant in _OTHERS:
+        text = _replace(text, pattern, mark, is_meant, withheld)
+    return Shown(text, tuple(withheld))
+
+
+def without_keys(text: str) -> str:
+    """*text* with `[key]` in place of keys and tokens, also of those that are abbreviated."""
+    for pattern in _KEYS:
+        text = _replace(text, pattern, "[key]", _any, [])
+    return text
+
+
+def one_line(text: str, longest: int) -> str:
+    """*text* as one printable line of at most *longest* characters."""
+    head = text[: 2 * longest]
+    line = " ".join("".join(each if each.isprintable() else " " for each in head).split())
+    return line if len(line) <= longest and len(head) == len(text) else line[: longest - 1] + "…"
+
+
+def _replace(
+    text: str, pattern: re.Pattern[str], mark: str, is_meant: Callable[[str], bool], withheld: list[str]
+) -> str:
+    """*text* with *mark* in place of each `piece` of *pattern* that *is_meant*, which is added to *withheld*."""
+
+    def replaced(found: re.Match[str]) -> str:
+        piece = found["piece"]
+        if not is_meant(piece):
+            return found[0]
+        withheld.append(piece)
+        start, end = found.start("piece") - found.start(), found.end("piece") - found.start()
+        return found[0][:start] + mark + found[0][end:]
+
+    return pattern.sub(replaced, text)
+
+
+def _any(_piece: str) -> bool:
+    return True
+
+
+def _is_ipv6(piece: str) -> bool:
+    try:
+        return piece != "::" and bool(IPv6Address(piece))
+    except AddressValueError:
+        return False
+
+
+# Names below `com` and the like, and those of private networks. `in`, `me`, `run` and more are left out: "tools.run".
+_DOMAINS = (
+    "com|net|org|io|ai|dev|app|cloud|co|uk|de|eu|fr|ch|nl|cn|jp|kr|ru|info|biz|gov|edu|xyz|tech|example|test|invalid|"
+    "internal|local|localdomain|lan|corp|intranet|home|private|svc|consul|cluster"
+)
+_REST = r"(?=[\w.-]*[\d*…]|[\w-]{12})[\w*.…-]*[\w*]"  # as a provider abbreviates it: sk-1***2
+_ID = r"(?=[\w-]*\d)[\w-]{4,}"  # an id has a digit; "the project owner" has none
+_AMOUNT = r"-?\d[\d,]*(?:\.\d+)?"
+
+_KEYS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\bBearer\s+(?P<piece>[^\s\"'\[]+)",
+        rf"(?<![\w-])(?P<piece>(?:sk|pk|rk|gsk|xai|csk|hf|r8|nvapi|pplx|fw|tgp|rpa)[-_]{_REST})",
+        r"(?<![\w-])(?P<piece>AIza[\w-]{10,}|eyJ[\w-]{5,}\.[\w-]+\.[\w-]*)",
+        r"\bapi[ _-]?key(?: provided)?\s*[:=]\s*['\"`]?(?P<piece>[^\s'\"`,.\[]{6,})",
+    )
+)
+
+_OTHERS: Sequence[tuple[re.Pattern[str], str, Callable[[str], bool]]] = tuple(
+    (re.compile(pattern, re.IGNORECASE), mark, is_meant)
+    for pattern, mark, is_meant in (
+        (r"(?P<piece>\b[a-z][a-z0-9+.-]{1,20}://(?:\[key\]|[^\s\"'<>`)\]}])+)", "[address]", _any),
+        (r"(?<![\w.+-])(?P<piece>[\w.+-]+@[\w-]+(?:\.[\w-]+)+)", "[address]", _any),
+        (r"(?<![\w-])(?P<piece>org-(?!wide\b|level\b|owned\b)\w{3,}|proj_\w{3,})", "[account]", _any),
+        (rf"(?<![\w-])(?P<piece>(?:org|proj|user|team|acct|ws)[-_]{_ID})", "[account]", _any),
+        (r"\b(?:projects|organizations|accounts|tenants|subscriptions)/(?P<piece>[\w.-]+)", "[account]", _any),
+        (
+            r"\b(?:team|organi[sz]ation|project(?:_number)?|account|tenant|subscription|workspace|api key)(?:[ _-]?id)?"
+            rf"\s*[:=#]?\s*['\"`(]?(?P<piece>{_ID})",
+            "[account]",
+            _any,
+        ),
+        (r"\b(?:organi[sz]ation|project|team|account)\s+['\"`](?P<piece>[^'\"`\[]+)['\"`]", "[account]", _any),
+        (r"(?<![\w.])(?P<piece>\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?)(?![\w.]*\d)", "[address]", _any),
+        (r"(?<![\w:])(?P<piece>[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?![\w:])", "[address]", _is_ipv6),
+        (
+            rf"(?<![\w.-])(?P<piece>(?:[\w-]+\.)+(?:{_DOMAINS})(?:\.(?:{_DOMAINS}))*(?::\d+)?)(?![\w-])",
+            "[address]",
+            _any,
+        ),
+        (r"(?<![\w.-])(?P<piece>localhost(?::\d+)?)(?![\w-])", "[address]", _any),
+        (r"(?<![\w.-])(?P<piece>(?=[\w.]*[-.])[a-z][\w.-]*(?<!code)(?<!status):\d{4,5})(?!\w)", "[address]", _any),
+        (
+            r"\b(?:host(?:name)?|node|pod|worker|server|upstream)\s*[:=]?\s*['\"`]?"
+            r"(?P<piece>(?=[\w.]*-)(?=[\w.-]*\d)[a-z][\w.-]*)",
+            "[address]",
+            _any,
+        ),
+        (rf"(?P<piece>(?:[$€£¥￥₹]|\b(?:USD|EUR|GBP|CNY|RMB)\b)\s?{_AMOUNT})", "[amount]", _any),
+        (
+            rf"(?<![\w.])(?P<piece>{_AMOUNT}\s?(?:USD|EUR|GBP|CNY|RMB|dollars?|euros?|cents?|credits?|元)\b)",
+            "[amount]",
+            _any,
+        ),
+        (
+            rf"\b(?:balance|credits?|afford)(?:\s+(?:is|of|left|remaining))?\s*[:=]?\s*(?P<piece>{_AMOUNT})",
+            "[amount]",
+            _any,
+        ),
+    )
+)
