@@ -451,8 +451,8 @@ class UpstreamError(OpenAISSEError):
     code = "upstream_error"
     side = "upstream"
     user_message = "The AI service had a problem. Please try again."
-    withheld: str = ""
-    """What the upstream said and callers are not told, for the log; "" once it is logged."""
+    withheld: tuple[str, ...] = ()
+    """What the upstream said and callers are not told, for the log; empty once it is logged."""
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -155,6 +155,35 @@ async def test_a_key_that_the_upstream_tells_in_an_error_reaches_nobody(
     assert KEY not in everything(caplog)
 
 
+PRIVATE = "org-abc123 has $0.02 left at http://10.0.0.7:8000 and gpu-7.acme.internal"
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["before the stream", "within the stream"])
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, 500, 503])
+async def test_callers_are_not_told_of_our_account_or_our_servers(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, status: int, within: bool
+) -> None:
+    body = json.dumps({"error": {"message": PRIVATE, "code": status}}).encode()
+    refusal = b"HTTP/1.1 %d X\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+    async def tell(peer: Peer) -> None:
+        await peer.send(CLOSING_HEAD + chunk("hi") + b"data: " + body + b"\n\n" if within else refusal)
+        raise ConnectionError
+
+    caplog.set_level(logging.DEBUG, "quart_openai_sse")
+    pieces = ("org-abc123", "$0.02", "10.0.0.7", "gpu-7.acme.internal")
+    async with raw_upstream(tell) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url)[0])
+        for stream in (True,) if within else (True, False):
+            response = await client.post("/v1/chat/completions", json={**STREAM, "stream": stream})
+            assert b"error" in response.content
+            assert [piece for piece in pieces if piece in response.text + str(response.headers)] == []
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [line for line in lines if "callers are not told" in line]
+    assert len(warnings) == (1 if within else 2)
+    assert all(f"status {status}: " in line and all(piece in line for piece in pieces) for line in warnings)
+
+
 async def test_no_log_holds_a_prompt_an_answer_a_key_a_token_or_a_cookie(
     create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:

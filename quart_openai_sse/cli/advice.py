@@ -22,6 +22,7 @@ from quart_openai_sse.errors import (
     UpstreamCredentials,
     UpstreamFailed,
     UpstreamGarbled,
+    UpstreamQuota,
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
@@ -123,6 +124,13 @@ def _credentials(error: Exception, request: RequestInfo) -> Problem:
     )
 
 
+def _quota(error: Exception, _request: RequestInfo) -> Problem:
+    return Problem(
+        f"The account's credit or quota at the upstream is used up: {error}",
+        "It is a matter of billing: check the account of this key.",
+    )
+
+
 def _refused(error: UpstreamRefused, request: RequestInfo) -> Problem:
     message = f"{error.message} (status {error.status})"
     details = f"{error.code} {error.param} {error.message}".lower()
@@ -135,7 +143,7 @@ def _refused(error: UpstreamRefused, request: RequestInfo) -> Problem:
     if error.status == 429:
         return Problem(
             f"The upstream accepts no more requests at the moment: {message}",
-            "A rate limit ends by itself; insufficient_quota is a matter of billing.",
+            "A rate limit ends by itself.",
         )
     if error.status >= 500:
         return Problem(f"The upstream failed: {message}", "The upstream is at fault: check its log or status page.")
@@ -233,6 +241,7 @@ _EXPLANATIONS: Sequence[tuple[type[Exception], Callable[[Any, RequestInfo], Prob
     (TotalTimeout, _total_timeout),
     (UpstreamUnreachable, _unreachable),
     (UpstreamCredentials, _credentials),
+    (UpstreamQuota, _quota),
     (UpstreamFailed, _failed),
     (UpstreamRefused, _refused),
     (UpstreamGarbled, _garbled),

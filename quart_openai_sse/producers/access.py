@@ -25,6 +25,12 @@ class UpstreamAccess:
     """Counts bytes that are held until the stream's end."""
     meter: TokenMeter | None = None
     """Charges the stream's tokens, if they are limited."""
+    committed: float | None = None
+    """When the response that waits for the first output begins without it, by `time.monotonic`; `None`: none waits."""
+
+    def commits(self) -> float | None:
+        """The same, but `None` as soon as there was any output: then the response has begun."""
+        return self.committed if self.attempts.record.time_to_first_output is None else None
 
 
 def streaming_body(body: Mapping[str, Any], config: Config) -> dict[str, Any]:

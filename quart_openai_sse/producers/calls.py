@@ -187,7 +187,7 @@ class Call:
     async def _ask(self, cost: RequestCost | None) -> None:
         access = self._access
         try:
-            await access.upstream.run(self._body, self._sink, principal=access.principal)
+            await access.upstream.run(self._body, self._sink, principal=access.principal, commits=access.commits)
         except BaseException as error:
             if cost is not None:
                 cost.failed(error)

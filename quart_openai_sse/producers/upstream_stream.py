@@ -34,4 +34,4 @@ class UpstreamStream:
             began=intake.began,
             max_event=access.config.max_event,
         )
-        return access.upstream.run(self._body, sink, principal=access.principal)
+        return access.upstream.run(self._body, sink, principal=access.principal, commits=access.commits)

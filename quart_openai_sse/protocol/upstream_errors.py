@@ -68,15 +68,17 @@ def error_of(report: Report, *, cls: type[UpstreamRefused], status: int | None, 
     """The exception for an error that says *report*. *place* is where it came: "(403)", "within its stream"."""
     status = status or _status(report)
     matter = _matter(report, status)
-    if matter is Matter.KEY or matter is Matter.QUOTA:
-        ours: UpstreamCredentials | UpstreamQuota
-        if matter is Matter.KEY:
-            ours = UpstreamCredentials(f"The upstream refused our key {place}.")
-        else:
-            ours = UpstreamQuota(f"The credit or quota of our account at the upstream is used up {place}.")
-        ours.withheld = one_line(without_keys(report.sentence[: 4 * _LOGGED]), _LOGGED)
-        return ours
-    return _refused(report, cls, status)
+    ours: UpstreamCredentials | UpstreamQuota
+    if matter is Matter.KEY:  # the sentence may quote a part of the key
+        ours = UpstreamCredentials(f"The upstream refused our key {place}.")
+    elif matter is Matter.QUOTA:
+        ours = UpstreamQuota(show(report.sentence).text or f"Our account's credit or quota is used up {place}.")
+    else:
+        return _refused(report, cls, status)
+    if report.sentence:
+        said = without_keys(one_line(report.sentence, _LOGGED))
+        ours.withheld = (said if status is None else f"status {status}: {said}",)
+    return ours
 
 
 def _refused(report: Report, cls: type[UpstreamRefused], status: int | None) -> UpstreamRefused:
@@ -90,7 +92,7 @@ def _refused(report: Report, cls: type[UpstreamRefused], status: int | None) -> 
         param=_name(report.param),
         retry_after=report.retry_after if status in (408, 429) or status >= 500 else None,
     )
-    found.withheld = one_line(", ".join(shown.withheld), _LOGGED)
+    found.withheld = shown.withheld
     if status < 500 and status != 429 and len(repr(report.passed_on)) <= _PASSED_ON:
         found.passed_on = report.passed_on or None
     return found

@@ -36,14 +36,15 @@ def choose_producer(
     on_retry: Callable[[], object],
     hold: Callable[[int], object],
     meter: TokenMeter | None,
+    committed: float | None = None,
 ) -> Producer:
     """The producer for the request *body*: a model of the app, or the upstream, and the app's transforms behind it.
 
     *sent* is the request before the app's `prepare`. *allowed* are the models that the routes offer; `None`: the app's,
     and those of the option `models`. *on_retry* is called before each retry, *hold* with the bytes that are kept until
-    the stream's end; *meter* charges its tokens. Raises `ModelNotFound` for a model that is not allowed, and
-    `InvalidRequest` for a member that *members* deny, and for a body that OpenAI would refuse, if no other server can
-    answer.
+    the stream's end; *meter* charges its tokens, *committed* is that of `UpstreamAccess`. Raises `ModelNotFound` for a
+    model that is not allowed, and `InvalidRequest` for a member that *members* deny, and for a body that OpenAI would
+    refuse, if no other server can answer.
     """
     name = body["model"]
     function = hooks.app_models.get(name)
@@ -58,7 +59,7 @@ def choose_producer(
     # `has_openai` is only for speed: without OpenAI's own API the candidates need not be looked at.
     if function is None and upstream.has_openai and upstream.asks_only_openai(name):
         check_ranges(body)
-    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold, meter)
+    access = UpstreamAccess(upstream, principal, Attempts(record, on_retry), config, hold, meter, committed)
     if function is not None or hooks.transforms:
         return AppModel(
             function,

@@ -94,6 +94,7 @@ class Relay:
         size: int | None = None,
         retain: bool = True,
         read: bool = False,
+        waits: bool = False,
         idempotency_key: str = "",
         thread: str = "",
         metadata: Mapping[str, Any] | None = None,
@@ -102,7 +103,8 @@ class Relay:
         """Starts the stream that *body* asks for, or attaches to the one that *idempotency_key* names.
 
         *size* is the memory that *body* takes, in bytes, if that is known. The handle of a new stream has a reader if
-        *read* is true, and without *retain* in any case.
+        *read* is true, and without *retain* in any case. With *waits*, a response waits for the first output, for
+        `commit_after` seconds: a retry upstream whose wait would end later is not begun.
 
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
         `TooManyReaders`, `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
@@ -163,6 +165,7 @@ class Relay:
                 on_retry=partial(self.streams.observe, "retried", record),
                 hold=place.hold,
                 meter=place.spending,
+                committed=time.monotonic() + self.config.commit_after if waits else None,
             )
             if writer is None:
                 # `create` returns None only for a key in use, which a random key of 128 bits is not.

@@ -17,6 +17,8 @@ from quart_openai_sse.errors import (
     ConnectTimeout,
     OpenAISSEError,
     UpstreamCredentials,
+    UpstreamError,
+    UpstreamQuota,
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
@@ -30,7 +32,7 @@ from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
 from quart_openai_sse.upstreams.httpx_client import HttpxClient
 from quart_openai_sse.upstreams.listing import PATIENCE, UNNAMED, read_models
-from quart_openai_sse.upstreams.refusals import refusal
+from quart_openai_sse.upstreams.refusals import log_withheld, refusal
 
 T = TypeVar("T")
 
@@ -56,14 +58,17 @@ class OpenAIUpstream:
         self._models: tuple[float, list[dict[str, Any]]] | None = None
 
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """See `Upstream.run`. With several keys, a request whose key is refused is sent with the next one at once."""
+        """See `Upstream.run`. With several keys, a request whose key is refused is sent with the next one at once.
+
+        So is one whose key has no credit or quota left, or is over its rate limit.
+        """
         for _ in range(len(self._keys) - 1):
             key = self._keys[0]
             try:
                 await self._run(request, sink, principal)
                 return
-            except (UpstreamCredentials, UpstreamRefused) as error:
-                if sink.started or not (isinstance(error, UpstreamCredentials) or error.status == 429):
+            except (UpstreamCredentials, UpstreamQuota, UpstreamRefused) as error:
+                if sink.started or (isinstance(error, UpstreamRefused) and error.status != 429):
                     raise
                 if key == self._keys[0]:  # otherwise another request has done it
                     self._keys.rotate(-1)
@@ -123,9 +128,11 @@ class OpenAIUpstream:
                 return await use(answer)
             finally:
                 await answer.aclose()
-        except UpstreamRefused as refused:
+        except UpstreamError as failed:
             if key and len(key) >= 8:  # a shorter one may be a common word
-                _redact(key, refused)
+                _redact(key, failed)
+            if body is not None:
+                log_withheld(self.name, failed, body)
             raise
         except Exception as error:
             if (failure := _translated(error, answered=answered)) is None:
@@ -199,13 +206,18 @@ async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
     return bytes(body[:limit])
 
 
-def _redact(key: str, refused: UpstreamRefused) -> None:
+def _redact(key: str, error: UpstreamError) -> None:
     """Replaces our *key* in an error of the upstream."""
-    refused.args = (refused.message.replace(key, "[key]"),)
-    refused.type = refused.type.replace(key, "[key]")
+    error.withheld = tuple(each.replace(key, "[key]") for each in error.withheld)
+    if not isinstance(error, UpstreamRefused):
+        return
+    error.args = (error.message.replace(key, "[key]"),)
+    error.type = error.type.replace(key, "[key]")
     for member in ("code", "param"):
-        if (value := getattr(refused, member)) is not None:
-            setattr(refused, member, value.replace(key, "[key]"))
+        if (value := getattr(error, member)) is not None:
+            setattr(error, member, value.replace(key, "[key]"))
+    if error.passed_on and key in repr(error.passed_on):
+        error.passed_on = None
 
 
 @lru_cache(maxsize=64)

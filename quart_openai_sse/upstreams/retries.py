@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ from email.utils import parsedate_to_datetime
 from quart_openai_sse.errors import (
     ConnectTimeout,
     OpenAISSEError,
+    UpstreamCredentials,
     UpstreamError,
+    UpstreamQuota,
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
 )
 from quart_openai_sse.upstreams import Headers
 
-_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})  # as OpenAI's SDKs do; 409 only if the answer says so
+# As OpenAI's SDKs do, with every status from 500 on; 409 only if the answer says so.
+_RETRYABLE = frozenset({408, 429})
+_OF_ANOTHER = frozenset({404})  # another upstream may have the model, or the route
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 _YEAR = 365.0 * 86400  # in seconds: the longest wait that is passed on
 
@@ -26,13 +31,38 @@ _YEAR = 365.0 * 86400  # in seconds: the longest wait that is passed on
 def retryable(error: OpenAISSEError) -> bool:
     """Whether a request that failed with *error* before any output may be sent to the same upstream again."""
     if isinstance(error, UpstreamRefused):
-        return error.status in _RETRYABLE if error.should_retry is None else error.should_retry
+        return _is_passing(error) if error.should_retry is None else error.should_retry
     return isinstance(error, UpstreamUnreachable | ConnectTimeout | UpstreamTruncated)
 
 
 def transferable(error: OpenAISSEError) -> bool:
-    """Whether it may be sent to another upstream: not if the request itself is invalid."""
-    return retryable(error) or (isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefused))
+    """Whether it may be sent to another upstream: not if the request itself is invalid, or its content refused."""
+    if isinstance(error, UpstreamRefused):  # `x-should-retry` is about the same upstream only
+        return retryable(error) or _is_passing(error) or error.status in _OF_ANOTHER
+    return isinstance(error, UpstreamError)
+
+
+def is_failure(error: OpenAISSEError) -> bool:
+    """Whether it counts against the upstream's health. That it does not have a model does not."""
+    return transferable(error) and not (isinstance(error, UpstreamRefused) and error.status in _OF_ANOTHER)
+
+
+def weight(error: OpenAISSEError) -> tuple[int, float]:
+    """How much a failure says when each upstream failed in its own way: the caller gets the one with the most weight.
+
+    An upstream that may answer later says more than one that refuses our key or account, and that more than one without
+    the model. Of those that may answer later, the one says most that may do so first.
+    """
+    if isinstance(error, UpstreamRefused) and error.status in _OF_ANOTHER:
+        return 0, 0.0
+    if isinstance(error, UpstreamCredentials | UpstreamQuota):
+        return 1, 0.0
+    return 2, -math.inf if error.retry_after is None else -error.retry_after
+
+
+def _is_passing(error: UpstreamRefused) -> bool:
+    """Whether an upstream that refuses so may answer the same request later."""
+    return error.status >= 500 or error.status in _RETRYABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -21,7 +21,7 @@ from quart_openai_sse.upstreams.breaker import Breaker, CallResult
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.listing import PATIENCE, Listing, model_object, with_ids
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
-from quart_openai_sse.upstreams.retries import Backoff, transferable
+from quart_openai_sse.upstreams.retries import Backoff, is_failure, retryable, transferable, weight
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -123,12 +123,26 @@ class Upstreams:
         able = [each for each in self.candidates if each.has(model)]
         return bool(able) and all(is_openai(each.upstream) for each in able)
 
-    async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
-        """See `Upstream.run`. Raises the last attempt's error, and `ModelNotFound` if none has the model."""
+    async def run(
+        self,
+        request: Mapping[str, Any],
+        sink: Sink,
+        *,
+        principal: Principal,
+        commits: Callable[[], float | None] | None = None,
+    ) -> None:
+        """See `Upstream.run`. *commits* returns when the response that waits for the first output is to begin without
+        it, by `time.monotonic`, or `None` if none waits: a retry that would have to wait longer is not begun.
+
+        If the candidates failed in different ways, the error with the most `weight` is raised. Raises `ModelNotFound`
+        if none has the model.
+        """
         deadline = time.monotonic() + self._total
         # A heap by due time: all candidates are due now, in their order; one that failed is due after its wait.
         order = self._order(request.get("model") or "")
         queue = [(0.0, place, 1, candidate) for place, candidate in enumerate(order)]
+        failures: dict[int, tuple[OpenAISSEError, bool]] = {}
+        """The last failure of each candidate, by its place, and whether it asks for a wait that we do not wait for."""
         for attempts in count(1):
             _, place, tries, candidate = heappop(queue)
             error = await self._attempt(candidate, request, sink, principal)
@@ -140,9 +154,16 @@ class Upstreams:
             again = self._backoff.wait(tries, error, jitter=random.random())  # noqa: S311 (no secret)
             if again is not None:
                 heappush(queue, (now + again, place, tries + 1, candidate))
-            if not queue or queue[0][0] > deadline:
+            asks = error.retry_after is not None and retryable(error) and tries <= self._backoff.retries
+            failures.pop(place, None)
+            failures[place] = error, asks
+            commit = commits() if commits is not None else None
+            late = commit is not None and now < commit and queue and queue[0][0] > commit
+            if not queue or queue[0][0] > deadline or late:
                 sink.failed(Attempt(candidate.name, error, None))
-                if attempts > 1:  # otherwise an SDK would multiply our attempts by its own
+                error, asks = max(reversed(failures.values()), key=lambda failure: weight(failure[0]))
+                failures.clear()  # with their tracebacks, they would keep the request in memory
+                if attempts > 1 and not asks:  # otherwise an SDK would multiply our attempts by its own
                     error.should_retry = False
                 raise error
             wait = max(0.0, queue[0][0] - now)
@@ -230,7 +251,7 @@ class Upstreams:
             return None
         except OpenAISSEError as error:
             if error.side == "upstream":
-                result = CallResult.FAILURE if transferable(error) else CallResult.SUCCESS
+                result = CallResult.FAILURE if is_failure(error) else CallResult.SUCCESS
             return error
         finally:
             if slow is not None:

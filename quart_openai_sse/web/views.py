@@ -48,6 +48,7 @@ class Views:
             size=size,
             retain=False,
             read=True,
+            waits=bool(body.get("stream")),
             allowed_models=self._models,
             idempotency_key=request.headers.get("Idempotency-Key", ""),
         )
@@ -94,6 +95,7 @@ class Views:
             principal=principal,
             size=size,
             read=wants_stream,
+            waits=wants_stream,
             thread=thread,
             allowed_models=self._models,
             idempotency_key=request.headers.get("Idempotency-Key", ""),

@@ -35,6 +35,7 @@ from quart_openai_sse.errors import (
     OpenAISSEError,
     TotalTimeout,
     UpstreamCredentials,
+    UpstreamQuota,
     UpstreamUnreachable,
 )
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
@@ -922,9 +923,10 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
         (ConnectTimeout(), "No connection to ai.example within 3 s.", "HTTPS_PROXY"),
         (TotalTimeout(), "The answer took more than 600 s.", "QUART_OPENAI_SSE_TOTAL_TIMEOUT"),
         (UpstreamCredentials("(403)"), "The upstream refused the key (403;", "API_KEY_HEADER=api-key"),
+        (UpstreamQuota("No credit."), "quota at the upstream is used up: No credit.", "billing"),
         (OpenAISSEError("Odd."), "Odd.", "OpenAI-compatible"),
     ],
-    ids=["certificate", "name", "refused", "no connection", "too long", "credentials", "anything else"],
+    ids=["certificate", "name", "refused", "no connection", "too long", "credentials", "quota", "anything else"],
 )
 def test_errors_have_words_and_advice(error: OpenAISSEError, summary: str, advice: str) -> None:
     problem = explain(error, request_info(key="set"))

@@ -9,28 +9,53 @@ from hypothesis import strategies as st
 from quart_openai_sse import errors
 from quart_openai_sse.errors import OpenAISSEError, UpstreamError, UpstreamFailed, UpstreamRefused
 from quart_openai_sse.upstreams.breaker import BREAKER_TRANSITIONS, Breaker, BreakerState, CallResult
-from quart_openai_sse.upstreams.retries import Backoff, retryable, transferable
+from quart_openai_sse.upstreams.retries import Backoff, is_failure, retryable, transferable, weight
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
 GOOD, BAD, NOTHING = CallResult
 
+AGAIN, ELSEWHERE, NOWHERE = (True, True, True), (False, True, False), (False, False, False)
 STATUSES = {
-    **dict.fromkeys((408, 429, 500, 502, 503, 504), True),
-    **dict.fromkeys((400, 402, 404, 405, 409, 413, 415, 418, 422, 425, 451, 501, 505, 507, 529), False),
+    **dict.fromkeys((408, 429), AGAIN),
+    **dict.fromkeys((500, 501, 502, 503, 504, 505, 507, 511, 520, 521, 522, 523, 524, 529, 530, 599), AGAIN),
+    404: ELSEWHERE,
+    **dict.fromkeys((400, 403, 405, 409, 413, 415, 418, 422, 425, 451, 499), NOWHERE),
 }
+"""Whether the same upstream may be asked again, whether another one may be, and whether its breaker counts it."""
 
 
 @pytest.mark.parametrize("cls", [UpstreamRefused, UpstreamFailed])
-@pytest.mark.parametrize(("status", "again"), STATUSES.items())
-def test_a_status_says_whether_to_ask_again(cls: type[UpstreamRefused], status: int, again: bool) -> None:
+@pytest.mark.parametrize(("status", "asked"), STATUSES.items())
+def test_a_status_says_whom_to_ask_again(
+    cls: type[UpstreamRefused], status: int, asked: tuple[bool, bool, bool]
+) -> None:
     error = cls("no", status=status)
-    assert (retryable(error), transferable(error)) == (again, again)
+    assert (retryable(error), transferable(error), is_failure(error)) == asked
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("said", [True, False])
 def test_what_the_upstream_says_about_it_stands_above_its_status(status: int, said: bool) -> None:
-    assert retryable(UpstreamRefused("no", status=status, should_retry=said)) is said
+    error = UpstreamRefused("no", status=status, should_retry=said)
+    assert retryable(error) is said
+    # It is about the same upstream: another one may be asked all the same.
+    assert transferable(error) is (said or STATUSES[status][1])
+
+
+TRUTHS: list[list[OpenAISSEError]] = [
+    [UpstreamRefused("no such model", status=404)],
+    [errors.UpstreamCredentials(), errors.UpstreamQuota()],
+    [errors.UpstreamUnreachable(), UpstreamRefused("down", status=503), errors.UpstreamGarbled()],
+    [UpstreamRefused("busy", status=429, retry_after=60)],
+    [UpstreamRefused("busy", status=503, retry_after=5)],
+]
+"""Failures, each list of more weight than the one before."""
+
+
+def test_an_upstream_that_may_answer_later_says_more_than_a_refusal_of_ours_and_that_more_than_no_model() -> None:
+    weights = [{weight(error) for error in alike} for alike in TRUTHS]
+    assert all(len(alike) == 1 for alike in weights)
+    assert weights == sorted(weights, key=max)
 
 
 OTHERS = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +77,9 @@ def down() -> list[Any]:
     return [UpstreamUnreachable("down")]
 
 
-async def attempts(*candidates: Candidate | ScriptedUpstream, backoff: Backoff = SOON, **options: Any) -> list[Any]:
+async def attempts(
+    *candidates: Candidate | ScriptedUpstream, backoff: Backoff = SOON, commits: Any = None, **options: Any
+) -> list[Any]:
     """What one request to them tells its sink; an error that it raises stands last."""
     several = Upstreams(
         [
@@ -87,7 +91,7 @@ async def attempts(*candidates: Candidate | ScriptedUpstream, backoff: Backoff =
     )
     notes = Notes()
     try:
-        await several.run(BODY, notes, principal=ME)
+        await several.run(BODY, notes, principal=ME, commits=commits)
     except OpenAISSEError as raised:
         notes.said.append(raised)
     return notes.said
@@ -124,6 +128,84 @@ async def test_who_asks_for_a_long_wait_is_not_waited_for_and_the_caller_is_told
     *said, raised = await attempts(named("one", [refused(429, retry_after=60)]))
     assert said == ["one", "upstream_refused!"]
     assert raised.headers() == {"Retry-After": "60"}  # our attempts are not spent
+
+
+@pytest.mark.parametrize("status", [505, 507, 520, 521, 522, 523, 524, 529, 530])
+async def test_every_5xx_is_sent_again_and_elsewhere_and_counts_against_its_upstream(status: int) -> None:
+    assert await attempts(named("one", [refused(status)], "hello")) == ["one", "upstream_refused", "one", "complete"]
+    breaker = Breaker(failures=1, reset=3600)
+    said = await attempts(Candidate(upstream=named("one", [refused(status)]), breaker=breaker), named("two", "hello"))
+    assert (said, breaker.state) == (["one", "upstream_refused", "two", "complete"], BreakerState.OPEN)
+
+
+@pytest.mark.parametrize(
+    ("failure", "state"),
+    [
+        (refused(404, code="model_not_found"), BreakerState.CLOSED),
+        (refused(402), BreakerState.OPEN),
+        (refused(429, code="insufficient_quota"), BreakerState.OPEN),
+        (refused(403), BreakerState.OPEN),
+    ],
+    ids=["404", "402", "429 quota", "403 key"],
+)
+async def test_what_only_one_upstream_lacks_goes_to_another_one_at_once_and_is_not_waited_for(
+    failure: OpenAISSEError, state: BreakerState
+) -> None:
+    breaker = Breaker(failures=1, reset=3600)
+    *said, raised = await attempts(Candidate(upstream=named("one", [failure]), breaker=breaker))
+    assert (said, raised, breaker.state) == (["one", f"{failure.code}!"], failure, state)
+    said = await attempts(named("one", [failure]), named("two", "hello"), backoff=Backoff(delay=1000))
+    assert said == ["one", failure.code, "two", "complete"]
+
+
+async def test_a_refusal_of_the_content_goes_nowhere_else_and_does_not_count_against_its_upstream() -> None:
+    flagged = refused(403, "Input flagged by moderation")
+    breaker = Breaker(failures=1, reset=3600)
+    *said, raised = await attempts(Candidate(upstream=named("one", [flagged]), breaker=breaker), named("two", "hello"))
+    assert (said, raised.status, raised.message) == (["one"], 403, "Input flagged by moderation")
+    assert breaker.state is BreakerState.CLOSED
+
+
+NO_MODEL, OUR_KEY, SPENT = refused(404), refused(401), refused(402)
+BUSY, DOWN = refused(429, retry_after=60), refused(503)
+ENDS: dict[str, tuple[list[OpenAISSEError], OpenAISSEError, dict[str, str]]] = {
+    "one is overloaded, the other has no such model": ([BUSY, NO_MODEL], BUSY, {"Retry-After": "60"}),
+    "the same the other way round": ([NO_MODEL, BUSY], BUSY, {"Retry-After": "60"}),
+    "one is overloaded, the other refuses our key": ([BUSY, OUR_KEY], BUSY, {"Retry-After": "60"}),
+    "one is down, the other is out of credit": ([DOWN, SPENT], DOWN, {"x-should-retry": "false"}),
+    "one has no such model, the other refuses our key": ([OUR_KEY, NO_MODEL], OUR_KEY, {"x-should-retry": "false"}),
+    "none has such a model": ([NO_MODEL, refused(404)], NO_MODEL, {"x-should-retry": "false"}),
+    "one is down, the other says until when": ([BUSY, DOWN], BUSY, {"Retry-After": "60"}),
+}
+
+
+@pytest.mark.parametrize(("failures", "told", "headers"), ENDS.values(), ids=ENDS)
+async def test_if_several_fail_in_different_ways_the_caller_is_told_what_says_most(
+    failures: list[OpenAISSEError], told: OpenAISSEError, headers: dict[str, str]
+) -> None:
+    scripts = [named(str(place), [copy.copy(each)]) for place, each in enumerate(failures)]
+    *_, raised = await attempts(
+        *scripts, backoff=Backoff(retries=0) if DOWN in failures and SPENT in failures else SOON
+    )
+    assert (raised.status, raised.code, raised.headers()) == (told.status, told.code, headers)
+
+
+async def test_a_retry_is_not_begun_if_its_response_would_begin_before() -> None:
+    later, never = time.monotonic() + 100, None
+    busy = refused(429, retry_after=300)
+    patient = Backoff(retries=3, delay=0, longest=500)
+    *said, raised = await attempts(named("one", [copy.copy(busy)], "hello"), backoff=patient, commits=lambda: later)
+    assert (said, raised.headers()) == (["one", "upstream_refused!"], {"Retry-After": "300"})
+    # Another upstream is asked at once, and what its failure says less does not hide the wait.
+    *said, raised = await attempts(
+        named("one", [copy.copy(busy)], "hello"), named("two", [refused(404)]), backoff=patient, commits=lambda: later
+    )
+    assert said == ["one", "upstream_refused", "two", "upstream_refused!"]
+    assert (raised.status, raised.headers()) == (429, {"Retry-After": "300"})
+    # A shorter wait is begun, and so is any once the response has begun, or if none waits.
+    for commits in (lambda: later, lambda: time.monotonic() - 1, lambda: never, None):
+        said = await attempts(named("one", [refused(429)], "hello"), backoff=patient, commits=commits)
+        assert said == ["one", "upstream_refused", "one", "complete"]
 
 
 async def test_the_whole_of_it_ends_in_time() -> None:
@@ -439,6 +521,81 @@ async def test_a_late_200_is_followed_by_a_failed_end(create_app: CreateApp, ser
     assert (stream.outcome, stream.error["code"]) == ("failed", "upstream_refused")
 
 
+# The wait of a response ---------------------------------------------------------------------------------------------
+
+HOURS = {"retries": 3, "commit_after": 100, "retry_after_max": 500}
+
+
+def busy_once() -> ScriptedUpstream:
+    """An upstream that is busy for longer than a response waits for it."""
+    return ScriptedUpstream([refused(429, retry_after=300)], "hello")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [("/v1/chat/completions", {}), ("/v1/streams", {"Accept": "text/event-stream"})],
+    ids=["chat", "streams"],
+)
+async def test_while_a_response_waits_no_longer_wait_is_begun(
+    create_app: CreateApp, serve: Serve, path: str, headers: dict[str, str]
+) -> None:
+    client = await serve(create_app(busy_once(), **HOURS)[0])
+    response = await client.post(path, json=BODY, headers=headers)
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "300")
+    assert "x-should-retry" not in response.headers
+
+
+async def test_a_call_of_an_apps_model_begins_none_either(create_app: CreateApp, serve: Serve) -> None:
+    app, ai = create_app(busy_once(), **HOURS)
+
+    @ai.model("agent")
+    async def agent(chat: Any) -> Any:
+        yield (await chat.call("scripted", chat.messages))["content"]
+
+    response = await (await serve(app)).post("/v1/chat/completions", json={**BODY, "model": "agent"})
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "300")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/streams", BODY),
+        ("/start", BODY),
+        ("/complete", BODY),
+        ("/v1/chat/completions", {**BODY, "stream": False}),
+        ("/v1/chat/completions", {**BODY, "model": "agent"}),
+    ],
+    ids=["201", "ai.start", "ai.complete", "in one piece", "after output"],
+)
+async def test_what_no_response_waits_for_is_waited_for(
+    create_app: CreateApp, serve: Serve, path: str, body: Any
+) -> None:
+    app, ai = create_app(busy_once(), **HOURS)
+    retried = asyncio.Event()
+
+    @ai.observe
+    async def note(event: StreamEvent) -> None:
+        if event.kind == "retried":
+            retried.set()
+
+    @ai.model("agent")
+    async def agent(chat: Any) -> Any:
+        yield "At once. "
+        yield (await chat.call("scripted", chat.messages))["content"]
+
+    @app.post("/start")
+    async def start() -> dict[str, str]:
+        return {"id": (await ai.start(await ai.body(), principal=await ai.principal())).id}
+
+    @app.post("/complete")
+    async def complete() -> dict[str, str]:
+        return await ai.complete(await ai.body(), principal=await ai.principal())
+
+    asking = asyncio.ensure_future((await serve(app)).post(path, json=body))
+    await retried.wait()
+    asking.cancel()
+
+
 # On sockets ---------------------------------------------------------------------------------------------------------
 
 
@@ -510,7 +667,7 @@ async def test_a_fresh_connection_that_is_closed_is_a_failure(create_app: Create
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 429])
+@pytest.mark.parametrize("status", [401, 402, 403, 429])
 async def test_the_next_key_is_taken_where_one_is_refused(create_app: CreateApp, serve: Serve, status: int) -> None:
     async def answer(peer: Peer) -> None:
         if b"Bearer key-good" in peer.head:
@@ -533,6 +690,18 @@ async def test_the_next_key_is_taken_where_one_is_refused(create_app: CreateApp,
         first, second = await records.get(), await records.get()
     assert (first.attempts, second.attempts) == (3, 1)  # the good one is kept
     assert len(first.failures) == 2
+
+
+async def test_a_refusal_of_the_content_is_sent_with_no_other_key(create_app: CreateApp, serve: Serve) -> None:
+    async def refuse(peer: Peer) -> None:
+        body = b'{"error": {"code": 403, "message": "no", "metadata": {"reasons": ["violence"]}}}'
+        await peer.send(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with raw_upstream(refuse) as server:
+        client = await serve(create_app(None, base_url=server.base_url, api_keys=["one", "two"])[0])
+        response = await client.post("/v1/chat/completions", json=BODY)
+        assert (response.status_code, response.json()["error"]["metadata"]) == (403, {"reasons": ["violence"]})
+        assert len(server.requests) == 1
 
 
 async def test_when_every_key_is_refused_the_refusal_is_told(create_app: CreateApp, serve: Serve) -> None:
