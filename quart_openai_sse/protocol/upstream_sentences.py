@@ -28,7 +28,7 @@ def show(sentence: str) -> Shown:
     withheld: list[str] = []
     for pattern, mark, is_meant in _OTHERS:
         text = _replace(text, pattern, mark, is_meant, withheld)
-    return Shown(text, tuple(withheld))
+    return Shown(one_line(text, LONGEST), tuple(withheld))  # a mark may be longer than what it stands for
 
 
 def without_keys(text: str) -> str:

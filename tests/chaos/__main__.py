@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("matrix", help="every fault in every window (the default)")
     commands.add_parser("clients", help="clients that misbehave")
     commands.add_parser("refusals", help="every status with every form of Retry-After")
-    commands.add_parser("failover", help="three upstreams, none of them sound")
+    commands.add_parser("failover", help="three upstreams, none of them sound, and three that refuse")
     many = commands.add_parser("leaks", help="many mixed faulty streams, and what is left of them")
     many.add_argument("--streams", type=int, default=10_000)
     long = commands.add_parser("soak", help="a steady load, and the memory of the app meanwhile")

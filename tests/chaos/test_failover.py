@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from quart_openai_sse.upstreams.breaker import BreakerState
-from tests.chaos.failover import steps
+from tests.chaos.failover import expected, refused, steps
+from tests.chaos.statuses import KINDS, Kind
 
 
 async def test_every_request_is_answered_and_who_fails_is_spared() -> None:
@@ -20,3 +23,9 @@ async def test_every_request_is_answered_and_who_fails_is_spared() -> None:
     assert third.breakers == {"dead": BreakerState.OPEN, "slow": BreakerState.OPEN, "flaky": BreakerState.CLOSED}
     assert fourth.failures[0] == "dead: upstream_unreachable"  # one probe each, and no more
     assert fourth.breakers == third.breakers
+
+
+@pytest.mark.parametrize("by", [2, 3], ids=["two refuse", "all refuse"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_a_refusal_goes_where_it_may_be_answered(kind: Kind, by: int) -> None:
+    assert await refused(kind, by=by) == expected(kind, by=by)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import base64
+import gzip
 import re
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -29,8 +30,10 @@ from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.requests import digest, parse_body, validate
 from quart_openai_sse.protocol.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
 from quart_openai_sse.protocol.trace_context import trace_id_from
+from quart_openai_sse.protocol.upstream_sentences import LONGEST
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.upstreams.listing import read_models
+from quart_openai_sse.upstreams.refusals import refusal
 
 Target = Callable[[bytes], None]
 
@@ -91,6 +94,17 @@ def models(data: bytes) -> None:
             assert json.decode(json.encode(model)) == model
 
 
+def refusals(data: bytes) -> None:
+    """Any body of a refusal is an error of the upstream's side that JSON can say, in one short printable line."""
+    for status in (400, 401, 403, 429, 500):
+        error = refusal(status, {}, data)
+        assert error.side == "upstream"
+        assert error.message.isprintable()
+        assert len(error.message) <= LONGEST
+        assert json.encode(error.body())
+        assert error.retry_after is None or error.retry_after >= 0
+
+
 def trace(data: bytes) -> None:
     """Any trace id of a client gives an id that is short, and safe in a header and in a log line."""
     traceparent, _, x_trace_id = data.decode("latin-1").partition("\0")
@@ -124,7 +138,7 @@ def last_event_id(data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (decoder, request, completion, models, trace, token, last_event_id)
+    target.__name__: target for target in (decoder, request, completion, models, refusals, trace, token, last_event_id)
 }
 
 
@@ -151,6 +165,13 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"object": "list", "data": [{"id": "m", "created": 1}]}',
         b'[{"id": "org/m"}, {}, null]',
         b'{"data": null}',
+    ],
+    "refusals": [
+        b'{"error": {"message": "Provider error", "code": 429, "metadata": {"raw": "{\\"error\\": \\"x\\"}"}}}',
+        b'[{"error": {"code": 429, "details": [{"reason": "", "retryDelay": "37s"}], "status": "RESOURCE_EXHAUSTED"}}]',
+        b"org-abc at http://10.0.0.7:8000 has $0.02 left for sk-1***2. Please try again in 7m12.5s.",
+        gzip.compress(b'{"detail": [{"loc": ["x"], "msg": "no"}]}', mtime=0),
+        b'event: error\ndata: {"message": "no", "code": "1301"}\n\n',
     ],
     "trace": [b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\0mine"],
     "token": [
