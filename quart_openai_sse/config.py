@@ -74,7 +74,7 @@ class Config:
     base_url: str = OPENAI_BASE_URL
     """The upstream's address, up to and including `/v1`. Falls back to `OPENAI_BASE_URL`."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Several keys instead of one: when the upstream refuses a key with 401, 403 or 429, the next one is used."""
+    """Several keys instead of one: when the upstream refuses a key with 401, 402, 403 or 429, the next one is used."""
     api_key_header: str = "Authorization"
     """The header that carries the key: `Authorization` (as a bearer token) or, for Azure, `api-key`."""
     organization: str = ""

@@ -20,6 +20,7 @@ from quart_openai_sse.errors import (
     OpenAISSEError,
     TotalTimeout,
     UpstreamCredentials,
+    UpstreamError,
     UpstreamFailed,
     UpstreamGarbled,
     UpstreamQuota,
@@ -118,17 +119,23 @@ def _credentials(error: Exception, request: RequestInfo) -> Problem:
     status = "403" if "403" in str(error) else "401"
     header = request.target.config.api_key_header
     return Problem(
-        f"The upstream refused the key ({status}; from {key.origin}, sent in {header}).",
+        f"The upstream refused the key ({status}; from {key.origin}, sent in {header}).{_said(error)}",
         "Check that the key belongs to this server, has not expired and may use the model. "
         f"Azure expects it in another header: {request.key('API_KEY_HEADER')}=api-key.",
     )
 
 
-def _quota(error: Exception, _request: RequestInfo) -> Problem:
+def _quota(error: UpstreamQuota, _request: RequestInfo) -> Problem:
     return Problem(
-        f"The account's credit or quota at the upstream is used up: {error}",
+        f"The account's credit or quota at the upstream is used up.{_said(error)}",
         "It is a matter of billing: check the account of this key.",
     )
+
+
+def _said(error: Exception) -> str:
+    """What the upstream said, to be added to a sentence. Callers are not told it, but this is the operator."""
+    withheld = error.withheld if isinstance(error, UpstreamError) else ()
+    return f" The upstream said: {', '.join(withheld)}" if withheld else ""
 
 
 def _refused(error: UpstreamRefused, request: RequestInfo) -> Problem:

@@ -134,7 +134,7 @@ _KEY = frozenset(
     {
         *("invalid_api_key", "authentication_error", "invalid_authentication", "invalid_authentication_error"),
         *("api_key_invalid", "unauthenticated", "unauthorized", "account_deactivated", "invalid_x_api_key"),
-        *("incorrect_api_key", "api_key_expired", "invalid_token"),
+        *("incorrect_api_key", "api_key_expired"),
     }
 )
 _QUOTA = frozenset(

@@ -70,6 +70,7 @@ class OpenAIUpstream:
             except (UpstreamCredentials, UpstreamQuota, UpstreamRefused) as error:
                 if sink.started or (isinstance(error, UpstreamRefused) and error.status != 429):
                     raise
+                log_withheld(self.name, error, request)
                 if key == self._keys[0]:  # otherwise another request has done it
                     self._keys.rotate(-1)
                 sink.failed(Attempt(self.name, error, 0.0))
@@ -131,8 +132,6 @@ class OpenAIUpstream:
         except UpstreamError as failed:
             if key and len(key) >= 8:  # a shorter one may be a common word
                 _redact(key, failed)
-            if body is not None:
-                log_withheld(self.name, failed, body)
             raise
         except Exception as error:
             if (failure := _translated(error, answered=answered)) is None:

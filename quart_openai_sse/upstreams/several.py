@@ -21,6 +21,7 @@ from quart_openai_sse.upstreams.breaker import Breaker, CallResult
 from quart_openai_sse.upstreams.deadlines import Deadlines
 from quart_openai_sse.upstreams.listing import PATIENCE, Listing, model_object, with_ids
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
+from quart_openai_sse.upstreams.refusals import log_withheld
 from quart_openai_sse.upstreams.retries import Backoff, is_failure, retryable, transferable, weight
 
 logger = logging.getLogger("quart_openai_sse")
@@ -250,6 +251,7 @@ class Upstreams:
             result = CallResult.FAILURE if slow and slow.is_slow else CallResult.SUCCESS
             return None
         except OpenAISSEError as error:
+            log_withheld(candidate.name, error, request)
             if error.side == "upstream":
                 result = CallResult.FAILURE if is_failure(error) else CallResult.SUCCESS
             return error

@@ -35,11 +35,10 @@ from quart_openai_sse.errors import (
     OpenAISSEError,
     TotalTimeout,
     UpstreamCredentials,
-    UpstreamQuota,
     UpstreamUnreachable,
 )
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
-from quart_openai_sse.testing import chunk, finish
+from quart_openai_sse.testing import chunk, finish, refused
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
 from tests.raw import CLOSING_HEAD, END, HEAD, Handler, Hangup, Peer, chunked, raw_upstream
 
@@ -923,7 +922,7 @@ def caused(error: OpenAISSEError, *causes: BaseException) -> OpenAISSEError:
         (ConnectTimeout(), "No connection to ai.example within 3 s.", "HTTPS_PROXY"),
         (TotalTimeout(), "The answer took more than 600 s.", "QUART_OPENAI_SSE_TOTAL_TIMEOUT"),
         (UpstreamCredentials("(403)"), "The upstream refused the key (403;", "API_KEY_HEADER=api-key"),
-        (UpstreamQuota("No credit."), "quota at the upstream is used up: No credit.", "billing"),
+        (refused(402, "You have $0.02."), "is used up. The upstream said: status 402: You have $0.02.", "billing"),
         (OpenAISSEError("Odd."), "Odd.", "OpenAI-compatible"),
     ],
     ids=["certificate", "name", "refused", "no connection", "too long", "credentials", "quota", "anything else"],

@@ -704,15 +704,26 @@ async def test_a_refusal_of_the_content_is_sent_with_no_other_key(create_app: Cr
         assert len(server.requests) == 1
 
 
-async def test_when_every_key_is_refused_the_refusal_is_told(create_app: CreateApp, serve: Serve) -> None:
+async def test_when_every_key_is_refused_the_refusal_is_told_and_each_is_in_the_log(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     async def refuse(peer: Peer) -> None:
-        await peer.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+        await peer.send(b"HTTP/1.1 401 No\r\nContent-Length: 11\r\n\r\nNo account.")
 
     async with raw_upstream(refuse) as server:
         client = await serve(create_app(None, base_url=server.base_url, api_keys=["one", "two"])[0])
         response = await client.post("/v1/chat/completions", json=BODY)
         assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_credentials")
         assert len(server.requests) == 2
+    line = "upstream_credentials; callers are not told: status 401: No account."
+    assert [line in record.getMessage() for record in caplog.records if record.name == "quart_openai_sse"] == [True] * 2
+
+
+async def test_what_an_upstream_of_the_apps_own_says_is_in_the_log_too(caplog: pytest.LogCaptureFixture) -> None:
+    await attempts(named("one", [refused(402, "You have $0.02 left.")]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "one: upstream_quota; callers are not told: status 402: You have $0.02 left."
+    ]
 
 
 # Configuration ------------------------------------------------------------------------------------------------------
