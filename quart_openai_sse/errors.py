@@ -475,6 +475,13 @@ class UpstreamGarbled(UpstreamError):
     code = "upstream_garbled"
 
 
+class UpstreamUnreadable(UpstreamGarbled):
+    """The upstream responded with something that is not valid HTTP/1.1: a head or a chunk that cannot be read."""
+
+    code = "upstream_unreadable"
+    should_retry = False  # the upstream has been asked and may have charged for it; its next response would be alike
+
+
 class EventTooLong(UpstreamError):
     """One event of the upstream's stream is larger than `max_event`."""
 

@@ -27,6 +27,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
+    UpstreamUnreadable,
 )
 from quart_openai_sse.upstreams import Headers
 
@@ -98,6 +99,16 @@ def _unreachable(error: Exception, request: RequestInfo) -> Problem:
         "It may accept only https://, or have crashed: check its log."
         if where.scheme == "http"
         else "It may have crashed, or a proxy may have closed the connection: check their logs.",
+    )
+
+
+def _unreadable(_error: Exception, request: RequestInfo) -> Problem:
+    where = urlsplit(request.url)
+    return Problem(
+        f"The response of {where.netloc} is not valid HTTP/1.1.",
+        "It may accept only https://, or be a server of another kind."
+        if where.scheme == "http"
+        else "The server, or a proxy before it, sends a faulty head or faulty chunks.",
     )
 
 
@@ -251,6 +262,7 @@ _EXPLANATIONS: Sequence[tuple[type[Exception], Callable[[Any, RequestInfo], Prob
     (UpstreamQuota, _quota),
     (UpstreamFailed, _failed),
     (UpstreamRefused, _refused),
+    (UpstreamUnreadable, _unreadable),
     (UpstreamGarbled, _garbled),
     (EventTooLong, _event_too_long),
     (UpstreamTruncated, _truncated),

@@ -5,42 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade
 
 from quart_openai_sse.flow import MORE, Flow
+from quart_openai_sse.transport.carrier import Carrier
+from quart_openai_sse.transport.heads import create_parser, find_end, with_one_length
 
 Feed = Callable[[bytes], Flow]
 """Takes bytes of the body, and returns whether it wants more now."""
 
 _MAX_OVERHEAD = 100 << 10  # bytes in a row without any of the body: heads, trailers, chunk extensions
-
-
-class Carrier(Protocol):
-    """The connection, as an exchange uses it."""
-
-    errors: Any
-    used: bool
-    """Whether the connection has served another request before."""
-    writable: bool
-    """Whether the socket accepts more; if not, written bytes would pile up in memory."""
-
-    def write(self, data: bytes) -> None:
-        """Sends *data*."""
-        ...
-
-    def pause(self) -> None:
-        """Stops reading until `resume`. The server has to wait when the kernel's buffers are full."""
-        ...
-
-    def resume(self) -> None:
-        """Continues reading."""
-        ...
-
-    def end(self, *, keep: bool) -> None:
-        """Ends the exchange. *keep*: the connection can serve another request."""
-        ...
 
 
 class Exchange:
@@ -66,8 +41,10 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []  # of the body: those that have arrived and are not taken yet
         self.on_body = self._pieces.append  # the parser's callback for each piece of the body
-        self._parser = _create_parser(self)
+        self._parser = create_parser(self)
         self._any_received = self._keep = self._until_close = self._ended = False
+        self._head = bytearray()  # what has arrived of an unfinished head
+        self._ambiguous = False  # whether the head gave the body's length more than once
         self._over = False  # whether the response is complete, or has failed
         self._overhead = 0
         self._error: Exception | None = None
@@ -174,15 +151,17 @@ class Exchange:
                     raise HttpParserError("The server does not speak HTTP.")
             self._parser.feed_data(data)
         except HttpParserUpgrade:
-            self._break("The server switches protocols.")
+            self._break("The server switches protocols.", unreadable=True)
         except HttpParserError as error:
-            self._break(str(error.__context__ or error))
+            self._misread(str(error.__context__ or error), bytes(self._head + data))
         if self._pieces:
             self._overhead = 0
         else:
+            if not self.status:
+                self._head += data
             self._overhead += len(data)
             if self._overhead > _MAX_OVERHEAD:
-                self._break("The response's headers, trailers or chunk extensions are too large.")
+                self._break("The response's headers, trailers or chunk extensions are too large.", unreadable=True)
         if self._over:
             self._give_back()
         self.notify()
@@ -245,10 +224,29 @@ class Exchange:
             self._give_back()
             self.notify()
 
-    def _break(self, reason: str) -> None:
+    def _misread(self, reason: str, response: bytes) -> None:
+        """Parses *response* again if all that is wrong with its head is that it gives one length more than once."""
+        if not self.status and not self._ambiguous and "Content-Length" in reason:
+            if find_end(response) < 0:
+                return  # until the rest of the head has arrived
+            if (clear := with_one_length(response)) is not None:
+                self._ambiguous = True
+                self.headers, self.reason = [], b""
+                self._parser = create_parser(self)
+                try:
+                    self._parser.feed_data(clear)
+                    return
+                except HttpParserError as error:
+                    reason = str(error.__context__ or error)
+        self._break(reason, unreadable=True)
+
+    def _break(self, reason: str, *, unreadable: bool = False) -> None:
+        """Fails the exchange. The cause of an *unreadable* response's error is a parser's error, as with httpcore."""
         self._keep = False
         if not self._ended:
-            self._fail(self._errors.RemoteProtocolError(reason))
+            error = self._errors.RemoteProtocolError(reason)
+            error.__cause__ = HttpParserError(reason) if unreadable else None
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
@@ -283,18 +281,10 @@ class Exchange:
             self._ended = self._over = True
         elif status not in (204, 304):
             self._until_close = not codings and not any(name.lower() == b"content-length" for name, _ in self.headers)
-        self._keep = parser.should_keep_alive() and not (codings and version == "1.0")  # RFC 9112, 6.1
+        # RFC 9112, 6.1 and 6.3. What another reader of the head would take for the body's end may be on the connection.
+        self._keep = parser.should_keep_alive() and not (self._ambiguous or (codings and version == "1.0"))
         self.status, self.version = status, f"HTTP/{version}".encode()
 
     def on_message_complete(self) -> None:
         if self.status:  # not after an informational response, which llhttp completes too
             self._ended = self._over = True
-
-
-def _create_parser(exchange: Exchange) -> HttpResponseParser:
-    parser = HttpResponseParser(exchange)
-    parser.set_dangerous_leniencies(
-        lenient_optional_cr_before_lf=True,  # RFC 9112, 2.2
-        lenient_spaces_after_chunk_size=True,
-    )
-    return parser

@@ -73,6 +73,18 @@ class Client(Protocol):
         ...
 
 
+def is_unreadable(error: BaseException) -> bool:
+    """Whether *error* says that the server has responded, but not with valid HTTP/1.1.
+
+    Then it has an error of the parser as its cause: of httptools, or of h11 in httpx and httpx2. h11 also raises one
+    for a body that ends too early, which is not meant here.
+    """
+    cause: BaseException | None = error if type(error).__name__ == "RemoteProtocolError" else None
+    while cause is not None and type(cause).__module__.partition(".")[0] not in ("httptools", "h11"):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and not str(cause).startswith("peer closed connection")
+
+
 class DirectClient:
     """The client on our own transport. It does not use the client and the objects of httpx."""
 

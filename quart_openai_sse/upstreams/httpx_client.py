@@ -13,7 +13,7 @@ import httpx
 from quart_openai_sse.config import Config
 from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.transport import Feed
-from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Outgoing
+from quart_openai_sse.upstreams.http import REST, WRITE_TIMEOUT, Answer, Outgoing, is_unreadable
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ class HttpxClient:
         phase = _Phase(connecting=self._owned)
         try:
             return _HttpxAnswer(await self._send_once(request, phase))
-        except Exception:
-            if not phase.stale:
+        except Exception as error:
+            if not phase.stale or is_unreadable(error):
                 raise
         # The server has closed a persistent connection (RFC 9112, 9.3.1).
         return _HttpxAnswer(await self._send_once(request, _Phase(connecting=self._owned)))

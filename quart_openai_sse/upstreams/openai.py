@@ -22,6 +22,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
+    UpstreamUnreadable,
 )
 from quart_openai_sse.flow import ENOUGH, MORE, PAUSE, Flow
 from quart_openai_sse.principal import Principal
@@ -29,7 +30,7 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.upstreams import Attempt, Sink
 from quart_openai_sse.upstreams.deadlines import Deadlines
-from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing
+from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoing, is_unreadable
 from quart_openai_sse.upstreams.httpx_client import HttpxClient
 from quart_openai_sse.upstreams.listing import PATIENCE, UNNAMED, read_models
 from quart_openai_sse.upstreams.refusals import log_withheld, refusal
@@ -173,7 +174,7 @@ async def _feed(sink: Sink, deadlines: Deadlines, require_finish_reason: bool, a
         sink.head(answer.status, answer.headers)
     else:
         sink.head(answer.status, answer.headers, require_finish_reason=False)
-    if answer.status != 200:
+    if not 200 <= answer.status < 300 or answer.status == 204:  # No Content
         raise refusal(answer.status, answer.headers, await _bounded(answer))
     while (flow := await answer.push(sink.feed)) is PAUSE:
         deadlines.pause()
@@ -188,7 +189,7 @@ async def _feed(sink: Sink, deadlines: Deadlines, require_finish_reason: bool, a
 async def _list(answer: Answer) -> list[dict[str, Any]]:
     """The models that an answer lists."""
     body = await _bounded(answer, 4 << 20)
-    if answer.status != 200:
+    if not 200 <= answer.status < 300:
         raise refusal(answer.status, answer.headers, body)
     return read_models(body)
 
@@ -233,6 +234,8 @@ def _translated(error: Exception, *, answered: bool) -> OpenAISSEError | None:
         return ConnectTimeout("The connection to the upstream was not established in time.")
     if "PoolTimeout" in names:
         return UpstreamUnreachable("All connections to the upstream are in use.", code="upstream_pool_exhausted")
+    if "TransportError" in names and is_unreadable(error):
+        return UpstreamUnreadable("The upstream responded with something that is not valid HTTP/1.1.")
     if "TransportError" in names and answered:
         return UpstreamTruncated("The connection to the upstream broke within its answer.")
     if "TransportError" in names:

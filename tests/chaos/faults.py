@@ -61,6 +61,7 @@ class Fault(NamedTuple):
 
 UNREACHABLE, TRUNCATED, GARBLED = again("upstream_unreachable"), again("upstream_truncated"), once("upstream_garbled")
 TOO_LARGE = "event_too_large"
+UNREADABLE, MANGLED = once("upstream_unreadable"), event("upstream_unreadable")
 CUT, MESS = event("upstream_truncated"), event("upstream_garbled")
 NO_OUTPUT, TOO_LONG = once("first_output_timeout", 504), once("total_timeout", 504)
 ODD, BAD_KEY = again("odd"), once("upstream_credentials")
@@ -89,10 +90,10 @@ FAULTS = {
     "dribbles, byte by byte": Fault(a.dribble, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE),
     "dribbles for ever": Fault(a.dribble_for_ever, NO_OUTPUT, NO_OUTPUT, NO_OUTPUT, event("total_timeout"), TOO_LONG),
     # HTTP
-    "speaks something else": Fault(a.send(b"SSH-2.0-OpenSSH\r\n\r\n"), UNREACHABLE, *[A_HEADER] * 4),
-    "a header without a name": Fault(a.answer(b"HTTP/1.1 200 OK\r\n: x", b"", a.stall), UNREACHABLE, *[A_HEADER] * 4),
+    "speaks something else": Fault(a.send(b"SSH-2.0-OpenSSH\r\n\r\n"), UNREADABLE, *[A_HEADER] * 4),
+    "a header without a name": Fault(a.answer(b"HTTP/1.1 200 OK\r\n: x", b"", a.stall), UNREADABLE, *[A_HEADER] * 4),
     "two lengths": Fault(
-        a.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3", b"{}"), UNREACHABLE, *[A_HEADER] * 4
+        a.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3", b"{}"), UNREADABLE, *[A_HEADER] * 4
     ),
     "redirects": Fault(
         a.answer(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0", b"", a.keep),
@@ -109,10 +110,12 @@ FAULTS = {
     "without length, closes": Fault(a.close, AN_ANSWER, TRUNCATED, TRUNCATED, CUT, GARBLED, head=CLOSING_HEAD),
     "shorter than its length": Fault(a.close, AN_ANSWER, TRUNCATED, TRUNCATED, CUT, TRUNCATED, head=LENGTH_HEAD),
     "a chunk longer than it says": Fault(
-        a.send(b"5\r\nmore than five\r\n"), A_BODY, TRUNCATED, TRUNCATED, CUT, TRUNCATED
+        a.send(b"5\r\nmore than five\r\n"), A_BODY, UNREADABLE, UNREADABLE, MANGLED, UNREADABLE
     ),
     "a chunk shorter than it says": Fault(a.send(b"ff\r\nhalf", a.close), A_BODY, TRUNCATED, TRUNCATED, CUT, TRUNCATED),
-    "a chunk's size is no number": Fault(a.send(b"-5\r\nhalf\r\n"), A_BODY, TRUNCATED, TRUNCATED, CUT, TRUNCATED),
+    "a chunk's size is no number": Fault(
+        a.send(b"-5\r\nhalf\r\n"), A_BODY, UNREADABLE, UNREADABLE, MANGLED, UNREADABLE
+    ),
     "ends early": Fault(a.send(END, a.keep), A_BODY, TRUNCATED, TRUNCATED, CUT, GARBLED),
     "each byte a chunk": Fault(a.crumble, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE),
     # what is no stream
@@ -189,7 +192,7 @@ FAULTS = {
     ),
     # without end
     "an endless line": Fault(
-        a.flood, UNREACHABLE, once(TOO_LARGE), once(TOO_LARGE), event(TOO_LARGE), once("stream_too_long", 500)
+        a.flood, UNREADABLE, once(TOO_LARGE), once(TOO_LARGE), event(TOO_LARGE), once("stream_too_long", 500)
     ),
     "an endless stream": Fault(a.for_ever(chunked(OUTPUT)), A_BODY, *[event("total_timeout")] * 3, STREAM_ONLY),
     "empty deltas for ever": Fault(

@@ -28,6 +28,7 @@ from quart_openai_sse.errors import (
     UpstreamRefused,
     UpstreamTruncated,
     UpstreamUnreachable,
+    UpstreamUnreadable,
 )
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import End
@@ -35,6 +36,7 @@ from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.transport import create_transport
 from quart_openai_sse.upstreams.openai import OpenAIUpstream
+from quart_openai_sse.upstreams.retries import retryable, transferable
 from tests.raw import CLOSING_HEAD, END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 ME = Principal("ann")
@@ -336,6 +338,64 @@ async def test_a_connection_closed_before_the_headers_is_unreachable(client: Any
     error, _ = await failure(close, client)
     assert isinstance(error, UpstreamUnreachable)
     assert error.status == 502
+
+
+UNREADABLE = {
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
+    "a list of two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nabc",
+    "an unknown coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: other\r\n\r\nabc",
+    "another protocol": b"220 smtp.example ESMTP\r\n\r\n",
+    "a chunk whose size is no number": HEAD + b"xyz\r\n",
+}
+
+
+@pytest.mark.parametrize("wire", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection"])
+async def test_an_answer_that_is_not_http_is_named_and_not_asked_for_again(
+    client: Any, wire: bytes, kept: bool
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(wire if len(server.requests) > kept else HEAD + chunked(finish()) + END)
+
+    async with raw_upstream(answer) as server:
+        upstream = upstream_at(server.base_url, client)
+        for _ in range(kept):
+            await upstream.run(BODY, Collector(), principal=ME)
+        with pytest.raises(UpstreamUnreadable, match=r"not valid HTTP/1\.1\.$") as raised:
+            await upstream.run(BODY, Collector(), principal=ME)
+        assert len(server.requests) == 1 + kept
+        assert server.connections == 1
+        await upstream.aclose()
+    error = raised.value
+    assert (error.status, error.code, error.should_retry) == (502, "upstream_unreadable", False)
+    assert (retryable(error), transferable(error)) == (False, True)
+    assert error.__cause__ is None
+
+
+async def test_half_a_head_is_no_answer(client: Any) -> None:
+    async def half(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\nConte")
+        raise Hangup
+
+    error, _ = await failure(half, client)
+    assert isinstance(error, UpstreamUnreachable)
+    assert retryable(error)
+
+
+@pytest.mark.parametrize("status", [b"201 Created", b"202 Accepted", b"203 X", b"299 X"])
+async def test_any_2xx_is_an_answer(client: Any, status: bytes) -> None:
+    async def answer(peer: Peer) -> None:
+        if peer.head.startswith(b"GET"):
+            await peer.send(b"HTTP/1.1 %b\r\nContent-Length: 21\r\n\r\n" % status + b'{"data":[{"id":"m"}]}')
+        else:
+            await peer.send(HEAD.replace(b"200 OK", status) + chunked(finish()) + END)
+
+    async with raw_upstream(answer) as server:
+        upstream, sink = upstream_at(server.base_url, client), Collector()
+        await upstream.run(BODY, sink, principal=ME)
+        assert (sink.status, sink.data) == (int(status[:3]), finish())
+        assert await upstream.models(principal=ME) == [{"id": "m"}]
+        await upstream.aclose()
 
 
 async def test_a_body_that_breaks_off_is_truncated(client: Any) -> None:

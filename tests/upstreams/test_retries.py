@@ -64,6 +64,7 @@ OTHERS = {
     "UpstreamTruncated": (True, True),
     "UpstreamError": (False, True),
     "UpstreamGarbled": (False, True),
+    "UpstreamUnreadable": (False, True),
     "EventTooLong": (False, True),
     "UpstreamCredentials": (False, True),
     "UpstreamQuota": (False, True),
