@@ -236,7 +236,7 @@ class Exchange:
                 try:
                     self._parser.feed_data(clear)
                     return
-                except HttpParserError as error:
+                except (HttpParserError, HttpParserUpgrade) as error:
                     reason = str(error.__context__ or error)
         self._break(reason, unreadable=True)
 
