@@ -192,14 +192,13 @@ def _redirect_or_other(error: OpenAISSEError, request: RequestInfo) -> Problem:
 
 
 def _garbled(error: Exception, request: RequestInfo) -> Problem:
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if "compressed" in str(error):
         return Problem(
-            f"The stream is compressed ({encoding}), although identity was requested.",
+            f"The stream is compressed ({request.headers.get('content-encoding')}), although identity was requested.",
             "Compression delays events. Switch it off for text/event-stream, in the server or in the proxy before it.",
         )
-    if kind in ("application/json", "text/html"):
+    if "document" in str(error):
+        kind = request.headers.get("content-type", "").partition(";")[0] or "without a Content-Type"
         return Problem(
             f"The response is a document ({kind}) instead of a stream.",
             "The server ignores stream: true, or the address belongs to something else: a login page, a gateway."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quart_openai_sse.errors import StreamTooLong, UpstreamGarbled
+from quart_openai_sse.errors import OpenAISSEError, StreamTooLong, UpstreamGarbled
 from quart_openai_sse.flow import ENOUGH, MORE, Flow
 from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.producers.access import UpstreamAccess
@@ -14,6 +14,9 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import delta_of, finish_of
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.estimates import answer_tokens
+from quart_openai_sse.protocol.parsing import error_in
+from quart_openai_sse.protocol.upstream_errors import failure_of
+from quart_openai_sse.protocol.upstream_events import UpstreamDecoder, find_error
 from quart_openai_sse.upstreams import Headers
 
 
@@ -64,15 +67,31 @@ class UpstreamAnswer:
         try:
             answer = json.decode(self._data)
         except ValueError:
-            raise UpstreamGarbled("The upstream's answer is not JSON.") from None
+            raise _not_json(bytes(self._data)) from None
         if not isinstance(answer, dict):
-            raise UpstreamGarbled("The upstream's answer is not a JSON object.")
+            error = error_in(answer)
+            raise failure_of(error) if error else UpstreamGarbled("The upstream's answer is not a JSON object.")
         self.completion.feed_answer(answer)
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_whole_choice, choices)):
             raise UpstreamGarbled("The upstream's answer has no choices with a message.")
         if (cost := self._access.attempts.cost) is not None:
             cost.answer = answer_tokens(answer)
+
+
+def _not_json(body: bytes) -> OpenAISSEError:
+    """The failure of an answer that is not JSON. A server that streams although `stream` is false may report an error.
+
+    A stream that reports none is not put together: what was asked for is an answer that is passed on unchanged.
+    """
+    decoder = UpstreamDecoder(max_event_bytes=len(body))
+    events = [*decoder.feed_data(body), *decoder.end()]
+    for error in map(find_error, events):
+        if error is not None:
+            return failure_of(error)
+    if events:
+        return UpstreamGarbled("The upstream answered with an event stream instead of a JSON object.")
+    return UpstreamGarbled("The upstream's answer is not JSON.")
 
 
 def _is_whole_choice(choice: object) -> bool:

@@ -9,14 +9,15 @@ from typing import Any
 from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamGarbled, UpstreamTruncated
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import FAILED, details_of, has_output, has_words, text_of_delta
-from quart_openai_sse.protocol.parsing import ParsedChoice, ParsedChunk, parse_chunk, parse_object
-from quart_openai_sse.protocol.upstream_errors import failure_of
+from quart_openai_sse.protocol.parsing import BLANK, ParsedChoice, ParsedChunk, parse_chunk, parse_object
+from quart_openai_sse.protocol.upstream_errors import failure_of, reported_error
 from quart_openai_sse.protocol.usage import update_usage
 
 
 class Signal(Enum):
     """What a chunk, or the end of the body, means for the stream."""
 
+    BLANK = "no data"
     NOTHING = "empty deltas, roles"
     USAGE = "usage alone"
     OUTPUT = "the first or further output of a choice"
@@ -121,6 +122,8 @@ class Completion:
             ):
                 self.by_message = False
                 return _OUTPUT
+        if chunk is BLANK:
+            return Signal.BLANK
         return self._step(self._absorb(chunk, data))
 
     def feed_answer(self, answer: Mapping[str, Any]) -> None:
@@ -153,8 +156,8 @@ class Completion:
         for usage in reported:
             if isinstance(usage, dict):
                 self.usage = update_usage(self.usage, usage)
-        if chunk.error:
-            raise failure_of(chunk.error)
+        if error := chunk.error or (chunk.base_resp and reported_error({"base_resp": chunk.base_resp})):
+            raise failure_of(error)
         signal = Signal.NOTHING
         for choice in chunk.choices:
             if self._takes(choice, 0 if self._one else choice.index):

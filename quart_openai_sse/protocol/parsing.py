@@ -26,6 +26,8 @@ class ParsedChunk(msgspec.Struct, gc=False):
     """The error that is reported instead of, or beside, the choices."""
     x_groq: Any = None
     """Groq's own member, which may hold the usage."""
+    base_resp: Any = None
+    """MiniMax's own member, which may report an error."""
 
 
 class ParsedChoice(msgspec.Struct, gc=False):
@@ -41,10 +43,14 @@ class ParsedChoice(msgspec.Struct, gc=False):
     error: Any = None
 
 
-def parse_chunk(data: bytes) -> ParsedChunk | None:
-    """The chunk that is the *data* of one event; `None` for `[DONE]`.
+BLANK = ParsedChunk([])
+"""The chunk of an event whose data is empty, or white space."""
 
-    Raises `UpstreamGarbled` for data that is not a JSON object.
+
+def parse_chunk(data: bytes) -> ParsedChunk | None:
+    """The chunk that is the *data* of one event; `None` for `[DONE]`, and `BLANK` for an event without data.
+
+    Raises `UpstreamGarbled` for data that is neither a JSON object nor an error.
     """
     try:
         chunk = _decode(data)
@@ -81,15 +87,27 @@ def decode_chunk(data: bytes) -> dict[str, Any]:
 
 def _parse_odd(data: bytes) -> ParsedChunk | None:
     """A chunk that reports an error, or whose members have other types than OpenAI documents."""
-    if data.strip() == DONE:
+    text = data.strip()
+    if text == DONE:
         return None
+    if not text:
+        return BLANK
     try:
         chunk = json.decode(data)
     except ValueError:
         raise UpstreamGarbled("The upstream sent an event that is not JSON.") from None
-    if not isinstance(chunk, dict):
+    if isinstance(chunk, dict):
+        return parse_object(chunk)
+    if (error := error_in(chunk)) is None:
         raise UpstreamGarbled("The upstream sent an event that is not a JSON object.")
-    return parse_object(chunk)
+    return ParsedChunk([], error=error)
+
+
+def error_in(value: object) -> Any:
+    """The error that a JSON value reports in place of a chunk or an answer, or `None`. A text is an error."""
+    if isinstance(value, str):
+        return value if value.strip() not in ("", "[DONE]") else None
+    return reported_error(value)
 
 
 def _parse_choice(choice: Mapping[str, Any]) -> ParsedChoice:

@@ -21,7 +21,8 @@ __all__ = [
 HEARTBEAT = b":\n"
 """A comment that keeps a silent connection open; it may stand before any event."""
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""What a stream may begin with, encoded as UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class SSEDecoder:
                 self._fail(events)
             if self._first_line:  # after it is measured: else the limit would depend on where the bytes are cut
                 self._first_line = False
-                line = line.removeprefix(_BOM)
+                line = line.removeprefix(BOM)
             if line:
                 self._field(line)
             else:

@@ -72,7 +72,7 @@ class ScriptedUpstream:
 
     async def _play(self, script: Sequence[Step], sink: Sink) -> None:
         sink.head(self._status, self._headers)
-        if self._status != 200:
+        if not 200 <= self._status < 300:
             body = b"".join(step for step in script if isinstance(step, bytes))
             raise refusal(self._status, self._headers, body)
         for step in script:

@@ -24,7 +24,7 @@ from tests.benchmarks.servers import SERVERS, Server
 LAYERS = (
     ("transport", "reading the upstream's connection", ("quart_openai_sse/transport/",)),
     ("upstream", "deadlines, attempts, keys", ("quart_openai_sse/upstreams/",)),
-    ("SSE decoder", "bytes into events", ("quart_openai_sse/protocol/sse.py:SSEDecoder",)),
+    ("SSE decoder", "bytes into events", ("protocol/sse.py:SSEDecoder", "protocol/upstream_events.py")),
     (
         "state machine",
         "what a chunk means",

@@ -124,12 +124,12 @@ FAULTS = {
         GARBLED,
         *[A_HEADER] * 4,
     ),
-    "HTML in the body": Fault(a.finish(b"<html>Bad gateway</html>"), A_BODY, TRUNCATED, TRUNCATED, CUT, GARBLED),
+    "HTML in the body": Fault(a.finish(b"<html>Bad gateway</html>"), A_BODY, GARBLED, TRUNCATED, CUT, GARBLED),
     "gzip, though not accepted": Fault(
         a.send(HEAD[:-2] + b"Content-Encoding: gzip\r\n\r\n" + chunked(b"\x1f\x8b")), GARBLED, *[A_HEADER] * 4
     ),
     "gzip, without saying so": Fault(
-        a.finish(b"\x1f\x8b\x08\x00" + b"\x9c\n" * 9), A_BODY, TRUNCATED, TRUNCATED, CUT, GARBLED
+        a.finish(b"\x1f\x8b\x08\x00" + b"\x9c\n" * 9), A_BODY, GARBLED, TRUNCATED, CUT, GARBLED
     ),
     "JSON with status 200": Fault(
         a.answer(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14", b'{"choices":[]}', a.keep),
@@ -156,8 +156,15 @@ FAULTS = {
     "an error": Fault(
         a.say(b'data: {"error":{"message":"m","code":"odd"}}\n\n'), A_BODY, ODD, ODD, event("odd"), SSE_ONLY
     ),
-    "an error in JSON": Fault(
-        a.finish(b'"error":{"message":"m","code":"odd"}}'), A_BODY, TRUNCATED, TRUNCATED, CUT, ODD
+    "an error in JSON": Fault(a.finish(b'"error":{"message":"m","code":"odd"}}'), A_BODY, GARBLED, TRUNCATED, CUT, ODD),
+    "an error without a field name": Fault(
+        a.finish(b'{"error":{"message":"m","code":"odd"}}'), A_BODY, ODD, ODD, event("odd"), SSE_ONLY
+    ),
+    "an error as a field": Fault(
+        a.finish(b'error: {"message":"m","code":"odd"}\n\n'), A_BODY, ODD, ODD, event("odd"), SSE_ONLY
+    ),
+    "an event named error": Fault(
+        a.finish(b'event: error\ndata: {"message":"m","code":"odd"}\n\n'), A_BODY, ODD, ODD, event("odd"), SSE_ONLY
     ),
     "an error with a status": Fault(
         a.say(b'data: {"error":{"message":"m","code":503}}\n\n'),

@@ -256,6 +256,11 @@ FAILURES: dict[str, tuple[Handler, str]] = {
         "The response is a document (application/json)",
     ),
     "HTML": (replying(*document(b"text/html", b"<h1>Log in</h1>")), "The response is a document (text/html)"),
+    "text": (replying(CLOSING_HEAD, b"Please log in."), "The response is a document (text/event-stream)"),
+    "garbled, labelled as JSON": (
+        replying(*document(b"application/json", b"data: <oops>\n\n")),
+        "is not a chat completions stream",
+    ),
     "truncated": (replying(HEAD, chunked(STREAM), END), "ended before its finish_reason"),
     "cut": (replying(CLOSING_HEAD, STREAM), "ended before its finish_reason"),
     "garbled": (replying(HEAD, chunked(b"data: <oops>\n\n"), END), "is not a chat completions stream"),

@@ -9,11 +9,14 @@ from tests.dialects.sample import (
     DONE,
     HEAD,
     SECRET,
+    Frame,
     Sample,
     answer,
     called,
     counted,
     counts,
+    dumped,
+    frame,
     piece,
     role,
     said,
@@ -959,6 +962,9 @@ def _at(index: int, content: str, finish: str | None = None) -> dict[str, Any]:
     return {**HEAD, "id": f"chat.{index}", "choices": [{"index": index, "delta": delta, "finish_reason": finish}]}
 
 
+BUSY = {"error": {"code": 503, "message": "Busy."}}
+MINIMAX = {**HEAD, "choices": [], "base_resp": {"status_code": 1000, "status_msg": "Busy."}}
+
 ENDINGS = [
     *(
         Sample(
@@ -1086,6 +1092,25 @@ ENDINGS = [
         kind="endings",
         events=[_at(0, "Still "), _at(1, "joined."), _at(2, "", "stop")],
         text="Still joined.",
+    ),
+    *(
+        Sample(
+            name=f"endings-error-{name}",
+            kind="endings",
+            frames=[frame(role()), frame(said("Lost ")), frame(said("half")), Frame(wire, data, "error")],
+            text="Lost half",
+            outcome="failed",
+            finish_reason=None,
+        )
+        for name, wire, data in (
+            ("in-an-array", b"data: [%b]\n\n" % dumped(BUSY), dumped([BUSY])),
+            ("by-its-event", b"event: error\ndata: %b\n\n" % dumped(BUSY["error"]), dumped(BUSY["error"])),
+            ("as-a-field", b"error: %b\n\n" % dumped(BUSY), dumped(BUSY)),
+            ("as-a-field-of-text", b"error: Busy.\n\n", b'"Busy."'),
+            ("without-a-field", b"%b\n\n" % dumped(BUSY), dumped(BUSY)),
+            ("without-an-end", b"%b" % dumped(BUSY), dumped(BUSY)),
+            ("in-base-resp", b"data: %b\n\n" % dumped(MINIMAX), dumped(MINIMAX)),
+        )
     ),
 ]
 

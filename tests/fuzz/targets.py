@@ -30,6 +30,7 @@ from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.requests import digest, parse_body, validate
 from quart_openai_sse.protocol.sse import EventTooLarge, RawEvent, SSEDecoder, encode_data
 from quart_openai_sse.protocol.trace_context import trace_id_from
+from quart_openai_sse.protocol.upstream_events import UpstreamDecoder
 from quart_openai_sse.protocol.upstream_sentences import LONGEST
 from quart_openai_sse.testing import chunk, finish
 from quart_openai_sse.upstreams.listing import read_models
@@ -47,6 +48,18 @@ def decoder(data: bytes) -> None:
     assert _data_alone(_cut(wire, how), limit) == [event.data for event in whole[0]]
     for event in whole[0]:
         assert SSEDecoder().feed_raw(encode_data(event.data)) == [RawEvent(event.data, b"", b"")]
+
+
+def upstream(data: bytes) -> None:
+    """Any cut of an upstream's bytes gives the same events and errors; each error is one, and JSON can say it."""
+    how, wire = data[:8], data[8:]
+    limit = how[0] + 1 if how[:1] > b"\x80" else 1 << 20
+    whole = _decoded_upstream([wire], limit)
+    assert _decoded_upstream(_cut(wire, how), limit) == whole
+    for error in whole[1]:
+        with suppress(UpstreamError):
+            Completion().feed(error)
+            raise AssertionError("an error that no stream fails with")
 
 
 def request(data: bytes) -> None:
@@ -138,7 +151,8 @@ def last_event_id(data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (decoder, request, completion, models, refusals, trace, token, last_event_id)
+    target.__name__: target
+    for target in (decoder, upstream, request, completion, models, refusals, trace, token, last_event_id)
 }
 
 
@@ -146,6 +160,11 @@ SEEDS: dict[str, list[bytes]] = {
     "decoder": [
         b"\xff\1\2\3\4\5\6\7" + chunk("hi") + b"event: a\r\nid: 1\rretry: 5\ndata: x\n\n" + finish(),
         b"\x08\1\1\1\1\1\1\1data: a\r\n\r\ndata: b\r\n\r\n",
+    ],
+    "upstream": [
+        b"\xff\1\2\3\4\5\6\7" + chunk("hi") + b'event: error\ndata: {"message": "m", "code": 503}\n\nerror: lost\n\n',
+        b"\x08\1\1\1\1\1\1\1" + b'\xef\xbb\xbf {\n"error": {"message": "m"}\n}',
+        b"\x08\1\1\1\1\1\1\1<html>\n\ndata: \n\n[",
     ],
     "request": [
         b'{"a":' * 20_000,
@@ -214,6 +233,18 @@ def _data_alone(pieces: list[bytes], limit: int) -> list[bytes]:
         except EventTooLarge as error:
             found += [event.data for event in error.events]
     return found
+
+
+def _decoded_upstream(pieces: list[bytes], limit: int) -> tuple[list[bytes], list[bytes], bool, bool]:
+    sse, too_large = UpstreamDecoder(max_event_bytes=limit), False
+    found: list[bytes] = []
+    for piece in pieces:
+        try:
+            found += sse.feed_data(piece)
+        except EventTooLarge as error:
+            found += [event.data for event in error.events]
+            too_large = True
+    return found, sse.end(), sse.is_document and not found, too_large
 
 
 _app = Quart("fuzz")

@@ -485,7 +485,6 @@ def test_a_chunk_of_many_lines_is_a_chunk() -> None:
 
 
 GARBLED = {
-    "nothing": b"",
     "text": b"Internal Server Error",
     "HTML": b"<html>",
     "half a chunk": b'{"choices": [{"del',

@@ -96,6 +96,12 @@ async def ask(create_app: CreateApp, upstream: ScriptedUpstream, **members: Any)
         return response, await response.get_json()
 
 
+async def test_a_script_with_another_2xx_is_played(create_app: CreateApp) -> None:
+    response, body = await ask(create_app, ScriptedUpstream("Hello.", status=201))
+    assert response.status_code == 200
+    assert body["choices"][0]["message"]["content"] == "Hello."
+
+
 @pytest.mark.parametrize(
     ("status", "kind"), [(401, UpstreamCredentials), (429, UpstreamRefused), (500, UpstreamRefused)]
 )

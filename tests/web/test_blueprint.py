@@ -17,7 +17,7 @@ from quart_openai_sse.formats.registry import FORMATS
 from quart_openai_sse.protocol.sse import SSEDecoder
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
-from tests.raw import Hangup, Peer, raw_upstream
+from tests.raw import END, HEAD, Hangup, Peer, chunked, raw_upstream
 
 BODY = {"model": "scripted", "messages": QUESTION}
 STREAM = {**BODY, "stream": True}
@@ -864,6 +864,66 @@ async def test_an_answer_without_a_message_is_the_upstreams_fault(
     client = await serve(create_app(ScriptedUpstream([answer]))[0])
     response = await client.post("/v1/chat/completions", json=BODY)
     assert (response.status_code, error_of(response)["code"]) == (502, "upstream_garbled")
+
+
+FAILED_ANSWERS = {
+    "MiniMax's": (b'{"choices": null, "base_resp": {"status_code": 1000, "status_msg": "Overloaded"}}', 500),
+    "OpenAI's": (b'{"error": {"message": "Overloaded", "code": 503}}', 503),
+    "detail": (b'{"detail": "Overloaded"}', 502),
+    "an array": (b'[{"error": {"message": "Overloaded", "code": 429}}]', 429),
+    "a stream": (b'data: {"error": {"message": "Overloaded", "code": 503}}\n\ndata: [DONE]\n\n', 503),
+    "a stream with a named event": (chunk("Hi") + b'event: error\ndata: {"message": "Overloaded", "code": 503}', 503),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), FAILED_ANSWERS.values(), ids=FAILED_ANSWERS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_with_status_200_is_the_error(
+    create_app: CreateApp, serve: Serve, body: bytes, status: int, stream: bool
+) -> None:
+    async def answer(peer: Peer) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        await peer.send(head % len(body) + body)
+
+    async with raw_upstream(answer) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url)[0])
+        response = await client.post("/v1/chat/completions", json={**BODY, "stream": stream})
+        if stream and body.startswith(chunk("Hi")):
+            assert (await read(response.content)).error["message"] == "Overloaded"
+        else:
+            assert (response.status_code, error_of(response)["message"]) == (status, "Overloaded")
+
+
+async def test_an_answer_that_is_a_text_is_an_error(create_app: CreateApp, serve: Serve) -> None:
+    client = await serve(create_app(ScriptedUpstream([b'"Overloaded"']))[0])
+    response = await client.post("/v1/chat/completions", json=BODY)
+    assert (response.status_code, error_of(response)["message"]) == (502, "Overloaded")
+
+
+async def test_a_stream_that_was_not_asked_for_is_refused_in_words(create_app: CreateApp, serve: Serve) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(HEAD + chunked(chunk("Hi") + finish()) + END)
+
+    async with raw_upstream(answer) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url)[0])
+        response = await client.post("/v1/chat/completions", json=BODY)
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (502, "upstream_garbled")
+    assert error["message"] == "The upstream answered with an event stream instead of a JSON object."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_any_2xx_with_any_label_is_an_answer(create_app: CreateApp, serve: Serve, stream: bool) -> None:
+    body = chunk("Hi") + finish() if stream else b'{"choices": [{"index": 0, "message": {"content": "Hi"}}]}'
+
+    async def answer(peer: Peer) -> None:
+        head = b"HTTP/1.1 201 Created\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await peer.send(head + body)
+
+    async with raw_upstream(answer) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url)[0])
+        response = await client.post("/v1/chat/completions", json={**BODY, "stream": stream})
+        assert (response.status_code, response.content) == (200, body)
 
 
 async def test_a_preamble_without_end_is_garbled(create_app: CreateApp, serve: Serve) -> None:
