@@ -110,7 +110,8 @@ def test_a_document_is_no_stream_whatever_its_label(label: str, body: bytes) -> 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b": wait\n\n", b"data:\n\n", b"data: \n\n<html>", b"id: 1\n\n<html>"])
 def test_a_stream_that_says_nothing_is_cut(body: bytes) -> None:
-    for pieces in ([body], one_by_one(body)):
+    event, end, rest = body.partition(b"\n\n")
+    for pieces in ([body], one_by_one(body), [event + end, rest]):
         with pytest.raises(UpstreamTruncated):
             Taken().feed(*pieces)
 
