@@ -174,6 +174,7 @@ class AuthenticationRequired(RequestError):
     """The request has no credentials, or the auth hook does not accept them."""
 
     status = 401
+    type = "authentication_error"  # LiteLLM takes an invalid_request_error for a BadRequestError, whatever its status
     code = "invalid_api_key"
     user_message = "Please log in."
 

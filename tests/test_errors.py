@@ -16,6 +16,7 @@ import pytest
 
 from quart_openai_sse import errors
 from quart_openai_sse.errors import (
+    AuthenticationRequired,
     ConfigurationError,
     Draining,
     ErrorValue,
@@ -118,6 +119,13 @@ def test_the_visitor_never_sees_a_401_for_our_own_key() -> None:
     error = UpstreamCredentials("The upstream refused our key.")
     assert (error.status, error.side, error.headers()) == (502, "upstream", {"x-should-retry": "false"})
     assert [cls.__name__ for cls in ALL if cls.status == 401] == ["AuthenticationRequired"]
+
+
+def test_a_401_is_an_authentication_error_for_clients_that_search_its_text() -> None:
+    # LiteLLM 1.106.2 raises BadRequestError if the text of any error has the words invalid_request_error.
+    error = AuthenticationRequired()
+    assert (error.status, error.type, error.code) == (401, "authentication_error", "invalid_api_key")
+    assert b"invalid_request_error" not in json.encode(error.body())
 
 
 def test_an_instance_may_say_more_than_its_class() -> None:

@@ -153,14 +153,14 @@ async def test_a_hook_that_is_a_plain_function_is_a_500_that_says_what_to_write(
     assert (await (await serve(app)).get("/v1/models")).status_code == 500
 
 
-@pytest.mark.parametrize(("code", "status"), [(401, 401), (403, 403)])
-async def test_a_hook_may_abort(create_app: CreateApp, serve: Serve, code: int, status: int) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(401, "authentication_error"), (403, "invalid_request_error")])
+async def test_a_hook_may_abort(create_app: CreateApp, serve: Serve, status: int, kind: str) -> None:
     async def hook():
-        abort(code)
+        abort(status)
 
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0])
     response = await client.get("/v1/models")
-    assert (response.status_code, response.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
 
 
 async def test_a_hook_that_takes_too_long_is_cancelled_and_a_503(

@@ -241,7 +241,7 @@ async def test_a_bad_token_is_a_401_and_is_not_to_be_seen(
     )
     assert response.status_code == 401
     error = response.json()["error"]
-    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
     seen = response.text + caplog.text + repr([vars(record) for record in caplog.records])
     assert not [part for part in token.split(".") if len(part) > 4 and part in seen]
 
