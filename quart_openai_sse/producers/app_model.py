@@ -17,8 +17,9 @@ from quart_openai_sse.producers import CLEAN_UP
 from quart_openai_sse.producers.access import UpstreamAccess
 from quart_openai_sse.producers.calls import Call, CallChoice, CallChunk, CountedUsage
 from quart_openai_sse.producers.chat import Chat, Event, ModelFunction
+from quart_openai_sse.producers.failing_app import FailingApp
 from quart_openai_sse.producers.foreign import ForeignStreams
-from quart_openai_sse.producers.generators import ENDING, AppGenerator, throw
+from quart_openai_sse.producers.generators import AppGenerator, throw
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.producers.items import InvalidItem, is_answer, is_output, normalize, transformed
 from quart_openai_sse.producers.joined_stream import JoinedStream
@@ -56,6 +57,7 @@ class AppModel:
         self._access = access
         self._chat = Chat(body, principal=access.principal, metadata=metadata, call=self._call)
         self._transforms = transforms
+        self._failing_app = FailingApp(stream_id, body["model"])
         self._ended: asyncio.Future[None]
         self._deadlines = _deadlines(access.config, body["model"])
         self._calls: list[Call] = []
@@ -116,12 +118,12 @@ class AppModel:
     async def _append_all(self, intake: Intake, opened: AsyncExitStack) -> None:
         """Appends what the model yields, through the transforms, and the end."""
         opened.push_async_callback(self._close_calls)
-        with _failing_app:
+        with self._failing_app:
             generators = self._open(opened)
         model, items = generators[0], generators[-1].items
         while True:
             try:
-                with _failing_app:
+                with self._failing_app:
                     item = await anext(items)
             except StopAsyncIteration:
                 break
@@ -132,7 +134,7 @@ class AppModel:
 
     def _entries(self, item: Event | Mapping[str, Any], t: float, source: AppGenerator) -> list[Entry]:
         """The entries for an item of *source*."""
-        with _failing_app:
+        with self._failing_app:
             try:
                 return self._joined.entries(item, t)
             except InvalidItem as error:
@@ -225,21 +227,6 @@ def _is_copy(chunk: Mapping[str, Any]) -> bool:
     choices = chunk.get("choices") or ()
     return any(type(choice) is CallChoice for choice in choices) or type(chunk.get("usage")) is CountedUsage
 
-
-class _FailingApp:
-    """A context manager: an exception of the app's code becomes `ModelFailed`; an `OpenAISSEError` is kept.
-
-    So do exceptions that do not derive from `Exception`: `pytest.fail` raises one, and so may any library.
-    """
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if error is not None and not isinstance(error, (OpenAISSEError, StopAsyncIteration, *ENDING)):
-            raise ModelFailed("The app's model failed.") from error
-
-
-_failing_app = _FailingApp()
 
 _abandoned: set[asyncio.Task[None]] = set()
 """Tasks that did not end in time. An event loop holds no reference to its tasks."""

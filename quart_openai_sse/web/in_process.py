@@ -18,6 +18,7 @@ from quart_openai_sse.auth.in_process import CALLER, Caller
 from quart_openai_sse.errors import NestedTooDeep, OpenAISSEError, RouteNotFound, english
 from quart_openai_sse.formats import json_refusal
 from quart_openai_sse.principal import Principal
+from quart_openai_sse.producers.library_errors import IN_PROCESS
 from quart_openai_sse.protocol.trace_context import current_trace_id
 from quart_openai_sse.web.blueprint import create_blueprint
 from quart_openai_sse.web.exchange import Exchange, depth_of_request, stream_class
@@ -45,6 +46,7 @@ class InProcessTransport:
     async def handle_async_request(self, request: Any) -> Any:
         """Sends *request*, and returns the response as soon as the app begins it. Raises the library's errors."""
         library = _library_of(request)
+        request.extensions[IN_PROCESS] = True
         scope = _scope(request)
         app = self._caller.app
         if not (below(scope, self._prefixes) and _is_of_ours(app, scope)):

@@ -102,7 +102,7 @@ async def test_it_ends_at_the_models_yield(create: Any, transforms: Any) -> None
     assert await outcome_of(create(opened), opened, *transforms) == ("so far, late", "completed")
 
 
-async def test_an_exception_that_the_model_does_not_handle_is_the_models_failure() -> None:
+async def test_an_exception_that_the_model_does_not_handle_is_the_models_timeout() -> None:
     opened = Opened()
 
     async def own(chat: Any) -> Any:
@@ -111,7 +111,7 @@ async def test_an_exception_that_the_model_does_not_handle_is_the_models_failure
             yield "so far"
             await asyncio.Event().wait()
 
-    assert await outcome_of(own, opened) == ("so far", "failed model_failed")
+    assert await outcome_of(own, opened) == ("so far", "failed model_timeout")
 
 
 async def test_a_cancellation_that_no_one_handles_fails_the_stream() -> None:

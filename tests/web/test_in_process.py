@@ -20,7 +20,13 @@ from quart import Blueprint, Quart, current_app, g, request
 from quart_openai_sse import Principal, QuartOpenAISSE, allow_anonymous, bearer_tokens, current_trace_id
 from quart_openai_sse.auth.authentication import waits
 from quart_openai_sse.auth.in_process import CALLER, admit
-from quart_openai_sse.errors import ConfigurationError, UpstreamTruncated, UpstreamUnreachable
+from quart_openai_sse.errors import (
+    ConfigurationError,
+    FirstOutputTimeout,
+    StreamStopped,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
 from quart_openai_sse.functions import name_of
 from quart_openai_sse.protocol.sse import encode_data
 from quart_openai_sse.protocol.trace_context import reset_trace_id, set_trace_id
@@ -114,10 +120,52 @@ async def test_an_answer_that_was_cut_is_an_error_in_the_library_and_a_failed_st
     client = await serve(app)
     seen = await read((await client.post("/v1/chat/completions", json=BODY)).content)
     assert (seen.text, seen.outcome) == ("Half of", "failed")
-    [raised] = [each.exc_info[1] for each in caplog.records if each.exc_info]
-    while not isinstance(raised, openai.APIError):
-        raised = raised.__cause__
-    assert code in (raised.code, raised.type)
+    assert code in (seen.error["code"], seen.error["type"])
+    [line] = [each.getMessage() for each in caplog.records if "model agent raised" in each.getMessage()]
+    assert "raised openai.APIError (502, " in line
+
+
+@LIBRARIES
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (refused(429, "Slow down.", retry_after=7), (429, "upstream_refused", "Slow down.", "7")),
+        (refused(400, "Too long.", code="too_long"), (400, "too_long", "Too long.", None)),
+        (refused(500, "The GPU broke."), (502, "upstream_refused", "The GPU broke.", None)),
+        (FirstOutputTimeout("Nothing came."), (504, "first_output_timeout", "Nothing came.", None)),
+        (UpstreamUnreachable("It is down."), (502, "upstream_unreachable", "It is down.", None)),
+    ],
+    ids=["429", "400", "500", "timeout", "connection"],
+)
+async def test_an_error_of_ours_is_the_models_after_its_way_through_a_library(
+    create_app: CreateApp, serve: Serve, library: Any, step: Any, told: Any
+) -> None:
+    app, ai = create_app(ScriptedUpstream([step]))
+    text_model(ai, library)
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["message"], response.headers.get("retry-after")) == told
+    assert response.headers["x-should-retry"] == "false"  # the library may have sent it again, and the app has
+    assert error["user_message"] == step.user_message
+
+
+@LIBRARIES
+async def test_a_stream_that_was_stopped_within_a_library_stops_the_models(
+    create_app: CreateApp, serve: Serve, library: Any
+) -> None:
+    app, ai = create_app(ScriptedUpstream([chunk("Half of"), Gate()]))
+    text_model(ai, library)
+
+    @ai.transform
+    async def stop(chunks, chat):
+        async for each in chunks:
+            yield each
+            if chat.body["model"] == "scripted":
+                raise StreamStopped("enough")
+
+    client = await serve(app)
+    seen = await read((await client.post("/v1/streams", json=BODY, headers={"Accept": "text/event-stream"})).content)
+    assert (seen.text, seen.outcome) == ("Half of", "stopped")
 
 
 @LIBRARIES
@@ -841,10 +889,8 @@ async def test_a_model_that_asks_itself_is_refused_at_some_depth(
     app, ai = create_app(ScriptedUpstream())
     text_model(ai, model="agent")
     response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
-    assert response.status_code == 500
-    raised = [each.exc_info[1].__cause__ for each in caplog.records if each.exc_info]
-    assert [type(each) for each in raised] == [openai.BadRequestError] + [openai.InternalServerError] * 5
-    assert raised[0].code == "nested_too_deep"
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "nested_too_deep")
+    assert caplog.text.count("model agent raised openai.BadRequestError (400, nested_too_deep)") == 6
 
 
 async def test_models_may_ask_each_other(create_app: CreateApp, serve: Serve) -> None:
