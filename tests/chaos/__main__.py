@@ -8,7 +8,20 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.chaos import clients, failover, held, hooks, leaks, libraries, matrix, readers, recipes, refusals, soak
+from tests.chaos import (
+    clients,
+    failover,
+    held,
+    hooks,
+    leaks,
+    libraries,
+    matrix,
+    readers,
+    recipes,
+    refusals,
+    refused,
+    soak,
+)
 
 BUILDS = {
     "held": "memory that failed requests with large prompts leave behind",
@@ -16,6 +29,7 @@ BUILDS = {
     "hooks": "hooks that hang, and the streams beside them",
     "libraries": "app models over libraries whose stream a transform stops; it installs the libraries",
     "recipes": "the recipes of the page about agent libraries, whose answers break; it installs the libraries",
+    "refused": "app models over libraries whose provider refuses them; it installs the libraries",
 }
 """The commands that measure several builds."""
 PACKAGE = "a checkout whose package is measured, instead of this one; several are printed side by side"
@@ -37,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in BUILDS.items():
         builds = commands.add_parser(name, help=text)
         builds.add_argument("--package", type=Path, action="append", default=[], metavar="PATH", help=PACKAGE)
-        if name in ("libraries", "recipes"):
+        if name in ("libraries", "recipes", "refused"):
             builds.add_argument("--cache", type=Path, help="a folder in which the libraries stay installed")
     commands.add_parser("serve", help="the soak's app").add_argument("upstreams")
     return parser
@@ -78,6 +92,8 @@ async def _measure(options: argparse.Namespace) -> bool:
             return await hooks.run(write, options.package)
         case "recipes":
             return await recipes.run(write, options.package, cache=options.cache)
+        case "refused":
+            return await refused.run(write, options.package, cache=options.cache)
         case _:
             return await libraries.run(write, options.package, cache=options.cache)
 
