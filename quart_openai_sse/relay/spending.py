@@ -71,6 +71,7 @@ class Spending:
         self._charge()
         cost = RequestCost(prompt_tokens(body, attachment=self._attachment), completion)
         self._check(cost.prompt)
+        cost.begin()  # now, so that the next of several calls at the same time finds its prompt spent
         calls.append(cost)
         return cost
 

@@ -305,6 +305,21 @@ async def test_calls_at_the_same_time_are_ended_where_the_budget_ends(open_site:
     assert upstream.running == 0
 
 
+async def test_of_calls_at_the_same_time_only_those_are_sent_whose_prompts_fit(open_site: Any) -> None:
+    def register(ai: Any) -> None:
+        @ai.model("agent")
+        async def run(chat: Any) -> Any:
+            calls = [chat.call("scripted", chat.messages) for _ in range(5)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            yield " ".join(type(each).__name__ for each in results)
+
+    upstream = ScriptedUpstream([chunk("step"), finish(usage=usage(310))])
+    site = await open_site(upstream, register=register)
+    stream = await read((await site.ask(4 * 300, model="agent")).content)
+    assert stream.text.split() == ["CallMessage"] * 3 + ["TokensSpent"] * 2
+    assert (await site.charged(), len(upstream.requests)) == (930, 3)
+
+
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "with a transform"])
 async def test_a_transform_lets_no_more_through_than_the_budget_allows(open_site: Any, wrapped: bool) -> None:
     def register(ai: Any) -> None:
