@@ -89,7 +89,7 @@ def test_every_room_is_on_one_floor_and_every_name_on_a_floor_is_a_room() -> Non
 def test_imports_are_found() -> None:
     found = [str(each) for each in ROOMS.imports]
     assert "web/stream.py -> web/event_stream.py (last_event_id, resumed_response)" in found
-    assert "auth/forward.py -> protocol/json.py (json)" in found  # from quart_openai_sse.protocol import json
+    assert "auth/lookups.py -> protocol/json.py (json)" in found  # from quart_openai_sse.protocol import json
     assert "formats/openai.py -> formats/__init__.py (Reading, SSEFormat)" in found
     assert "pytest_plugin.py -> extension.py (QuartOpenAISSE)" in found  # for type checkers only
     assert "quart" in others(FILES["extension.py"])

@@ -7,6 +7,7 @@ import functools
 import inspect
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -521,9 +522,9 @@ def returns(value: Any) -> Authenticate:
     return hook
 
 
-def raises(error: Exception) -> Authenticate:
+def raises(error: Callable[..., Exception], *args: str) -> Authenticate:
     async def hook() -> None:
-        raise error
+        raise error(*args)  # a new one: its traceback would keep the request in memory
 
     return hook
 
@@ -549,8 +550,8 @@ NOBODY: dict[str, Authenticate] = {
     "an invalid id": returns("a\nb"),
     "abort(401)": aborts(401),
     "abort with a response": aborts(Response("", 401)),
-    "AuthenticationRequired": raises(AuthenticationRequired("The key was revoked.")),
-    "an error of the app's own": raises(Expired()),
+    "AuthenticationRequired": raises(AuthenticationRequired, "The key was revoked."),
+    "an error of the app's own": raises(Expired),
 }
 
 
@@ -573,8 +574,8 @@ async def test_first_of_goes_on_after_every_form_of_nobody(
 
 
 async def test_if_nobody_is_recognised_the_caller_is_told_the_first_reason(create_app: CreateApp, serve: Serve) -> None:
-    first = raises(AuthenticationRequired("The key was revoked."))
-    second = raises(AuthenticationRequired("No key."))
+    first = raises(AuthenticationRequired, "The key was revoked.")
+    second = raises(AuthenticationRequired, "No key.")
     hook = first_of(bearer_tokens({}), aborts(401), first, first_of(second), bearer_tokens(TOKENS))
     client = await serve(create_app(ScriptedUpstream(), auth=hook)[0], headers={})
     assert (await client.get("/v1/models", headers=ANN)).status_code == 200
@@ -587,9 +588,9 @@ async def test_if_nobody_is_recognised_the_caller_is_told_the_first_reason(creat
     [
         (aborts(403), 403),
         (aborts(Response("", 403)), 403),
-        (raises(PermissionDenied("No.")), 403),
+        (raises(PermissionDenied, "No."), 403),
         (returns([]), 500),
-        (raises(RuntimeError("canary")), 500),
+        (raises(RuntimeError, "canary"), 500),
     ],
     ids=["abort(403)", "abort with a response", "PermissionDenied", "a list", "an exception"],
 )
