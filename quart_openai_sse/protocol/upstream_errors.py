@@ -142,14 +142,8 @@ _QUOTA = frozenset(
         *("insufficient_quota", "insufficient_user_quota", "insufficient_balance", "insufficient_credits"),
         *("insufficient_credit", "insufficient_funds", "billing_not_active", "billing_hard_limit_reached"),
         *("billing_error", "payment_required", "credit_limit_exceeded", "exceeded_current_quota_error"),
-        *(
-            "arrearage",
-            "accountoverdueerror",
-            "account_overdue",
-            "budget_exceeded",
-            "tokens_spent",
-            "usage_limit_reached",
-        ),
+        *("arrearage", "accountoverdueerror", "account_overdue", "budget_exceeded", "usage_limit_reached"),
+        "tokens_spent",
     }
 )
 _NUMBERED_QUOTA = {"1113", "30001"}  # Zhipu, SiliconFlow
@@ -162,9 +156,16 @@ _CONTENT = re.compile(
 _ABOUT_CONTENT = re.compile(
     r"\b(?:moderat\w*|flagged|guidelines?|safety|content (?:policy|policies|filter\w*|management)|usage polic\w+"
     r"|(?:inappropriate|sensitive|unsafe|prohibited|harmful) (?:content|input|output|information|prompt)"
-    r"|violat\w+ .{0,40}(?:polic|terms|guideline)\w*"
-    r"|not have (?:access|permission) to (?:use )?(?:the |this )?model|model \S{1,80} (?:is )?not allowed"
-    r"|not allowed to (?:use|access) (?:the |this )?model)|敏感|违规|不合规",
+    r"|(?:prompt|content|input|output|image) (?:was |is |has been )?(?:blocked|rejected|filtered)"
+    r"|violat\w+ .{0,40}(?:polic|terms|guideline)\w*|polic\w+ violation"
+    r"|model (?:\S{1,80} )?(?:is )?not (?:allowed|permitted))|敏感|违规|不合规"
+    r"|(?:\bnot|n't) have (?:access|permission) to (?:use |access )?(?:the |this )?model\b"
+    r"|\bnot (?:allowed|authorized|permitted) to (?:use|access|invoke|sample from) (?:the |this )?model\b",
+    re.IGNORECASE,
+)
+_OUR_ACCOUNT = re.compile(
+    r".{0,30}\b(?:account|organi[sz]ation|team|project|api[ -]?key)\b.{0,60}"
+    r"\b(?:suspended|deactivated|disabled|banned|terminated|restricted)\b",
     re.IGNORECASE,
 )
 _ABOUT_QUOTA = re.compile(
@@ -194,7 +195,8 @@ def _matter(report: Report, status: int | None) -> Matter:
     if marks & _QUOTA or (refused and (marks & _NUMBERED_QUOTA and status in (None, 403, 429))):
         return Matter.QUOTA
     if status == 403 and ("model_not_found" in marks or _ABOUT_CONTENT.search(said)):
-        return Matter.CONTENT
+        # An account that is suspended for a violation is ours, whoever has caused it.
+        return Matter.KEY if _OUR_ACCOUNT.match(said) else Matter.CONTENT
     if status in (403, 429) and _ABOUT_QUOTA.search(said):
         return Matter.QUOTA
     if status == 403 or (refused and (marks & _KEY or _OPENS_WITH_KEY.match(said.lstrip()))):

@@ -93,6 +93,16 @@ CONCERNS: dict[str, tuple[Any, type[OpenAISSEError], int]] = {
     "a moderation": ({"code": 403, "message": "no", "metadata": {"reasons": ["violence"]}}, THEIRS, 403),
     "a moderation in words": ({"code": 403, "message": "Input flagged by moderation"}, THEIRS, 403),
     "guidelines": ({"code": 403, "message": "Content violates usage guidelines."}, THEIRS, 403),
+    "no model in words": ({"code": 403, "message": "You don't have access to the model with that ID."}, THEIRS, 403),
+    "no such right": ({"code": 403, "message": "The key is not authorized to use this model."}, THEIRS, 403),
+    "a model that is not allowed": ({"code": 403, "message": "Model not allowed"}, THEIRS, 403),
+    "a blocked prompt": ({"code": 403, "message": "The prompt was blocked."}, THEIRS, 403),
+    "a blocked request": ({"code": 403, "message": "Your request was blocked."}, OURS, 502),
+    "a suspended account": (
+        {"code": 403, "message": "Your account was suspended for violating our usage policies."},
+        OURS,
+        502,
+    ),
     "a policy without a number": ({"message": "m", "code": "content_policy_violation"}, THEIRS, 400),
     "a filter with 400": ({"message": "m", "code": "content_filter", "status": 400}, THEIRS, 400),
     "a prompt about money that is flagged": (
