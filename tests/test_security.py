@@ -396,6 +396,24 @@ async def test_a_document_without_end_is_cut_short(create_app: CreateApp, serve:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_document_without_end_is_cut_short_also_if_it_has_lines(
+    create_app: CreateApp, serve: Serve, stream: bool
+) -> None:
+    async def endless(peer: Peer) -> None:
+        await peer.send(CLOSING_HEAD)
+        while True:
+            await peer.send(b"<p>\n\n" * 10_000)
+
+    async with raw_upstream(endless) as upstream:
+        client = await serve(create_app(base_url=upstream.base_url, max_bytes=1 << 20)[0])
+        response = await client.post("/v1/chat/completions", json={**BODY, "stream": stream})
+        assert response.status_code == (502 if stream else 500)
+        assert ("document" in response.json()["error"]["message"]) is stream
+        async with asyncio.timeout(5):
+            await upstream.closed.get()
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_compressed_answer_is_not_unpacked(create_app: CreateApp, serve: Serve, stream: bool) -> None:
     whole = chunk("hi") + finish() if stream else b'{"choices": [{"index": 0, "message": {"content": "hi"}}]}'
 

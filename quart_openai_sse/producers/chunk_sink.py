@@ -56,6 +56,8 @@ class ChunkSink:
         self._decoder = UpstreamDecoder(max_event_bytes=self._max_event)
         self._held: list[Entry] = []
         self._failure: OpenAISSEError | None = None
+        self._early = 0
+        """The bytes that came before the first output."""
         self._blank = False
         """Whether there was an event without data."""
         self._over = False
@@ -101,7 +103,7 @@ class ChunkSink:
         except OpenAISSEError as error:
             self._fail(error)
         if not self.started:
-            entries = self._hold(entries)
+            entries = self._hold(entries, len(data))
         flow = MORE
         if entries:
             try:
@@ -122,20 +124,26 @@ class ChunkSink:
             return
         for event in self._decoder.end():
             self._completion.feed(event)  # raises, since it is an error
-        if self._decoder.is_document and not (self.started or self._held or self._blank):
+        if self._is_document():
             raise UpstreamGarbled("The upstream answered with a document instead of a stream.")
         self._completion.end()
 
-    def _hold(self, entries: list[Entry]) -> list[Entry]:
-        """The entries to be taken now, of those held back and *entries*: none before the first output."""
+    def _hold(self, entries: list[Entry], size: int) -> list[Entry]:
+        """The entries to be taken now, of those held back and *entries*, of *size* bytes: none before any output."""
         self._held += entries
+        self._early += size
         if self._completion.has_output:
             self.started = True
             entries, self._held = self._held, []
             return entries
         if sum(len(entry.data) for entry in self._held) > _MOST_PREAMBLE and self._failure is None:
             self._fail(UpstreamGarbled("The upstream sent more than 1 MiB without any output."))
+        if self._early > _MOST_PREAMBLE and self._is_document():
+            self._over = True
         return []
+
+    def _is_document(self) -> bool:
+        return self._decoder.is_document and not (self.started or self._held or self._blank)
 
     def _fail(self, error: OpenAISSEError) -> None:
         self._over, self._failure = True, error

@@ -19,6 +19,8 @@ from quart_openai_sse.protocol.upstream_errors import failure_of
 from quart_openai_sse.protocol.upstream_events import UpstreamDecoder, find_error
 from quart_openai_sse.upstreams import Headers
 
+_LOOKED_AT = 1 << 20  # bytes of an answer that is not JSON
+
 
 class UpstreamAnswer:
     """Relays an upstream's whole answer, unchanged, as the only entry of its stream; it is the `Sink` as well."""
@@ -84,8 +86,8 @@ def _not_json(body: bytes) -> OpenAISSEError:
 
     A stream that reports none is not put together: what was asked for is an answer that is passed on unchanged.
     """
-    decoder = UpstreamDecoder(max_event_bytes=len(body))
-    events = [*decoder.feed_data(body), *decoder.end()]
+    decoder = UpstreamDecoder(max_event_bytes=_LOOKED_AT)
+    events = [*decoder.feed_data(body[:_LOOKED_AT]), *decoder.end()]
     for error in map(find_error, events):
         if error is not None:
             return failure_of(error)
