@@ -11,7 +11,7 @@ from quart import Quart
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.web.middleware import ASGIApp, Message, Receive, Scope, Send, below
+from quart_openai_sse.web.middleware import ASGIApp, Message, Receive, Scope, Send, below, path_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -235,7 +235,7 @@ class _Response:
 
 
 def _wsgi_scope(scope: Scope) -> Scope:
-    """The scope without headers whose names contain an underscore, and with all cookies in one header.
+    """The scope without headers whose names contain an underscore, with all cookies in one header, and with the path.
 
     WSGI cannot distinguish `X_Forwarded_For`, which any client can send, from `X-Forwarded-For`, which the proxy sets.
     HTTP/2 clients may send cookies in several headers (RFC 9113, 8.2.3).
@@ -245,7 +245,7 @@ def _wsgi_scope(scope: Scope) -> Scope:
     if len(cookies) > 1:
         headers = [(name, value) for name, value in headers if name.lower() != b"cookie"]
         headers.append((b"cookie", b"; ".join(cookies)))
-    return {**scope, "headers": headers}
+    return {**scope, "path": path_of(scope), "headers": headers}
 
 
 class _AbortableApp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from quart import Request, current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -12,21 +12,23 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from quart_openai_sse.errors import RequestTooLarge, RequestTooSlow
 from quart_openai_sse.protocol.requests import json_size, parse_body
 from quart_openai_sse.relay.relay import Relay
-from quart_openai_sse.web.middleware import OWN_LIMIT
+from quart_openai_sse.web.middleware import OWN_LIMIT, Received, Scope
 
+_PATIENCE = 5.0  # seconds for which the client of a refused request may go on sending its body
 _SMALL = 64 << 10  # bytes; further ones are taken only while there is memory
-_PATIENCE = 5.0  # seconds for which a client may go on sending a body that is too large
 
 
 async def read_json(relay: Relay, *, limit: int | None = None) -> tuple[dict[str, Any], int]:
     """The JSON object in the body of the current request, and about the bytes of memory that it takes.
 
-    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body` or *limit* bytes,
-    `RequestTooSlow`, and `MemoryFull`.
+    Raises `UnsupportedMediaType`, `InvalidRequest`, `RequestTooLarge` beyond `max_body` or *limit* bytes, at once if
+    the Content-Length says so, `RequestTooSlow`, and `MemoryFull`.
     """
     limit = relay.config.max_body if limit is None else min(limit, relay.config.max_body)
     memory = relay.memory
     body = bytearray()
+    if (request.content_length or 0) > limit:
+        raise RequestTooLarge(f"The body is larger than {limit} bytes.")
     try:
         async with asyncio.timeout(current_app.config["BODY_TIMEOUT"]):
             async for data in request.body:
@@ -64,9 +66,22 @@ def with_own_limit(request_class: type[Request]) -> type[Request]:
     return LimitedByView
 
 
-async def swallow_body() -> None:
-    """Discards the rest of the current request's body for a while, so that the client can read the response."""
-    with suppress(TimeoutError, HTTPException):
-        async with asyncio.timeout(_PATIENCE):
-            async for _ in request.body:
-                pass
+async def discard_body(refused: Request, *, silence: float = _PATIENCE) -> bool:
+    """Discards the rest of a request's body, for at most 5 seconds. Returns whether it is complete.
+
+    Returns `False` early if nothing arrives for *silence* seconds.
+    """
+    scope = cast(Scope, refused.scope)
+    counted = OWN_LIMIT in scope  # by `BodyLimit`, with the part that Quart is not told of
+    received: Received = scope.get(OWN_LIMIT, Received())
+    with suppress(HTTPException):
+        for _ in range(round(_PATIENCE / silence)):
+            before = received.size
+            with suppress(TimeoutError):
+                async with asyncio.timeout(silence):
+                    async for data in refused.body:
+                        received.size += 0 if counted else len(data)
+                return True
+            if received.size == before:
+                break
+    return False

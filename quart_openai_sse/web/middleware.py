@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlparse
 
 from quart_openai_sse.protocol.trace_context import TraceIdFilter, reset_trace_id, set_trace_id, trace_id_from
 
@@ -17,7 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OWN_LIMIT = "quart_openai_sse.own_limit"
-"""The key in the scope of a request whose body is not limited by Quart."""
+"""The key in the scope of a request whose body is not limited by Quart. The value is `Received`."""
 
 logger = logging.getLogger("quart_openai_sse.response")
 
@@ -106,6 +106,13 @@ def _is_of_stream(name: bytes, value: bytes) -> bool:
     return name == b"x-stream-id" or (name == b"content-type" and value.startswith(b"text/event-stream"))
 
 
+class Received:
+    """What has arrived of a request's body."""
+
+    size = 0
+    """Bytes, with those that were discarded."""
+
+
 class BodyLimit:
     """Discards the part of a request's body beyond *limit* bytes, because Quart is told to buffer it without limit.
 
@@ -120,20 +127,20 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        paths = (prefix + own for prefix in self._prefixes for own in self._paths)
-        if scope.get("method") != "POST" or path not in paths:  # only an HTTP request has a method
+        paths = {prefix + own for prefix in self._prefixes for own in self._paths}
+        limited = scope.get("method") == "POST" and (scope["path"] in paths or routed_path(scope) in paths)
+        if not limited:  # only an HTTP request has a method
             await self._app(scope, receive, send)
             return
-        received = 0
-        scope = {**scope, OWN_LIMIT: True}
+        received = Received()
+        scope = {**scope, OWN_LIMIT: received}
 
         async def bounded_receive() -> Message:
-            nonlocal received
             message = await receive()
-            if received > self._limit and "body" in message:
+            size = len(message.get("body", b""))
+            if received.size > self._limit and size:
                 message = {**message, "body": b""}
-            received += len(message.get("body", b""))
+            received.size += size
             return message
 
         await self._app(scope, bounded_receive, send)
@@ -149,6 +156,28 @@ def add_trace_ids(app_logger: logging.Logger) -> None:
 
 
 def below(scope: Scope, prefixes: Collection[str]) -> bool:
-    """Whether the request's path is one of *prefixes* or below it."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    """Whether the path of the request, as Quart reads it, is one of *prefixes* or below it."""
+    path = routed_path(scope)
     return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def routed_path(scope: Scope) -> str:
+    """The path that Quart matches with its routes: without the server's `root_path`, and with one leading slash.
+
+    Quart removes further leading slashes, so `//v1/streams` reaches the route `/v1/streams`. A path that does not begin
+    with `root_path` is none of Quart's.
+    """
+    return "/" + path_of(scope).removeprefix(scope.get("root_path", "")).lstrip("/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path in *scope*; `""` if it is invalid.
+
+    The target of a request can be a whole URL (RFC 9112, 3.2.2). Some servers pass it on as the path, and Quart parses
+    it with this function of Python's.
+    """
+    path: str = scope["path"]
+    try:
+        return path if path.startswith("/") else urlparse(path).path
+    except ValueError:
+        return ""

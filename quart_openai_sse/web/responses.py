@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
-from quart import Response, g, has_request_context
+from quart import Request, Response, g, has_request_context, request
 
 from quart_openai_sse.errors import OpenAISSEError, StreamTooLong
 from quart_openai_sse.formats import json_refusal
@@ -15,13 +16,15 @@ from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.running import StreamHandle
-from quart_openai_sse.web.bodies import swallow_body
+from quart_openai_sse.web.bodies import discard_body
 from quart_openai_sse.web.language import translator
 
 logger = logging.getLogger("quart_openai_sse")
 
 _WIRE = "quart_openai_sse_wire"
 """The name in `g` of the format that `refuse_in` was given."""
+
+_SILENCE = 0.5  # seconds after which a client that sends nothing is taken to wait for the response
 
 
 async def read_answer(relay: Relay, handle: StreamHandle) -> bytes:
@@ -81,11 +84,25 @@ def refuse_in(wire: Wire) -> None:
 
 
 async def respond_to_error(error: OpenAISSEError) -> Response:
-    """The response to an error that a view of the app raised, for `Quart.register_error_handler`."""
-    if has_request_context():  # a websocket has no body
-        # Unread data makes a server reset the connection, and a client that is still sending would get no response.
-        await swallow_body()
-    return error_response(error)
+    """The response to an error that a view of the app raised, for `Quart.register_error_handler`.
+
+    If the body is still arriving, it is discarded first: unread data makes a server reset the connection, and a client
+    that sends all of its body before it reads would get no response. A client that sends nothing more gets the response
+    at once, and the body is discarded after it.
+    """
+    response = error_response(error)
+    # A websocket has no body.
+    if has_request_context() and not await discard_body(request, silence=_SILENCE):
+        data = await response.get_data(as_text=False)
+        refused = request._get_current_object()
+        response.response = response.iterable_body_class(_before_the_end(data, refused))
+    return response
+
+
+async def _before_the_end(data: bytes, refused: Request) -> AsyncIterator[bytes]:
+    """The whole response. The server is told that it ends when the request has ended as well."""
+    yield data
+    await discard_body(refused)
 
 
 def error_response(error: OpenAISSEError) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from typing import Any, Literal
 
@@ -783,6 +784,49 @@ async def test_a_413_reaches_a_client_that_is_still_sending(
         headers={"Content-Type": "application/json"},
     )
     assert response.status_code == 413
+
+
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of the next response of a connection."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length
+    return int(head.split()[1]), json.loads(await reader.readexactly(int(length[1])))
+
+
+@pytest.mark.parametrize("sent", [b"", b"{"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/own"])
+@pytest.mark.parametrize(("token", "status"), [("token-ann", 413), ("strange", 401)])
+async def test_a_body_that_is_too_large_by_its_length_is_refused_before_it_arrives(
+    create_app: CreateApp,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    status: int,
+    path: str,
+    sent: bytes,
+) -> None:
+    app, ai = create_app(ScriptedUpstream(), max_body=1000)
+    app.config["BODY_TIMEOUT"] = 1000
+    monkeypatch.setattr("quart_openai_sse.web.bodies._PATIENCE", 1000)  # for the body, after the response
+    monkeypatch.setattr("quart_openai_sse.web.responses._SILENCE", 0.05)
+
+    @app.post("/own")
+    async def own():
+        await ai.principal()
+        return await ai.body()
+
+    client = await serve(app)
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    async with asyncio.timeout(20):
+        for length in (1001, 10_000_000):
+            writer.write(f"{head}Content-Length: {length}\r\n\r\n".encode() + sent)
+            assert (await read_response(reader))[0] == status
+            writer.write(bytes(length - len(sent)))  # a client may send it all the same, and goes on
+    writer.write(f"{head}Content-Length: {10**15}\r\n\r\n".encode() + sent)
+    assert (await read_response(reader))[0] == status
+    writer.close()
 
 
 async def test_a_request_with_pictures_passes_by_default(create_app: CreateApp, serve: Serve) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import pytest
 from hypercorn.utils import is_asgi
 from quart import Quart, Response
@@ -19,7 +21,7 @@ from quart_openai_sse.protocol.trace_context import TraceIdFilter
 from quart_openai_sse.simulator import Simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk
 from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware
-from tests.conftest import QUESTION, CreateApp, Serve
+from tests.conftest import ANN, QUESTION, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -85,6 +87,69 @@ async def test_the_trace_id_goes_upstream_and_onto_every_record(
     assert {record.name for record in ours} == set(names)
     assert "in the model" in caplog.text
     assert {record.trace_id for record in ours} == {"trace-7"}
+
+
+def body_of(size: int) -> bytes:
+    """A request of *size* bytes."""
+    return json.dumps(BODY).encode().ljust(size)
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//v1/chat/completions",
+        "///v1/chat/completions",
+        "/%2Fv1/chat/completions",
+        "http://a/v1/chat/completions",
+        "http://a//v1/chat/completions",
+    ],
+)
+async def test_a_path_that_quart_reads_as_ours_passes_the_same_checks(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    app, _ = create_app(ScriptedUpstream("hello"), max_body=2000)
+    app.config["MAX_CONTENT_LENGTH"] = 1000  # the limit of other routes
+    client = await serve(app, headers=JSON)
+    target = {"target": target.encode()}
+    for size, headers, status in ((1500, ANN, 200), (2001, ANN, 413), (2001, {}, 401)):
+        response = await client.post("/", content=body_of(size), headers=headers, extensions=target)
+        assert response.status_code == status
+    while len(lines(caplog)) < 3:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path"),
+    [
+        ("/old", "/old/v1/chat/completions"),
+        ("/old", "/old//v1/chat/completions"),
+        ("/old", "/oldv1/chat/completions"),
+        ("/old/", "/old/v1/chat/completions"),
+        ("/v1", "/v1/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+    ],
+)
+async def test_below_a_path_of_the_servers_the_checks_are_the_same(
+    create_app: CreateApp, root_path: str, path: str
+) -> None:
+    app, _ = create_app(ScriptedUpstream("hello"), max_body=2000)
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+    transport = httpx.ASGITransport(app=app, root_path=root_path)
+    async with httpx.AsyncClient(transport=transport, base_url="http://a", headers={**ANN, **JSON}) as client:
+        assert (await client.post(path, content=body_of(1500))).status_code == 200
+        assert (await client.post(path, content=body_of(2001))).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "path", ["/V1/models", "/v1/models/", "/x/../v1/models", "/x/%2e%2e/v1/models", "/v1%00/models", "/v1;x/models"]
+)
+async def test_a_path_that_is_only_similar_is_a_404(create_app: CreateApp, serve: Serve, path: str) -> None:
+    client = await serve(create_app(ScriptedUpstream())[0])
+    assert (await client.get("/", extensions={"target": path.encode()})).status_code == 404
 
 
 async def test_one_line_per_response_of_ours(
