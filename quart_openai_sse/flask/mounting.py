@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -11,6 +12,7 @@ from quart import Quart
 from werkzeug.exceptions import ClientDisconnected
 
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.flask.applications import check_wsgi_app, warn_of_hidden_routes, warn_of_websocket
 from quart_openai_sse.web.middleware import ASGIApp, Message, Receive, Scope, Send, below, path_of
 
 if TYPE_CHECKING:
@@ -40,15 +42,19 @@ def mount(
     *prefix* is one path or several. Paths are not changed: the Quart app's own routes begin with the prefix. *threads*
     is how many requests the Flask app handles at the same time; streams use none of these threads. Headers whose names
     contain an underscore are not passed to the Flask app. The server's lifespan events go to the Quart app; websockets
-    outside the prefixes are refused with 403.
+    outside the prefixes are refused with 403, and a warning is logged for the first one. Another warning names the
+    routes that the Flask app has below the prefixes by now: they are not reached.
 
-    Raises `ConfigurationError` for an invalid *prefix* or *threads*.
+    Raises `ConfigurationError` for an invalid *prefix* or *threads*, and if *flask_app* is not a WSGI app: Connexion's
+    `FlaskApp` is an ASGI app since version 3.
     """
+    check_wsgi_app(flask_app)
     prefixes = {each.rstrip("/") for each in ([prefix] if isinstance(prefix, str) else prefix)}
     if not prefixes or not all(each.startswith("/") for each in prefixes):
         raise ConfigurationError('mount(): prefix must be one or more paths that begin with "/", such as "/v1".')
     if threads < 1:
         raise ConfigurationError("mount(): threads must be at least 1.")
+    warn_of_hidden_routes(flask_app, prefixes)
     from a2wsgi import WSGIMiddleware  # here, so that share_session works without the extra
 
     adapter = WSGIMiddleware(cast(Any, _AbortableApp(flask_app)), workers=threads)
@@ -62,12 +68,16 @@ class _Mounted:
         self._flask_app = flask_app
         self._quart_app = quart_app
         self._prefixes = prefixes
+        self._has_warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
         if scope["type"] == "lifespan" or below(scope, self._prefixes):
             await self._quart_app(scope, receive, send)
         elif scope["type"] == "websocket":
+            if not self._has_warned:
+                self._has_warned = True
+                warn_of_websocket(scope["path"])
             await receive()
             await send({"type": "websocket.close", "code": 1000})  # not accepted yet, so the server answers 403
         else:
@@ -257,6 +267,9 @@ class _AbortableApp:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if "CONTENT_LENGTH" not in environ:
             environ["wsgi.input_terminated"] = True  # or Werkzeug would not read a chunked body
+        # As on gunicorn with one worker. The adapter has sys.stdout, True, and no address on a unix socket.
+        environ |= {"wsgi.errors": sys.stderr, "wsgi.multiprocess": False}
+        environ.setdefault("REMOTE_ADDR", "")
         return _AbortableBody(self._app(environ, start_response), environ["asgi.scope"][_DISCONNECTED])
 
 
