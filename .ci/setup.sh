@@ -31,6 +31,7 @@ install_debian_packages() {
     [ -x /usr/sbin/nginx ] || packages+=(nginx)
     command -v node >/dev/null || packages+=(nodejs)
     command -v npm >/dev/null || packages+=(npm)
+    command -v redis-server >/dev/null || packages+=(redis-server)
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
     if ((${#packages[@]} == 0)) && find_browser; then echo "all there"; return; fi
     as_root apt-get -o Acquire::Retries=3 update

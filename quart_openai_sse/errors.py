@@ -360,6 +360,16 @@ class LogUnavailable(OpenAISSEError):
     user_message = "The server has a problem at the moment. Please try again in a few seconds."
 
 
+class LimitsUnavailable(OpenAISSEError):
+    """The storage that counts starts could not be reached. Nothing was started."""
+
+    status = 503
+    type = "server_is_overloaded"
+    code = "limits_unavailable"
+    retry_after = 2
+    user_message = "The server has a problem at the moment. Please try again in a few seconds."
+
+
 class ProducerLost(OpenAISSEError):
     """The process that produced the stream has ended, or could not reach the stream log for too long."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.simulator import Simulator, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, serve_app
 from tests.browser import ARGUMENTS, NewPage, NewSite, Site, listened_page, serve_example
-from tests.machine import chromium_path, nginx_path
+from tests.machine import chromium_path, nginx_path, redis_path
 
 TOKENS = {"token-ann": "ann", "token-bob": "bob"}
 ANN = {"Authorization": "Bearer token-ann"}
@@ -63,7 +64,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if named else (os.cpu_count() or 1) + 1
 
 
-PROGRAMS = {"chromium", "nginx", "start_process", "running_site"}
+PROGRAMS = {"chromium", "nginx", "redis_server", "start_process", "running_site"}
 """Fixtures that start a program, or name one to be started: a test that uses one is in CI's group."""
 
 
@@ -80,7 +81,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Says what was left out."""
     if config.option.markexpr == "not slow":
         terminalreporter.write_line(
-            "Not run: CI's group (`python -m pytest -m slow`), which needs Chromium, nginx, and Go with Gin's sources."
+            "Not run: CI's group (`python -m pytest -m slow`), which needs Chromium, nginx, Redis, Go, Gin's sources."
         )
 
 
@@ -140,6 +141,32 @@ def chromium() -> str:
 def nginx() -> str:
     """The path of nginx."""
     return nginx_path()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a Redis that is empty and stores nothing on disk."""
+    socket = tmp_path / "redis.sock"
+    command = [
+        redis_path(),
+        "--port",
+        "0",
+        "--unixsocket",
+        socket,
+        "--dir",
+        tmp_path,
+        "--save",
+        "",
+        "--daemonize",
+        "no",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert any(b"eady to accept connections" in line for line in process.stdout), "redis-server has ended"
+            yield socket
+        finally:
+            process.terminate()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

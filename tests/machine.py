@@ -24,6 +24,11 @@ def nginx_path() -> str:
     return _program("nginx", install="nginx")
 
 
+def redis_path() -> str:
+    """The path of Redis."""
+    return _program("redis-server", install="redis-server")
+
+
 def need_curl() -> None:
     """For the shell examples of the documentation."""
     _program("curl", install="curl")

@@ -35,7 +35,7 @@ OPTIONAL = {
     "a2wsgi",
     "quart_auth",
     "jwt",
-    "quart_rate_limiter",
+    "limits",
     "httpx2",
 }
 """Installed by extras: imported by the one module that needs it, or within the function that does."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import AuthUnavailable, OpenAISSEError
+from quart_openai_sse.functions import runs_on_loop
 from quart_openai_sse.logs.entries import Outcome
 from quart_openai_sse.observers import EventKind, Observer, StreamEvent, StreamRecord
 from quart_openai_sse.observers.log_line import log_stream
@@ -108,6 +109,11 @@ class Hooks:
                 calls.on_end.let_go_on(call, stream=end.id)
             else:
                 calls.on_end.log_failure(call, stream=end.id)
+
+    def closers(self) -> list[Callable[[], Awaitable[None]]]:
+        """The coroutine methods `aclose` of `prepare` hooks, which close connections of the running event loop."""
+        found: list[Any] = [getattr(hook, "aclose", None) for hook in self.prepare]
+        return [aclose for aclose in found if runs_on_loop(aclose)]
 
     def observe(self, kind: EventKind, record: StreamRecord, *, calls: HookCalls) -> None:
         """Writes the log line of an ended stream, and calls the observers. Nothing waits for them."""

@@ -295,13 +295,15 @@ class Relay:
             logger.warning("%d readers have not had their last event", len(self.readers))
 
     async def aclose(self) -> None:
-        """Ends the running streams, and closes the log and the upstream's connections."""
+        """Ends the running streams, and closes the log and the connections of the upstream and of hooks."""
         async with AsyncExitStack() as closing:
             closing.callback(self.memory.close)
             closing.push_async_callback(self._close_log)
             for upstream in (self._own_upstream, self._override):
                 if upstream is not None:
                     closing.push_async_callback(upstream.aclose)
+            for aclose in self.hooks.closers():
+                closing.push_async_callback(aclose)
             await self.drain(0)
             await self.streams.aclose()
             await self._background.wait(CLEAN_UP)

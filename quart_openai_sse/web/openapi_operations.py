@@ -12,6 +12,7 @@ from quart_openai_sse.errors import (
     InvalidLastEventID,
     InvalidRequest,
     KeyReused,
+    LimitsUnavailable,
     LogUnavailable,
     MemoryFull,
     ModelFailed,
@@ -71,7 +72,7 @@ _ALWAYS: Errors = (AuthenticationRequired, PermissionDenied, InvalidRequest, Aut
 _STARTED: Errors = (
     *(*_ALWAYS, OriginDenied, RequestTooSlow, RequestTooLarge, UnsupportedMediaType),
     *(ModelNotFound, KeyReused, TooManyStreams, TooManyStarts, TokensSpent, StreamExpired, Draining, StartAbandoned),
-    *(MemoryFull, LogUnavailable, TooManyReaders),
+    *(MemoryFull, LogUnavailable, LimitsUnavailable, TooManyReaders),
     *(HookTimeout, ModelFailed, StreamTooLong, StreamStopped, ServerShutdown, ProducerLost),
     *subclasses(ModelTimeout),
     *subclasses(UpstreamError),

@@ -1,9 +1,8 @@
-"""The limits of a principal: tokens in a window, streams at the same time, starts in a period."""
+"""The limits of a principal: tokens in a window, streams at the same time."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_openai_sse import StreamEnd
-from quart_openai_sse.limits.starts import limit_starts
 from quart_openai_sse.limits.tokens import TokenBudget
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
-from tests.conftest import ANN, BOB, QUESTION, CreateApp, Serve
+from tests.conftest import BOB, QUESTION, CreateApp, Serve
 
 BODY = {"model": "scripted", "messages": QUESTION, "stream": True}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -106,30 +104,3 @@ async def test_two_hundred_at_once_are_exactly_as_many_as_are_allowed(create_app
     starting = [asyncio.ensure_future(client.post("/v1/streams", json=BODY)) for _ in range(50)]
     assert [(await each).status_code for each in starting].count(201) == 5
     gate.set()
-
-
-async def test_starts_are_limited_by_principal_whatever_the_route(create_app: CreateApp, serve: Serve) -> None:
-    app, ai = create_app(ScriptedUpstream("hello"))
-    ai.prepare(limit_starts(3, timedelta(minutes=1)))
-    client = await serve(app)
-    paths = ["/v1/chat/completions", "/v1/streams", "/v1/chat/completions", "/v1/streams", "/v1/chat/completions"]
-    answers = [await client.post(path, json=BODY, headers=ANN) for path in paths]
-    assert [each.status_code for each in answers] == [200, 201, 200, 429, 429]
-    assert answers[3].json()["error"]["code"] == "too_many_starts"
-    assert 0 < int(answers[3].headers["Retry-After"]) <= 20
-    assert (await client.post("/v1/chat/completions", json=BODY, headers=BOB)).status_code == 200
-
-
-async def test_a_start_that_is_refused_keeps_no_place(create_app: CreateApp, serve: Serve) -> None:
-    app, ai = create_app(ScriptedUpstream("hello"), max_streams_per_principal=1)
-    ai.prepare(limit_starts(1, timedelta(hours=1)))
-    client = await serve(app)
-    answers = [await client.post("/v1/chat/completions", json=BODY) for _ in range(4)]
-    codes = [each.json()["error"]["code"] for each in answers[1:]]
-    assert codes == ["too_many_starts"] * 3
-
-
-@pytest.mark.parametrize(("count", "seconds"), [(0, 60), (-1, 60), (5, 0), (5, -1)])
-def test_limits_that_are_none_are_refused(count: int, seconds: float) -> None:
-    with pytest.raises(ValueError, match="limit_starts"):
-        limit_starts(count, timedelta(seconds=seconds))
