@@ -88,12 +88,13 @@ async def serve_site(listener: Listener, create: Create, drain_timeout: float) -
         site = create(f"http://{listener.address}", simulator)
 
         async def shutdown() -> None:
-            stop = asyncio.Event()
+            signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            await stop.wait()
+                asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+            told = await signals.get()
             # The server cuts its connections once this returns: so that no stream is cut silently, drain first.
-            await site.ai.drain(drain_timeout)
+            # Ctrl+C comes from a developer, who waits, and not from a service manager behind a proxy.
+            await site.ai.drain(drain_timeout, grace=None if told == signal.SIGTERM else 0)
             # For a client that reads nothing it would wait for ever.
             asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, listener.hang_up)
 

@@ -46,6 +46,7 @@ from quart_openai_sse.web.writes import CutOff
 
 _ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
 _LOGGED = f"{EXTENSION}.logged"
+_GRACE = 2.0  # seconds
 
 
 class QuartOpenAISSE(Registration):
@@ -224,14 +225,20 @@ class QuartOpenAISSE(Registration):
 
     # Lifecycle --------------------------------------------------------------------------------------------------
 
-    async def drain(self, timeout: float = 30, *, app: Quart | None = None) -> None:
-        """Refuses new streams, waits up to *timeout* seconds for running ones, and then ends the others as failed.
+    async def drain(self, timeout: float = 30, *, grace: float | None = None, app: Quart | None = None) -> None:
+        """Waits up to *timeout* seconds for running streams, and then ends the others as failed.
+
+        `/ready` is 503 from now on. During the first *grace* seconds new streams still start, since a proxy sends
+        requests until it has noticed; after them new streams are refused. *grace* is at most *timeout*, and by default
+        2 seconds, or half of a *timeout* below 4. It passes also if no stream runs; with 0, the drain of an idle app
+        ends at once.
 
         Await it in the server's shutdown trigger: after the trigger a server closes its connections.
         """
+        grace = min(_GRACE, timeout / 2) if grace is None else min(grace, timeout)
         apps = [app] if app is not None else list(self._apps)
         relays = [app_state(self.name, each).engines.current() for each in apps]
-        await asyncio.gather(*(relay.drain(timeout) for relay in relays if relay is not None))
+        await asyncio.gather(*(relay.drain(timeout, grace=grace) for relay in relays if relay is not None))
 
     @contextmanager
     def override(self, app: Quart, *, upstream: Upstream) -> Iterator[None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from functools import partial
 from hashlib import sha256
 from typing import Any, cast
@@ -66,7 +67,11 @@ class Relay:
         self.admission = Admission(config, self.memory)
         self._members = MemberRules(allowed=config.allowed_members, denied=config.denied_members)
         self.readers = Readers(config)
+        self.leaving = False
+        """Whether a drain has begun."""
         self.draining = False
+        """Whether new streams are refused: its grace is over."""
+        self._refusing = asyncio.Event()
         self._log_is_open = False
         self._create_upstream = create_upstream
         self._own_upstream: Upstreams | None = None
@@ -280,17 +285,24 @@ class Relay:
         """Whether new streams can be started."""
         try:
             await self.open()
-            return not self.draining and await self.log.ready()
+            return not self.leaving and await self.log.ready()
         except LogUnavailable:
             return False
 
-    async def drain(self, timeout: float) -> None:
-        """Starts no new streams, waits *timeout* seconds for the running ones, and ends the rest as failed.
+    async def drain(self, timeout: float, *, grace: float = 0) -> None:
+        """Waits *timeout* seconds for the running streams, and ends the rest as failed.
 
-        Returns when every reader has had its last event, or did not take it in time.
+        It is not ready from now on; new streams are refused after *grace* of these seconds, or as soon as another
+        drain without a grace begins. Returns when every reader has had its last event, or did not take it in time.
         """
+        self.leaving = True
+        if grace > 0 and not self.draining:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._refusing.wait()
         self.draining = True
-        await self.streams.drain(timeout)
+        self._refusing.set()
+        await self.streams.drain(timeout - grace)
         if not await self.readers.wait_for_none(CLEAN_UP):
             logger.warning("%d readers have not had their last event", len(self.readers))
 

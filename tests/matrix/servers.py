@@ -81,7 +81,7 @@ async def begin(
     folder = site.work / f"{name}-{upstream_client}-{port}"
     folder.mkdir()
     for script in site.page.scripts:
-        code = site.page.script(script, port, below=below).replace("drain(20)", f"drain({drain})")
+        code = site.page.script(script, port, below=below).replace("drain(20", f"drain({drain}")
         if app == MOUNTED:  # as docs/how-to/beside-flask.md says
             code = code.replace("import ai, app\n", "import ai, app, streaming_app\n")
             code = code.replace("@app.before_serving", "@streaming_app.before_serving")

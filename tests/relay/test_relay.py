@@ -850,13 +850,62 @@ async def test_a_stream_that_is_being_stopped_stays_stopped_when_the_server_drai
     await draining
 
 
+@pytest.mark.parametrize("grace", [None, 600])
+async def test_a_drain_begins_with_a_grace_in_which_streams_still_start(
+    create_app: CreateApp, serve: Serve, grace: float | None
+) -> None:
+    gate = asyncio.Event()
+    app, ai = create_app(ScriptedUpstream([chunk("one"), gate.wait, finish()], "two"))
+    client = await serve(app)
+    url = (await client.post("/v1/streams", json=BODY)).json()["url"]
+    draining = asyncio.ensure_future(ai.drain(600, grace=grace, app=app))
+    while (ready := await client.get("/v1/ready")).status_code == 200:
+        await asyncio.sleep(0)
+    assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+    answer = await client.post("/v1/chat/completions", json=BODY)
+    assert (await read(answer.content)).text == "two"
+    gate.set()
+    assert (await read((await client.get(url)).content)).outcome == "completed"
+    await ai.drain(0, app=app)  # a second signal ends the grace
+    async with asyncio.timeout(5):
+        await draining
+    refused = await client.post("/v1/chat/completions", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+
+
+async def test_streams_of_the_grace_may_go_on_and_later_ones_are_refused(relays: Any) -> None:
+    gate = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("one"), gate.wait, finish()]))
+    draining = asyncio.ensure_future(relay.drain(600, grace=0.01))
+    await asyncio.sleep(0)
+    handle = await relay.start(BODY, principal=ME)
+    while not relay.draining:
+        await asyncio.sleep(0.001)
+    with pytest.raises(Draining):
+        await relay.start(BODY, principal=ME)
+    assert not draining.done()
+    gate.set()
+    assert (await ended(relay, handle)).outcome == "completed"
+    await draining
+
+
+@pytest.mark.parametrize("timeout", [0, 0.02])
+async def test_a_grace_is_no_longer_than_the_drain(create_app: CreateApp, serve: Serve, timeout: float) -> None:
+    app, ai = create_app(ScriptedUpstream())
+    client = await serve(app)
+    assert (await client.get("/v1/ready")).status_code == 200
+    async with asyncio.timeout(30):
+        await ai.drain(timeout, grace=600, app=app)
+    assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 503
+
+
 async def test_draining_refuses_new_streams_and_lets_running_ones_end(create_app: CreateApp, serve: Serve) -> None:
     gate = asyncio.Event()
     app, ai = create_app(ScriptedUpstream([chunk("one"), gate.wait, chunk(" two"), finish()]))
     client = await serve(app)
     started = (await client.post("/v1/streams", json=BODY)).json()
     reading = asyncio.ensure_future(client.get(started["url"]))
-    draining = asyncio.ensure_future(ai.drain(30, app=app))
+    draining = asyncio.ensure_future(ai.drain(30, grace=0, app=app))
     while (await client.get("/v1/ready")).status_code == 200:
         await asyncio.sleep(0)
     refused = await client.post("/v1/chat/completions", json=BODY)

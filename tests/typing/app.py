@@ -126,7 +126,7 @@ async def title() -> ResponseReturnValue:
 
 
 async def shut_down() -> None:
-    await ai.drain(timeout=10)
+    await ai.drain(timeout=10, grace=0.5)
 
 
 partners = ai.blueprint("partners", url_prefix="/partners", auth=bearer_tokens({"partner": "acme"}), routes={"chat"})
