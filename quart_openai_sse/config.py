@@ -275,16 +275,15 @@ class Config:
         return address is not None and f".{address.hostname}".endswith(".api.openai.com")
 
     def check(self, prefix: str = KEY_PREFIX) -> None:
-        """Raises `ConfigurationError` for an invalid configuration."""
+        """Raises `ConfigurationError` for an invalid configuration. A missing key is left to `check_key`."""
         for each in self.upstreams:
             self.of(each).check(f"{prefix}UPSTREAMS: ")
+            self.of(each).check_key(f"{prefix}UPSTREAMS: ")
         address = _address(self.base_url)
         if address is None:
             raise ConfigurationError(f"{prefix}BASE_URL must be an http or https address.")
         if "@" in address.netloc:
             raise ConfigurationError(f"{prefix}BASE_URL must not contain credentials; use {prefix}API_KEY.")
-        if not self.upstreams and not (self.api_key or self.api_keys) and self.asks_openai:
-            raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
         for name, values in self._sent().items():
             if not all(value.isascii() and value.isprintable() for value in values):
                 raise ConfigurationError(f"{prefix}{name.upper()} contains characters that a header can't carry.")
@@ -294,6 +293,15 @@ class Config:
             raise ConfigurationError(f'{prefix}URL_PREFIX must begin with "/" and must not end with "/".')
         if needed := _NEVER_DENIED.intersection(self.denied_members):
             raise ConfigurationError(f"{prefix}DENIED_MEMBERS must not contain {', '.join(sorted(needed))}.")
+
+    def check_key(self, prefix: str = KEY_PREFIX) -> None:
+        """Raises `ConfigurationError` if OpenAI's own API is to be asked without a key.
+
+        An app whose own models are all that it serves needs none. They are registered after `init_app`, so this is
+        checked when the server starts.
+        """
+        if not self.upstreams and not (self.api_key or self.api_keys) and self.asks_openai:
+            raise ConfigurationError(f"OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY.")
 
     def _sent(self) -> dict[str, tuple[str, ...]]:
         """The values that are sent upstream as headers, by their option."""

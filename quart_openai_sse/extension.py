@@ -95,7 +95,8 @@ class QuartOpenAISSE(Registration):
         If the app has a `request_class` of its own, set it before: it is replaced with a subclass that lets `max_body`
         be larger than Quart's `MAX_CONTENT_LENGTH`. With a class that is set later, Quart's limit holds as well.
 
-        Raises `ConfigurationError` for an invalid configuration, and `TypeError` if *app* is not a Quart app.
+        Raises `ConfigurationError` for an invalid configuration, and `TypeError` if *app* is not a Quart app. A missing
+        key for OpenAI is the same error when the server starts, unless the app has models of its own by then.
         """
         checks.check_app(app)
         self._hook()
@@ -104,7 +105,7 @@ class QuartOpenAISSE(Registration):
         if self.name in states:
             raise ConfigurationError(f"This app already has an instance named {self.name!r}: pass another name=.")
         engines = Engines(partial(self._create_relay, app, config))
-        states[self.name] = state = AppState(config, self._config_prefix, self._factories.create_upstreams, engines)
+        states[self.name] = state = AppState(config, self._config_prefix, self._factories, engines)
         self._apps.add(app)
         if self._routes:
             blueprint = self.blueprint(self.name, url_prefix=config.url_prefix, routes=self._routes)
@@ -113,6 +114,7 @@ class QuartOpenAISSE(Registration):
             app.extensions[CATALOGUES] = merged(self._translations)
         app.register_error_handler(OpenAISSEError, respond_to_error)
         app.before_request(remember_request_task)
+        app.before_serving(partial(self._check_key, state))
         app.before_serving(engines.open)
         app.after_serving(engines.aclose)
         _wrap(app, CutOff)
@@ -262,6 +264,11 @@ class QuartOpenAISSE(Registration):
                 "To let everybody in, write auth=allow_anonymous()."
             )
         return self._auth
+
+    async def _check_key(self, state: AppState) -> None:
+        """Keeps the server from starting if a key is missing without which no request can be answered."""
+        if not self.hooks.app_models and not state.engines.overridden:
+            state.factories.check_key(state.config, state.config_prefix)
 
     def _create_relay(self, app: Quart, config: Config) -> Relay:
         return Relay(

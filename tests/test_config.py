@@ -337,8 +337,11 @@ def test_openai_needs_a_key() -> None:
     for base_url in (OPENAI_BASE_URL, "https://API.OpenAI.com/v1"):
         for app_config in ({}, {"OPENAI_SSE_API_KEY": ""}, {"OPENAI_SSE_API_KEY": None}):
             with pytest.raises(ConfigurationError, match=r"set OPENAI_SSE_API_KEY or OPENAI_API_KEY\.$"):
-                load(app_config, base_url=base_url, environ={"OPENAI_API_KEY": ""})
+                load(app_config, base_url=base_url, environ={"OPENAI_API_KEY": ""}).check_key()
     assert load(base_url="https://api.example/v1").api_key is None
+    load(base_url="https://api.example/v1").check_key()
+    with pytest.raises(ConfigurationError, match=r"^OpenAI needs a key: set OPENAI_SSE_UPSTREAMS: API_KEY"):
+        load(upstreams=[{"base_url": OPENAI_BASE_URL}])
 
 
 def test_the_environment_is_the_last_place_to_look() -> None:

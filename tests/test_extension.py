@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from quart import Quart, request
 
 from quart_openai_sse import Config, Event, Principal, QuartOpenAISSE, allow_anonymous, bearer_tokens, session_user
 from quart_openai_sse.errors import ConfigurationError, InvalidRequest
+from quart_openai_sse.producers.chat import Chat
 from quart_openai_sse.simulator import Simulator, answer, serve_simulator
 from quart_openai_sse.testing import ScriptedUpstream, chunk, finish, read
 from tests.conftest import ANN, BOB, QUESTION, TOKENS, CreateApp, Serve
@@ -383,9 +386,46 @@ async def test_stopping_the_server_ends_what_runs(create_app: CreateApp) -> None
 # Configuration ------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_key_for_openai_is_an_error_at_init_app() -> None:
-    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
-        QuartOpenAISSE(Quart("x"), auth=session_user())
+@pytest.mark.parametrize("prefix", ["OPENAI_SSE_", "CHAT_"])
+async def test_a_missing_key_for_openai_keeps_the_server_from_starting(prefix: str) -> None:
+    app = Quart("x")
+    QuartOpenAISSE(app, auth=session_user(), config_prefix=prefix)
+    with pytest.raises(ConfigurationError, match=rf"^OpenAI needs a key: set {prefix}API_KEY or OPENAI_API_KEY\.$"):
+        await app.startup()
+
+
+async def test_an_app_whose_models_are_its_own_needs_no_key(serve: Serve) -> None:
+    app = Quart("x")
+    ai = QuartOpenAISSE(app, auth=bearer_tokens(TOKENS))
+
+    @ai.model("own")
+    async def own(chat: Chat) -> AsyncIterator[str]:
+        yield "Hello."
+
+    client = await serve(app)
+    answer = await client.post("/v1/chat/completions", json={**STREAM, "model": "own"})
+    assert (await read(answer.content)).text == "Hello."
+    models = (await client.get("/v1/models")).json()["data"]
+    assert [each["id"] for each in models] == ["own"]
+    for answer in (
+        await client.post("/v1/chat/completions", json={**BODY, "model": "gpt-5-mini"}),
+        await client.get("/v1/models/gpt-5-mini"),
+    ):
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (502, "upstream_credentials")
+        assert error["message"] == "OpenAI needs a key: set the option api_key, or OPENAI_API_KEY."
+        assert "operator" in error["user_message"]
+
+
+@pytest.mark.parametrize("kind", ["an upstream of the app's", "an override"])
+async def test_an_app_that_never_asks_openai_needs_no_key(serve: Serve, kind: str) -> None:
+    app, upstream = Quart("x"), ScriptedUpstream("Hello.")
+    own = {"upstream": lambda _: upstream} if kind == "an upstream of the app's" else {}
+    ai = QuartOpenAISSE(app, auth=bearer_tokens(TOKENS), **own)
+    with nullcontext() if own else ai.override(app, upstream=upstream):
+        client = await serve(app)
+        answer = await client.post("/v1/chat/completions", json={**STREAM, "model": "any"})
+    assert (await read(answer.content)).text == "Hello."
 
 
 def test_an_unknown_key_is_an_error_at_init_app() -> None:

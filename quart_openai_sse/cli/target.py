@@ -210,7 +210,10 @@ def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]
     if options:
         config = replace(config, **options)
         config.check()
+        config.check_key()
         create = partial(OpenAIUpstream, config)
+    else:
+        state.factories.check_key(config, state.config_prefix)
     return Target(
         config=config,
         create=create,
@@ -225,13 +228,14 @@ def _of_state(app: Quart, name: str, state: AppState, options: Mapping[str, Any]
 
 def _the_apps_own(state: AppState) -> Upstream:
     """The app's upstream; if there is only one, it is asked without retries, so that its first error is shown."""
-    upstreams = state.create_upstreams(state.config)
+    upstreams = state.factories.create_upstreams(state.config)
     return upstreams.candidates[0].upstream if len(upstreams.candidates) == 1 else upstreams
 
 
 def _of_environment(options: Mapping[str, str]) -> Target:
     settings = {name: _parsed(value) for name, value in os.environ.items() if name.startswith(PREFIX)}
     config = Config.load(options, settings=settings, prefix=PREFIX, environ=os.environ)
+    config.check_key(PREFIX)
     address = "--base-url" if "base_url" in options else _variable("BASE_URL") or "the default"
     return Target(
         config=config,

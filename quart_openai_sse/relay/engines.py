@@ -52,6 +52,11 @@ class Engines:
             await relay.aclose()  # which refuses new streams meanwhile
             del self._relays[asyncio.get_running_loop()]
 
+    @property
+    def overridden(self) -> bool:
+        """Whether the engines ask another upstream than their own."""
+        return self._override is not None
+
     @contextmanager
     def override(self, upstream: Upstream) -> Iterator[None]:
         """Within the block every engine asks *upstream*. An engine's own is created only when it is needed."""

@@ -120,6 +120,8 @@ class OpenAIUpstream:
         """Sends a request, and returns what *use* returns for the answer."""
         key = self._keys[0] or self._config.api_key
         key = await key(principal) if callable(key) else key
+        if not key and self.is_openai:
+            raise UpstreamCredentials("OpenAI needs a key: set the option api_key, or OPENAI_API_KEY.")
         if key and not (key.isascii() and key.isprintable()):
             raise UpstreamCredentials("The upstream's key holds characters that no header can carry.")
         answered = False

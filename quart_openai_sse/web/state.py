@@ -40,6 +40,11 @@ class Factories:
             return Upstreams.around(self.upstream(config), config)
         return Upstreams.from_config(config, client=None if self.client is None else self.client(config))
 
+    def check_key(self, config: Config, prefix: str) -> None:
+        """Raises `ConfigurationError` if the upstream that *config* describes needs a key and has none."""
+        if self.upstream is None:
+            config.check_key(prefix)
+
     def create_log(self, config: Config) -> StreamLog:
         """The app's own stream log, or one in memory."""
         return MemoryLog.from_config(config) if self.log is None else self.log(config)
@@ -51,7 +56,7 @@ class AppState:
 
     config: Config
     config_prefix: str
-    create_upstreams: Callable[[Config], Upstreams]
+    factories: Factories
     engines: Engines
     prefixes: set[str] = field(default_factory=set)
     """The prefixes of its routes."""
