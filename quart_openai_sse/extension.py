@@ -29,7 +29,7 @@ from quart_openai_sse.web.bodies import read_json, with_own_limit
 from quart_openai_sse.web.event_stream import remember_request_task
 from quart_openai_sse.web.in_process import InProcessTransport
 from quart_openai_sse.web.language import CATALOGUES, Catalogues, merged
-from quart_openai_sse.web.middleware import BodyLimit, StreamLoggingMiddleware, add_trace_ids
+from quart_openai_sse.web.middleware import BodyLimit, LeftClients, StreamLoggingMiddleware, add_trace_ids
 from quart_openai_sse.web.registration import Registration
 from quart_openai_sse.web.responses import read_message, respond_to_error
 from quart_openai_sse.web.state import (
@@ -124,6 +124,8 @@ class QuartOpenAISSE(Registration):
             app.extensions[_LOGGED] = True
             _wrap(app, StreamLoggingMiddleware, prefixes=app_prefixes(app))
             add_trace_ids(app.logger)
+        if not config.log_responses:
+            _wrap(app, LeftClients)
 
     def blueprint(
         self,

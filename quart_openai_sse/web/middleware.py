@@ -1,11 +1,13 @@
-"""ASGI middleware around the whole app: trace ids, one log line for each response, and the limit of bodies."""
+"""ASGI middleware around the whole app: trace ids, log lines of responses, clients that left, and limits of bodies."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
+from contextlib import suppress
+from typing import Any, cast
 from urllib.parse import quote, urlparse
 
 from quart_openai_sse.protocol.trace_context import TraceIdFilter, reset_trace_id, set_trace_id, trace_id_from
@@ -18,6 +20,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OWN_LIMIT = "quart_openai_sse.own_limit"
 """The key in the scope of a request whose body is not limited by Quart. The value is `Received`."""
+
+_CLOSED = {"ClosedResourceError", "BrokenResourceError"}  # anyio's
+_MOMENT = 0.1  # seconds in which a server says that the client has left
 
 logger = logging.getLogger("quart_openai_sse.response")
 
@@ -39,6 +44,9 @@ class StreamLoggingMiddleware:
         response = _LoggedResponse(send, trace_id)
         try:
             await self._app(scope, receive, response.send)
+        except Exception as error:
+            if not await _has_left(error, response.failure, receive):
+                raise
         finally:
             if response.streams or below(scope, self._prefixes):
                 response.log(scope)
@@ -62,6 +70,8 @@ class _LoggedResponse:
         self._first_byte: float | None = None
         self._complete = False
         self.streams = False
+        self.failure: Exception | None = None
+        """What the server's `send` has raised."""
 
     async def send(self, message: Message) -> None:
         """Notes what the log line needs of *message*, and passes it on."""
@@ -73,7 +83,11 @@ class _LoggedResponse:
             self._bytes += len(body)
             if self._first_byte is None:
                 self._first_byte = time.monotonic() - self._began
-        await self._send(message)
+        try:
+            await self._send(message)
+        except Exception as error:
+            self.failure = error
+            raise
         if message["type"] == "http.response.body":
             self._complete = not message.get("more_body")
 
@@ -111,6 +125,66 @@ class Received:
 
     size = 0
     """Bytes, with those that were discarded."""
+
+
+class LeftClients:
+    """Ends the app's call without an error if `send` raises because the client has left, for apps that log no line.
+
+    Servers log a traceback of what an app raises, and `StreamLoggingMiddleware` does the same as this.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        failure: Exception | None = None
+
+        async def watched_send(message: Message) -> None:
+            nonlocal failure
+            try:
+                await send(message)
+            except Exception as error:
+                failure = error
+                raise
+
+        try:
+            await self._app(scope, receive, watched_send if scope["type"] == "http" else send)
+        except Exception as error:
+            if not await _has_left(error, failure, receive):
+                raise
+
+
+async def _has_left(error: Exception, failure: Exception | None, receive: Receive) -> bool:
+    """Whether *error*, which the app has raised, says no more than that the client has left. *failure*: of `send`.
+
+    Some failures say so. For others the server is asked. uvicorn with httptools does not say it of a client that has
+    sent a further request on the connection; with uvloop, its `send` then raises that "the handler is closed".
+    """
+    # Quart 0.23 raises its own error in place of an OSError of `send`, and if it has heard that the client has left.
+    if any(each is not failure and type(each).__name__ != "ClientDisconnectedError" for each in _parts(error)):
+        return False
+    if failure is None:
+        return True
+    if isinstance(failure, ConnectionError) or type(failure).__name__ in _CLOSED:
+        return True
+    if isinstance(failure, RuntimeError) and str(failure).endswith("the handler is closed"):
+        return True
+    with suppress(Exception):
+        async with asyncio.timeout(_MOMENT):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return True
+    return False
+
+
+def _parts(error: Exception) -> Iterator[Exception]:
+    """The exceptions of a group (Quart 0.23 raises one), or *error* itself."""
+    if isinstance(error, ExceptionGroup):
+        for each in cast("ExceptionGroup[Exception]", error).exceptions:
+            yield from _parts(each)
+    else:
+        yield error
 
 
 class BodyLimit:
