@@ -114,7 +114,7 @@ class QuartOpenAISSE(Registration):
             app.extensions[CATALOGUES] = merged(self._translations)
         app.register_error_handler(OpenAISSEError, respond_to_error)
         app.before_request(remember_request_task)
-        app.before_serving(partial(self._check_key, state))
+        app.before_serving(partial(self._check_start, state))
         app.before_serving(engines.open)
         app.after_serving(engines.aclose)
         _wrap(app, CutOff)
@@ -267,8 +267,9 @@ class QuartOpenAISSE(Registration):
             )
         return self._auth
 
-    async def _check_key(self, state: AppState) -> None:
-        """Keeps the server from starting if a key is missing without which no request can be answered."""
+    async def _check_start(self, state: AppState) -> None:
+        """Keeps a server from starting that could not answer."""
+        checks.check_server()
         if not self.hooks.app_models and not state.engines.overridden:
             state.factories.check_key(state.config, state.config_prefix)
 

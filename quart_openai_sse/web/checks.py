@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection
 from functools import wraps
+from importlib.metadata import version
 from inspect import (
     CO_ITERABLE_COROUTINE,
     Parameter,
@@ -46,6 +48,19 @@ def check_app(app: object) -> None:
             "together with quart_openai_sse.flask.mount."
         )
     raise TypeError(f"QuartOpenAISSE needs a Quart app, not {_kind(app)}.")
+
+
+def check_server() -> None:
+    """Raises `ConfigurationError` on a server that does not work with this version of Quart."""
+    # After a response Quart 0.23 waits for http.disconnect, which gunicorn 27 does not send: each request keeps two
+    # tasks, and a connection answers 16 requests and then none. gunicorn loads the module of its own worker only if
+    # that is chosen, and sets the variable in each process.
+    is_gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    if is_gunicorn and "gunicorn.workers.gasgi" in sys.modules and not version("quart").startswith("0.22."):
+        raise ConfigurationError(
+            "gunicorn's own ASGI worker does not work with Quart 0.23: a connection answers 16 requests and then none. "
+            "Take uvicorn's: pip install uvicorn-worker, and --worker-class uvicorn_worker.UvicornWorker."
+        )
 
 
 def check_auth(hook: Any) -> None:
