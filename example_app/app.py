@@ -15,6 +15,7 @@ from quart_auth import AuthUser, QuartAuth, Unauthorized, current_user, login_re
 from example_app.accounts import DEMO_ACCOUNTS, password_is_right
 from example_app.ai import conversation_routes, create_ai
 from example_app.conversations import ConversationNotFound, Conversations
+from example_app.logins import LoginTries, TooManyTries
 
 pages = Blueprint("pages", __name__)
 
@@ -41,7 +42,7 @@ def create_app(**settings: Any) -> Quart:
     conversations = Conversations(app.config["DATABASE"] or Path(app.instance_path, "chat.db"))
     ai = create_ai(app, conversations)
     app.register_blueprint(conversation_routes(ai, conversations))
-    app.extensions.update(ai=ai, conversations=conversations)
+    app.extensions.update(ai=ai, conversations=conversations, login_tries=LoginTries())
     app.after_serving(conversations.close)  # after the extension, which stores what it has to end
 
     app.register_error_handler(Unauthorized, _to_login)
@@ -84,9 +85,14 @@ async def login_page() -> str:
 async def login() -> ResponseReturnValue:
     """Logs in, or says that it did not work."""
     form = await request.form
-    name = form.get("username", "").strip().lower()
-    if not password_is_right(name, form.get("password", "")):
-        return await _login_page(error="This name and password do not go together."), 401
+    typed, password = form.get("username", "").strip(), form.get("password", "")
+    name, tries = typed.lower(), current_app.extensions["login_tries"]
+    try:
+        right = tries.check(name, request.remote_addr or "", is_right=lambda: password_is_right(name, password))
+    except TooManyTries as error:
+        return await _login_page(error=str(error), username=typed), 429, {"Retry-After": str(error.retry_after)}
+    if not right:
+        return await _login_page(error="This name and password do not go together.", username=typed), 401
     login_user(AuthUser(name))
     return redirect(url_for("pages.chat"), 303)
 
@@ -98,9 +104,9 @@ async def logout() -> ResponseReturnValue:
     return redirect(url_for("pages.login_page"), 303)
 
 
-async def _login_page(error: str = "") -> str:
+async def _login_page(**filled_in: str) -> str:
     name, password = next(iter(DEMO_ACCOUNTS.items()))
-    return await render_template("login.html", user=None, error=error, demo_user=name, demo_password=password)
+    return await render_template("login.html", user=None, demo_user=name, demo_password=password, **filled_in)
 
 
 async def _to_login(_: Exception) -> ResponseReturnValue:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from hypercorn.asyncio import serve
@@ -79,6 +80,17 @@ def log_to_stderr() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def _warning(listener: Listener) -> str:
+    """What to know about an address that others can reach, if answers cost money."""
+    named = [name for name in ("OPENAI_API_KEY", "QUART_OPENAI_SSE_API_KEY") if os.environ.get(name)]
+    if not named or ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        return ""
+    return (
+        f"Warning: other machines can reach {listener.address}. The passwords of this example are public: "
+        f"whoever logs in asks at the expense of {named[0]}. Leave --host out, or start it without the key.\n"
+    )
+
+
 async def serve_site(listener: Listener, create: Create, drain_timeout: float) -> None:
     """Serves until SIGTERM or SIGINT; then lets running answers end, and tells the rest of the shutdown."""
     async with AsyncExitStack() as stack:
@@ -98,6 +110,7 @@ async def serve_site(listener: Listener, create: Create, drain_timeout: float) -
             # For a client that reads nothing it would wait for ever.
             asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, listener.hang_up)
 
+        sys.stderr.write("" if simulator else _warning(listener))
         sys.stdout.write(f"{site.welcome}\n")
         if simulator:
             sys.stdout.write("No OPENAI_API_KEY: answers come from the built-in simulator.\n")

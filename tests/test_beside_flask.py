@@ -327,13 +327,26 @@ async def test_a_question_that_is_refused_is_not_stored(start_process: Start) ->
     async with client_of(address) as client:
         await log_in(client)
         url = (await client.post("/ask", json={"content": QUESTION})).json()["url"]
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # which has no grace
         while (await client.get("/v1/ready")).status_code == 200:
             await asyncio.sleep(0.01)
         assert (await client.post("/ask", json={"content": "And the sun?"})).status_code == 503
         assert shown(await client.get("/")) == [("user", QUESTION)]
         assert (await client.delete(url)).status_code == 204
     assert await process.wait() == 0
+
+
+async def test_a_wrong_password_keeps_the_name_and_only_ten_are_looked_at(serve: Start) -> None:
+    form = {"username": " Ada ", "password": "hopper"}
+    async with client_of(await serve()) as client:
+        pages = [await client.post("/login", data=form) for _ in range(11)]
+        assert [page.status_code for page in pages] == [401] * 10 + [429]
+        assert all(re.search(r'<input id="username"[^>]* value="Ada"', page.text) for page in pages)
+        assert "Too many wrong passwords." in pages[-1].text
+        assert 0 < int(pages[-1].headers["Retry-After"]) <= 300
+        right = await client.post("/login", data={"username": "ada", "password": "lovelace"})
+        assert right.status_code == 429
+        await log_in(client, "grace", "hopper")
 
 
 async def test_the_old_pages_hold_no_script_but_files_and_a_policy_says_so(serve: Start) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +26,7 @@ from openai import AsyncOpenAI
 from example_app import create_app
 from example_app.__main__ import main
 from example_app.handbook import HANDBOOK
+from example_app.logins import LoginTries, TooManyTries
 from quart_openai_sse.simulator import answer, serve_simulator
 from quart_openai_sse.testing import ReadStream, read, serve_app
 
@@ -173,6 +175,49 @@ async def test_a_wrong_password_is_refused_with_a_sentence(serve: Start) -> None
         assert "This name and password do not go together." in refused.text
         assert "set-cookie" not in refused.headers
     assert (await client.get("/")).headers["location"] == "/login"
+
+
+async def test_a_wrong_password_keeps_the_name(serve: Start) -> None:
+    client = await (await serve()).client()
+    page = (await client.get("/login")).text
+    assert re.search(r'<input id="username"[^>]* autofocus', page)
+    page = (await client.post("/login", data={"username": ' Ada "<b>', "password": "hopper"})).text
+    assert 'value="Ada &#34;&lt;b&gt;"' in page
+    assert re.search(r'<input id="password"[^>]* autofocus', page)
+    assert "hopper" not in page
+
+
+async def test_after_ten_wrong_passwords_the_right_one_is_not_looked_at(serve: Start) -> None:
+    client = await (await serve()).client()
+    wrong = [await client.post("/login", data={"username": "Ada", "password": "hopper"}) for _ in range(10)]
+    assert {each.status_code for each in wrong} == {401}
+    refused = await client.post("/login", data={"username": "ada", "password": "lovelace"})
+    assert (refused.status_code, "set-cookie" in refused.headers) == (429, False)
+    assert "Too many wrong passwords. Please try again in" in refused.text
+    assert 'value="ada"' in refused.text
+    assert 0 < int(refused.headers["Retry-After"]) <= 300
+    other = await client.post("/login", data={"username": "grace", "password": "hopper"})
+    assert (other.status_code, other.headers["location"]) == (303, "/")
+
+
+async def test_who_tries_many_names_from_one_address_is_refused_too(serve: Start) -> None:
+    client = await (await serve()).client()
+    tries = [client.post("/login", data={"username": f"user{number}", "password": "x"}) for number in range(60)]
+    statuses = [each.status_code for each in await asyncio.gather(*tries)]
+    assert (statuses.count(401), statuses.count(429)) == (50, 10)
+
+
+def test_right_passwords_are_not_counted_and_the_count_is_over_after_five_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries, now = LoginTries(), time.time()
+    assert all(tries.check("ada", "::1", is_right=lambda: True) for _ in range(60))
+    assert not any(tries.check("ada", "::1", is_right=lambda: False) for _ in range(10))
+    with pytest.raises(TooManyTries, match="in 5 minutes") as refused:
+        tries.check("ada", "::1", is_right=lambda: True)
+    assert 290 < refused.value.retry_after <= 300
+    monkeypatch.setattr(time, "time", lambda: now + 301)
+    assert tries.check("ada", "::1", is_right=lambda: True)
 
 
 async def test_the_pages_hold_no_script_but_files_and_a_policy_says_so(serve: Start) -> None:
@@ -552,6 +597,34 @@ def test_the_help_says_what_it_honours(run_here: Callable[..., Ended]) -> None:
     assert [name for name in names if name not in output] == []
 
 
+@pytest.mark.parametrize(
+    ("host", "environ", "warned"),
+    [
+        ("0.0.0.0", {"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, True),
+        ("0.0.0.0", {"QUART_OPENAI_SSE_API_KEY": "sk-x", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, True),
+        ("0.0.0.0", {}, False),
+        ("0.0.0.0", {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, False),
+        ("localhost", {"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}, False),
+    ],
+    ids=["OpenAI's key", "the extension's key", "the simulator", "no key", "this machine only"],
+)
+@pytest.mark.slow
+async def test_an_address_that_others_reach_with_a_key_is_warned_of(
+    tmp_path: Path, host: str, environ: dict[str, str], warned: bool
+) -> None:
+    environ = {"EXAMPLE_DATABASE": str(tmp_path / "chat.db"), **environ}
+    async with run("--host", host, "--port", "0", **environ) as process:
+        assert "Chat: http://" in await _line(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    told = [line for line in errors.decode().splitlines() if line.startswith("Warning: ")]
+    assert len(told) == warned
+    for line in told:
+        assert re.match(r"Warning: other machines can reach 0\.0\.0\.0:\d+\. ", line)
+        assert next(name for name in environ if name.endswith("API_KEY")) in line
+        assert "sk-x" not in line
+
+
 def test_a_taken_port_is_said_in_a_sentence(run_here: Callable[..., Ended]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -638,16 +711,23 @@ async def test_an_idle_server_ends_quietly_though_pages_are_open(start_process: 
     assert "EXAMPLE_TOKEN" not in example.welcome
 
 
-async def test_a_server_that_drains_starts_nothing_new(start_process: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_a_server_that_drains_starts_nothing_new_once_its_grace_is_over(
+    start_process: Start, number: signal.Signals
+) -> None:
     example = await start_process("--drain-timeout", "20", **TOKEN)
     client = await example.client(headers=BEARER)
     body = {"model": "sim-long", "messages": [{"role": "user", "content": QUESTION}]}
     started = (await client.post("/v1/streams", json=body)).json()
-    example.process.terminate()
+    example.process.send_signal(number)
     while (await client.get("/v1/ready")).status_code == 200:
         pass
-    refused = await client.post("/v1/streams", json=body)
-    assert (refused.status_code, error_of(refused)["code"]) == (503, "draining")
+    asked = {**body, "model": "sim-fast"}
+    answers = [await client.post("/v1/chat/completions", json=asked)]
+    while answers[-1].status_code == 200:
+        answers.append(await client.post("/v1/chat/completions", json=asked))
+    assert (answers[-1].status_code, error_of(answers[-1])["code"]) == (503, "draining")
+    assert (len(answers) > 1) == (number == signal.SIGTERM)  # which a load balancer may notice later
     assert (await client.delete(started["url"])).status_code == 204
     assert (await example.ended())[0] == 0
 

@@ -13,6 +13,7 @@ from flask_login import LoginManager  # type: ignore[import-untyped]
 from example_app.accounts import DEMO_ACCOUNTS
 from example_app.flask_app.models import User, db
 from example_app.flask_app.views import pages
+from example_app.logins import LoginTries
 
 
 def create_app(**settings: Any) -> Flask:
@@ -33,6 +34,7 @@ def create_app(**settings: Any) -> Flask:
     login_manager.login_message = ""
     login_manager.user_loader(lambda user_id: db.session.get(User, int(user_id)))
     app.register_blueprint(pages)
+    app.extensions["login_tries"] = LoginTries()
     app.after_request(_secure)
     if app.config["CREATE_TABLES"]:
         with app.app_context():

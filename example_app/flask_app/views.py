@@ -12,6 +12,7 @@ from flask_login import current_user, login_required, login_user, logout_user  #
 
 from example_app.accounts import DEMO_ACCOUNTS
 from example_app.flask_app.models import User
+from example_app.logins import TooManyTries
 
 pages = Blueprint("pages", __name__)
 
@@ -66,8 +67,19 @@ def login() -> ResponseReturnValue:
     hint: dict[str, Any] = dict(zip(("demo_user", "demo_password"), next(iter(DEMO_ACCOUNTS.items())), strict=True))
     if request.method == "GET":
         return render_template("old/login.html", **hint)
-    user = User.named(request.form.get("username", "").strip().lower())
-    if user is None or not user.has_password(request.form.get("password", "")) or not login_user(user):
+    hint["username"] = request.form.get("username", "").strip()
+    name, tries = hint["username"].lower(), current_app.extensions["login_tries"]
+    user = User.named(name)
+
+    def is_right() -> bool:
+        return user is not None and user.has_password(request.form.get("password", ""))
+
+    try:
+        right = tries.check(name, request.remote_addr or "", is_right=is_right)
+    except TooManyTries as error:
+        page = render_template("old/login.html", error=str(error), **hint)
+        return page, 429, {"Retry-After": str(error.retry_after)}
+    if not right or not login_user(user):
         return render_template("old/login.html", error="This name and password do not go together.", **hint), 401
     return redirect(url_for("pages.chat"), 303)
 

@@ -1,0 +1,50 @@
+"""How many wrong passwords may be tried, for one name and from one address."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from threading import Lock
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+PER_NAME = RateLimitItemPerMinute(10, 5)  # in 5 minutes, whoever tries
+PER_ADDRESS = RateLimitItemPerMinute(50, 5)  # whatever names are tried
+
+
+class TooManyTries(Exception):
+    """The password was not looked at: there were too many wrong ones before it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        """In seconds."""
+        minutes = math.ceil(self.retry_after / 60)
+        wait = "a minute" if minutes == 1 else f"{minutes} minutes"
+        super().__init__(f"Too many wrong passwords. Please try again in {wait}.")
+
+
+class LoginTries:
+    """The wrong passwords of the last minutes, in the memory of this process."""
+
+    def __init__(self) -> None:
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._lock = Lock()
+
+    def check(self, name: str, address: str, *, is_right: Callable[[], bool]) -> bool:
+        """Whether the password for *name* *is_right*; if not, it is counted. Raises `TooManyTries`.
+
+        *address* is the client's. Behind a proxy, the server must be told to believe the proxy's headers.
+        """
+        counts = ((PER_NAME, "name", name[:100]), (PER_ADDRESS, "address", address))
+        with self._lock:  # tries at the same time count like those one after the other
+            for limit, *key in counts:
+                if not self._limiter.test(limit, *key):
+                    raise TooManyTries(self._limiter.get_window_stats(limit, *key).reset_time - time.time())
+            if is_right():
+                return True
+            for limit, *key in counts:
+                self._limiter.hit(limit, *key)
+        return False
