@@ -61,7 +61,8 @@ class Registration:
         """Registers a function `(body, principal)` that may return another body, or refuse the request by raising.
 
         A coroutine function runs on the event loop, any other function in a thread, with the request's context. After
-        `prepare_timeout` seconds the request is refused with `HookTimeout` (503).
+        `prepare_timeout` seconds the request is refused with `HookTimeout` (503). If it is an object with a coroutine
+        method `aclose`, that is awaited when the server ends, on each event loop.
         """
         checks.check_hook("prepare", function)
         self.hooks.prepare.append(cast(Prepare, function))
