@@ -36,7 +36,7 @@ def limit_starts(
     A principal can start up to *count* streams in any *period*, which is a whole number of seconds. *storage* is where
     they are counted: `"memory://"` in this process; for several processes the URI of another storage of the `limits`
     library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object of `limits.aio.storage`, which the app
-    closes. In a storage that is not this process's memory, hooks with the same *count*, *period* and *name* share counts.
+    closes. In a storage other than memory, hooks with the same *count*, *period* and *name* share a count.
 
     Raises `ValueError` for a *count* below 1, a *period* that is no such number or less than 1, and a *storage* that
     cannot be used. The hook raises `TooManyStarts`, with the seconds to wait as `retry_after`, and `LimitsUnavailable`
