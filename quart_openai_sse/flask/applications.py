@@ -1,4 +1,4 @@
-"""What `mount` says of the WSGI app that it is given: that it is none, and which routes of it are not reached."""
+"""Checks of the WSGI app that `mount` is given, and warnings of what `mount` cannot serve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ _NAMED = 5
 
 _DEEPEST = 20
 """How many wrappers around a Flask app are opened."""
-
 
 _WRAPPED = ("app", "application", "_app", "__self__", "__wrapped__", "func")
 """The attributes in which middleware, a bound method and a decorated function have the app that they call."""

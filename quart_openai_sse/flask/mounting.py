@@ -245,7 +245,7 @@ class _Response:
 
 
 def _wsgi_scope(scope: Scope) -> Scope:
-    """The scope without headers whose names contain an underscore, with all cookies in one header, and with the path.
+    """The scope without headers whose names contain an underscore, with all cookies in one header and a plain path.
 
     WSGI cannot distinguish `X_Forwarded_For`, which any client can send, from `X-Forwarded-For`, which the proxy sets.
     HTTP/2 clients may send cookies in several headers (RFC 9113, 8.2.3).
