@@ -10,7 +10,7 @@ from httptools import HttpParserError, HttpParserUpgrade
 
 from quart_openai_sse.flow import MORE, Flow
 from quart_openai_sse.transport.carrier import Carrier
-from quart_openai_sse.transport.heads import create_parser, find_end, with_one_length
+from quart_openai_sse.transport.heads import create_parser, find_end, is_irregular, regular
 
 Feed = Callable[[bytes], Flow]
 """Takes bytes of the body, and returns whether it wants more now."""
@@ -44,7 +44,7 @@ class Exchange:
         self._parser = create_parser(self)
         self._any_received = self._keep = self._until_close = self._ended = False
         self._head = bytearray()  # what has arrived of an unfinished head
-        self._ambiguous = False  # whether the head gave the body's length more than once
+        self._irregular = False  # whether the head was not one that a strict parser accepts
         self._over = False  # whether the response is complete, or has failed
         self._overhead = 0
         self._error: Exception | None = None
@@ -225,16 +225,16 @@ class Exchange:
             self.notify()
 
     def _misread(self, reason: str, response: bytes) -> None:
-        """Parses *response* again if all that is wrong with its head is that it gives one length more than once."""
-        if not self.status and not self._ambiguous and "Content-Length" in reason:
+        """Parses *response* again if all that is wrong with its head is what `regular` removes."""
+        if not self.status and not self._irregular and is_irregular(reason):
             if find_end(response) < 0:
                 return  # until the rest of the head has arrived
-            if (clear := with_one_length(response)) is not None:
-                self._ambiguous = True
+            if (cleared := regular(response)) is not None:
+                self._irregular = True
                 self.headers, self.reason = [], b""
                 self._parser = create_parser(self)
                 try:
-                    self._parser.feed_data(clear)
+                    self._parser.feed_data(cleared)
                     return
                 except (HttpParserError, HttpParserUpgrade) as error:
                     reason = str(error.__context__ or error)
@@ -282,7 +282,7 @@ class Exchange:
         elif status not in (204, 304):
             self._until_close = not codings and not any(name.lower() == b"content-length" for name, _ in self.headers)
         # RFC 9112, 6.1 and 6.3. What another reader of the head would take for the body's end may be on the connection.
-        self._keep = parser.should_keep_alive() and not (self._ambiguous or (codings and version == "1.0"))
+        self._keep = parser.should_keep_alive() and not (self._irregular or (codings and version == "1.0"))
         self.status, self.version = status, f"HTTP/{version}".encode()
 
     def on_message_complete(self) -> None:

@@ -1,4 +1,4 @@
-"""How strictly responses are parsed, and heads that give the length of their body more than once."""
+"""How strictly responses are parsed, and heads that the standard lets a client read although they are irregular."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ _LENGTH = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CODING = re.compile(rb"^transfer-encoding:", re.IGNORECASE | re.MULTILINE)
+_FRAMING = rb"(?:connection|content-length|transfer-encoding)"
+_FOLD = re.compile(rb"\r?\n[ \t]+")
+_FOLDED_FRAMING = re.compile(rb"^" + _FRAMING + rb":[^\n]*\n[ \t]", re.IGNORECASE | re.MULTILINE)
+_VALUE = re.compile(rb"^(?!" + _FRAMING + rb":)([^:\n]+:)([^\n]+)", re.IGNORECASE | re.MULTILINE)
+_CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _INFORMATIONAL = re.compile(rb"HTTP/1\.[01] 1")
 
 
@@ -33,19 +38,34 @@ def find_end(response: bytes) -> int:
     return -1 if found is None else found.end()
 
 
-def with_one_length(response: bytes) -> bytes | None:
-    """*response* with a final head that gives the length of its body once: RFC 9112, 6.3; RFC 9110, 8.6.
+def is_irregular(reason: str) -> bool:
+    """Whether *reason*, llhttp's for refusing a head, may be one that `regular` removes."""
+    return "Content-Length" in reason or reason in _REASONS
 
-    `Transfer-Encoding` overrides `Content-Length`, and lengths that are all the same are one. `None` for lengths that
-    differ or are not numbers. The head must be complete. Every other line stays as it is, for a strict parser to judge.
+
+_REASONS = ("Unexpected whitespace after header value", "Invalid header value char")
+
+
+def regular(response: bytes) -> bytes | None:
+    """*response* with a final head that a strict parser accepts, where the standard says how a client reads it.
+
+    * `Transfer-Encoding` overrides `Content-Length`, and equal lengths are one (RFC 9112, 6.3; RFC 9110, 8.6).
+    * A folded line continues its value, and a control character is a space (RFC 9112, 5.2; RFC 9110, 5.5), but not in
+      the fields that say where the body ends.
+
+    `None` for lengths that differ, and for such a field that is folded. The head must be complete. Every other line
+    stays as it is, for a strict parser to judge.
     """
     start, end = _final(response), find_end(response)
-    head = response[start:end]
-    lengths = {length.strip() for found in _LENGTH.finditer(head) for length in found[1].split(b",")}
-    if len(lengths) != 1:
+    status_line, _, lines = response[start:end].partition(b"\n")
+    if lines[:1] in (b" ", b"\t") or _FOLDED_FRAMING.search(lines):
         return None
-    status_line, _, lines = _LENGTH.sub(b"", head).partition(b"\n")
-    once = b"" if _CODING.search(head) else b"Content-Length: %b\r\n" % lengths.pop()
+    lines = _VALUE.sub(lambda found: found[1] + _CONTROL.sub(b" ", found[2]), _FOLD.sub(b" ", lines))
+    lengths = {length.strip() for found in _LENGTH.finditer(lines) for length in found[1].split(b",")}
+    if len(lengths) > 1:
+        return None
+    lines = _LENGTH.sub(b"", lines)
+    once = b"Content-Length: %b\r\n" % lengths.pop() if lengths and not _CODING.search(lines) else b""
     return b"%b%b\n%b%b%b" % (response[:start], status_line, once, lines, response[end:])
 
 
