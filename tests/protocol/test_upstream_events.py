@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -111,20 +112,18 @@ ERRORS: dict[str, tuple[bytes, str, int]] = {
 }
 
 
-@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\n", b""], ids=repr)
-@pytest.mark.parametrize("before", [b"", TEXT, b": wait\n\n", b"\xef\xbb\xbf\n"], ids=repr)
 @pytest.mark.parametrize(("block", "message", "status"), ERRORS.values(), ids=ERRORS)
-def test_an_error_keeps_its_sentence_in_every_shape(
-    block: bytes, message: str, status: int, before: bytes, end: bytes
-) -> None:
-    wire = before + block.replace(b"\n", b"\r\n" if b"\r" in end else b"\n") + end
-    whole = decode(wire)
-    assert decode(*one_by_one(wire)) == whole
-    events = [*whole.events, *whole.left_over]
-    found = failure(events)
-    assert isinstance(found, UpstreamFailed)
-    assert (found.message, found.status) == (message, status)
-    assert len(events) == (2 if before == TEXT else 1)
+def test_an_error_keeps_its_sentence_in_every_shape(block: bytes, message: str, status: int) -> None:
+    ends = (b"\n\n", b"\r\n\r\n", b"\n", b"")
+    for before, end in product((b"", TEXT, b": wait\n\n", b"\xef\xbb\xbf\n"), ends):
+        wire = before + block.replace(b"\n", b"\r\n" if b"\r" in end else b"\n") + end
+        whole = decode(wire)
+        assert decode(*one_by_one(wire)) == whole
+        events = [*whole.events, *whole.left_over]
+        found = failure(events)
+        assert isinstance(found, UpstreamFailed)
+        assert (found.message, found.status) == (message, status), wire
+        assert len(events) == (2 if before == TEXT else 1), wire
 
 
 def test_an_error_comes_after_the_data_of_its_block_and_before_the_next_block() -> None:
