@@ -67,11 +67,11 @@ class Relay:
         self.admission = Admission(config, self.memory)
         self._members = MemberRules(allowed=config.allowed_members, denied=config.denied_members)
         self.readers = Readers(config)
-        self.leaving = False
-        """Whether a drain has begun."""
         self.draining = False
-        """Whether new streams are refused: its grace is over."""
-        self._refusing = asyncio.Event()
+        """Whether a drain has begun."""
+        self.refusing = False
+        """Whether new streams are refused: the grace of a drain is over."""
+        self._grace_is_over = asyncio.Event()
         self._log_is_open = False
         self._create_upstream = create_upstream
         self._own_upstream: Upstreams | None = None
@@ -109,12 +109,12 @@ class Relay:
 
         *size* is the memory that *body* takes, in bytes, if that is known. The handle of a new stream has a reader if
         *read* is true, and without *retain* in any case. With *waits*, a response waits for the first output, for
-        `commit_after` seconds: a retry upstream whose wait would end later is not begun.
+        `commit_after` seconds; a retry upstream whose wait would end later is not begun.
 
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
         `TooManyReaders`, `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
         """
-        if self.draining:
+        if self.refusing:
             raise Draining(SHUTTING_DOWN)
         body = validate(body, default_model=self.config.model)
         size = body_size(body) if size is None else size
@@ -181,7 +181,7 @@ class Relay:
                 handle = structs.replace(handle, reader=reader)
                 record.readers = 1
             record.upstream = producer.upstream
-            if self.draining:  # since the first check
+            if self.refusing:  # since the first check
                 raise Draining(SHUTTING_DOWN)
             stream = RunningStream(
                 handle=handle,
@@ -285,7 +285,7 @@ class Relay:
         """Whether new streams can be started."""
         try:
             await self.open()
-            return not self.leaving and await self.log.ready()
+            return not self.draining and await self.log.ready()
         except LogUnavailable:
             return False
 
@@ -295,13 +295,13 @@ class Relay:
         It is not ready from now on; new streams are refused after *grace* of these seconds, or as soon as another
         drain without a grace begins. Returns when every reader has had its last event, or did not take it in time.
         """
-        self.leaving = True
-        if grace > 0 and not self.draining:
+        self.draining = True
+        if grace > 0 and not self.refusing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await self._refusing.wait()
-        self.draining = True
-        self._refusing.set()
+                    await self._grace_is_over.wait()
+        self.refusing = True
+        self._grace_is_over.set()
         await self.streams.drain(timeout - grace)
         if not await self.readers.wait_for_none(CLEAN_UP):
             logger.warning("%d readers have not had their last event", len(self.readers))

@@ -144,7 +144,7 @@ class Views:
         relay = self._relay()
         if await relay.ready():
             return _json_response({"status": "ready"})
-        return _json_response({"status": "draining" if relay.leaving else "log unavailable"}, status=503)
+        return _json_response({"status": "draining" if relay.draining else "log unavailable"}, status=503)
 
     def _wire(self) -> Wire:
         """The format that the request asks for, of a stream that can be resumed."""

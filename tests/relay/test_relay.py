@@ -879,7 +879,7 @@ async def test_streams_of_the_grace_may_go_on_and_later_ones_are_refused(relays:
     draining = asyncio.ensure_future(relay.drain(600, grace=0.01))
     await asyncio.sleep(0)
     handle = await relay.start(BODY, principal=ME)
-    while not relay.draining:
+    while not relay.refusing:
         await asyncio.sleep(0.001)
     with pytest.raises(Draining):
         await relay.start(BODY, principal=ME)
