@@ -11,8 +11,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
-PER_NAME = RateLimitItemPerMinute(10, 5)  # in 5 minutes, whoever tries
-PER_ADDRESS = RateLimitItemPerMinute(50, 5)  # whatever names are tried
+PER_NAME = RateLimitItemPerMinute(10, 5)  # in 5 minutes, from all addresses together
+PER_ADDRESS = RateLimitItemPerMinute(50, 5)  # for all names together
 
 
 class TooManyTries(Exception):

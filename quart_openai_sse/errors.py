@@ -463,7 +463,7 @@ class UpstreamError(OpenAISSEError):
     side = "upstream"
     user_message = "The AI service had a problem. Please try again."
     withheld: tuple[str, ...] = ()
-    """What the upstream said and callers are not told, for the log; empty once it is logged."""
+    """The pieces of the upstream's message that callers are not shown, for the log; empty once they are logged."""
 
 
 class UpstreamUnreachable(UpstreamError):

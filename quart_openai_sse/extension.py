@@ -234,7 +234,7 @@ class QuartOpenAISSE(Registration):
 
         `/ready` is 503 from now on. During the first *grace* seconds new streams still start, since a proxy sends
         requests until it has noticed; after them new streams are refused. *grace* is at most *timeout*, and by default
-        2 seconds, or half of a *timeout* below 4. It passes also if no stream runs; with 0, the drain of an idle app
+        2 seconds, or half of a *timeout* below 4. It also passes if no stream runs; with 0, the drain of an idle app
         ends at once.
 
         Await it in the server's shutdown trigger: after the trigger a server closes its connections.
@@ -268,7 +268,7 @@ class QuartOpenAISSE(Registration):
         return self._auth
 
     async def _check_start(self, state: AppState) -> None:
-        """Keeps a server from starting that could not answer."""
+        """Keeps the server from starting if it could not answer."""
         checks.check_server()
         if not self.hooks.app_models and not state.engines.overridden:
             state.factories.check_key(state.config, state.config_prefix)

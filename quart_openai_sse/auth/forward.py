@@ -68,9 +68,9 @@ def forward_auth(
     """Returns an auth hook that asks another app for the user, for logins that only that app can check.
 
     The hook sends a GET to *url* with the request's cookies and the headers named by *forward*; the default headers
-    are those that Flask-Login's session protection checks. A request without a credential among them is nobody's, and
-    the app is not asked. Cookies are credentials, and so is every header in *forward* that is not known to only
-    describe the request or its client, as `User-Agent`, `X-Forwarded-For` and `Accept-Language` do.
+    are those that Flask-Login's session protection checks. If the request has no credential among them, no user is
+    recognised, and the app is not asked. Cookies are credentials, and so is every header in *forward* that is not known
+    to only describe the request or its client, as `User-Agent`, `X-Forwarded-For` and `Accept-Language` do.
 
     The app answers 200 with `{"id": …}`, or with the id in the header *id_header*. An id of `null`, a redirect, 401 or
     403, and an answer without the header *id_header* mean that no user is logged in. Any other answer, or none within

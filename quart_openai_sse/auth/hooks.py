@@ -1,4 +1,4 @@
-"""The auth hooks that need no extra, but for those with a file of their own."""
+"""The auth hooks that need no extra and have no file of their own."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def on_behalf_of(
         if caller is None:
             raise ServiceRequired("X-On-Behalf-Of needs the credentials of a service.")
         principal = to_principal(caller)
-        by_cookie = principal.cookie and "Cookie" in headers  # Basic, which counts as a cookie elsewhere, may be its
+        by_cookie = principal.cookie and "Cookie" in headers  # a service may use Basic, which counts as a cookie too
         if by_cookie or principal.anonymous or not await _decide(is_allowed, principal):
             raise PermissionDenied("You are not allowed to act on behalf of another user.")
         return Principal(_named_user(named), realm=realm, cookie=False, models=principal.models)

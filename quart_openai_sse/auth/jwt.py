@@ -29,7 +29,7 @@ _USES = ("type", "token_type", "token_use", "typ")
 """Claims that say what a token is for: of Flask-JWT-Extended, Simple JWT, Cognito and Keycloak."""
 
 _REFRESH = ("refresh", "refresh_token", "offline")
-"""What they say of a token that is only for fetching new tokens."""
+"""Their values in a token that is only for fetching new tokens."""
 
 
 def jwt_bearer(
@@ -65,7 +65,7 @@ def jwt_bearer(
 
     *check* is given the claims of a token that is valid otherwise, and returns whether to accept it. A coroutine
     function is awaited; any other function runs in a thread, so it may ask a database. Asking for a claim that the
-    token lacks (`KeyError`) refuses the token; any other exception is the hook's.
+    token lacks (`KeyError`) refuses the token; any other exception is raised by the hook.
 
     *models_claim* and *max_streams_claim* limit the principal: each is the name of a claim, or a function of all
     claims. A token that lacks the claim named by *models_claim* may use no model.

@@ -35,7 +35,7 @@ def check_origin(trusted: Collection[str]) -> None:
 
 _DENIED = "A page of another origin must not use this cookie."
 _PROXY = (
-    "If both should name the same host, a proxy has changed Host: let it pass on the browser's "
+    "If both should name the same host, a proxy has changed Host: configure it to pass on the browser's "
     "(nginx: proxy_set_header Host $http_host; Apache: ProxyPreserveHost On)."
 )
 _TRUST = "If pages of this origin may use the cookie, add the origin to trusted_origins."
@@ -49,7 +49,7 @@ def _shown(value: str | None) -> str:
 
 
 def _same_host(origin: str, own: str) -> bool:
-    """Whether both have a host and a port, and the same ones. `null` has no host, and neither has an odd `Host`."""
+    """Whether both have a host and a port, and the same ones. `null` and an invalid `Host` have no host."""
     host = _host(origin)
     return host is not None and host == _host(own)
 

@@ -1,4 +1,4 @@
-"""The auth hook for users of a signed session, and why it recognises nobody."""
+"""The auth hook for users of a signed session, and the reasons for which it recognises no user."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger("quart_openai_sse")
 def session_user(key: str = "_user_id", load: Callable[[Any], Any] | None = None) -> Authenticate:
     """Returns an auth hook that recognises the user id under *key* of the signed session; the default is Flask-Login's.
 
-    An id is a text of 1 to 255 printable characters, a whole number or a UUID. Without *load* any other value in the
-    session is nobody.
+    An id is a text of 1 to 255 printable characters, a whole number or a UUID. Without *load* no user is
+    recognised for any other value in the session.
 
     *load* gets the value in the session and returns `True` if it is the id of a user who exists, or else an id or a
     `Principal`; `None`, `False` or an invalid id if there is no such user. If it is a coroutine function it is awaited;
     any other function runs in a thread. An exception that it raises is a 500. A `load` that returns anything else, or
     `True` for a value of another type than an id, is a `TypeError`.
 
-    A log line at `DEBUG` says why nobody was recognised.
+    A log line at `DEBUG` says why no user was recognised.
     """
 
     async def session_user_hook() -> Principal | None:

@@ -22,7 +22,7 @@ _DEEPEST = 20
 """How many wrappers around a Flask app are opened."""
 
 _WRAPPED = ("app", "application", "_app", "__self__", "__wrapped__", "func")
-"""The attributes in which middleware, a bound method and a decorated function have the app that they call."""
+"""The attributes in which middleware, a bound method and a decorated function hold the app that they call."""
 
 
 def check_wsgi_app(app: Any) -> None:

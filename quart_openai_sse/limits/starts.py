@@ -24,7 +24,7 @@ __all__ = ["limit_starts"]
 logger = logging.getLogger("quart_openai_sse")
 
 _PATIENCE = 2.0  # seconds for an answer of the storage
-_MOST_AT_ONCE = 50  # questions to the storage; a client of redis-py refuses the 101st that needs a connection
+_MOST_AT_ONCE = 50  # requests to the storage; a client of redis-py refuses the 101st that needs a connection
 _SOON = 0.001  # seconds; never 0, which would let the start pass
 
 
@@ -38,9 +38,9 @@ def limit_starts(
     library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object of `limits.aio.storage`, which the app
     closes. In a storage other than memory, hooks with the same *count*, *period* and *name* share a count.
 
-    Raises `ValueError` for a *count* below 1, a *period* that is no such number or less than 1, and a *storage* that
-    cannot be used. The hook raises `TooManyStarts`, with the seconds to wait as `retry_after`, and `LimitsUnavailable`
-    if the storage has not answered within 2 seconds.
+    Raises `ValueError` for a *count* below 1, a *period* that is not a whole number of seconds from 1 on, and a
+    *storage* that cannot be used. The hook raises `TooManyStarts`, with the seconds to wait as `retry_after`, and
+    `LimitsUnavailable` if the storage has not answered within 2 seconds.
     """
     seconds = int(period.total_seconds())
     if count < 1 or seconds < 1 or period != timedelta(seconds=seconds):
@@ -73,7 +73,7 @@ class _StartLimit:
         self._window = window
 
     async def __call__(self, body: dict[str, Any], principal: Principal) -> None:
-        # A digest: whoever can read the storage learns no user's name.
+        # A digest, so that the storage holds no user's name.
         if wait := await self._window.take(owner_key("", principal)):
             raise TooManyStarts(self._refusal, retry_after=wait)
 
@@ -110,7 +110,7 @@ class _OnStorage:
         self._storage = storage
         self._name = name
         self._connected: dict[asyncio.AbstractEventLoop, _Connected] = {}
-        self._create()  # what cannot work is refused now
+        self._create()  # raises now if the storage cannot be used
 
     async def take(self, key: str) -> float:
         """The seconds to wait, or 0 for a start that is counted. Raises `LimitsUnavailable`."""

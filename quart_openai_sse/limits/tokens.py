@@ -9,7 +9,7 @@ from collections.abc import Hashable
 class TokenBudget:
     """At most *limit* tokens per key and window. A key's window begins with its first use and lasts *window* seconds.
 
-    Besides the tokens that are spent it has those that are reserved, for what runs. They belong to no window.
+    Besides the tokens that are spent it counts those that are reserved for running streams. They belong to no window.
 
     It reads no clock: every method gets *now*, in seconds of a monotonic clock.
     """

@@ -29,7 +29,7 @@ class UpstreamAccess:
     """When the response that waits for the first output begins without it, by `time.monotonic`; `None`: none waits."""
 
     def commits(self) -> float | None:
-        """The same, but `None` as soon as there was any output: then the response has begun."""
+        """*committed*, or `None` after the first output: then the response has begun."""
         return self.committed if self.attempts.record.time_to_first_output is None else None
 
 

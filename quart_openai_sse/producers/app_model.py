@@ -163,7 +163,7 @@ class AppModel:
         return usage
 
     def _further_tokens(self) -> int:
-        """The tokens of all that the model has not asked by calls: other streams, and what it has reported itself."""
+        """The tokens beside those of calls: of other clients' streams, and those that the model reports itself."""
         total, _, _ = count_tokens(add_usage(self._foreign.usage, self._joined.usage))
         return max(total, self._foreign.chunks)
 

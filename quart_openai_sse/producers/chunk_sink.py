@@ -75,7 +75,7 @@ class ChunkSink:
         if encoding and any(name in encoding for name in _COMPRESSIONS):
             self._fail(UpstreamGarbled("The upstream compressed its stream."))
 
-    def feed(self, data: bytes) -> Flow:  # noqa: C901 (it runs for each read: a call more costs more than it reads)
+    def feed(self, data: bytes) -> Flow:  # noqa: C901 (it runs for each read, so that each further call costs)
         """See `Sink.feed`."""
         self.fed = now = monotonic()
         if self._over:

@@ -102,7 +102,7 @@ class TokenMeter(Protocol):
 def _costs_nothing(error: BaseException) -> bool:
     """Whether *error*, before any output, says that the upstream has not begun to answer.
 
-    It may have begun if an answer was cut or was no answer, and if time ran out after the connection was established.
+    It may have begun if an answer was cut or could not be read, and if time ran out after the connection was made.
     """
     if isinstance(error, UpstreamTimeout):
         return isinstance(error, ConnectTimeout)

@@ -1,4 +1,4 @@
-"""What the exceptions of HTTP clients and of SDKs tell of a response: its status, headers and body.
+"""What the exceptions of HTTP clients and of SDKs say about a response: its status, headers and body.
 
 Nothing is imported from a library: each has attributes of its own. An attribute that raises does not exist.
 """

@@ -1,4 +1,4 @@
-"""Exceptions of the app's code: what becomes of them, and what the log is told."""
+"""Exceptions of the app's code: the errors that they become, and the lines in the log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _PACKAGE = str(Path(__file__).parents[1])
 class FailingApp:
     """A context manager: an exception of the app's code becomes an `OpenAISSEError`, and one of these is kept.
 
-    An exception of a library becomes the error that it means, and any other one `ModelFailed`. So do exceptions that do
-    not derive from `Exception`: `pytest.fail` raises one, and so may any library.
+    An exception of a library becomes the error that it means, and any other one `ModelFailed`. This includes exceptions
+    that do not derive from `Exception`: `pytest.fail` raises one, and any library may.
     """
 
     def __init__(self, stream_id: str, model: str) -> None:

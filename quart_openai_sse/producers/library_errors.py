@@ -118,7 +118,7 @@ def _meaning(error: BaseException) -> _Meaning | None:
     if (found := _of_connection(error)) is not None:
         vague = "APIConnectionError" in class_names(error)  # also if the connection broke in the answer
     elif (found := _of_response(error)) is not None:
-        # LiteLLM has the status 500 for all that it wraps.
+        # LiteLLM sets the status 500 on everything that it wraps.
         vague = isinstance(found, UpstreamRefused) and found.status >= 500 and body_of(error) is None
     elif "TimeoutError" in class_names(error):  # of `asyncio.timeout`, or of a database
         found, vague = ModelTimeout("The app's model took too long."), False

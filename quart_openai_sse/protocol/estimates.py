@@ -52,7 +52,7 @@ def completion_tokens(body: Mapping[str, Any], *, default: int) -> int:
     """The tokens that the answer to *body* may have: its limit, or *default* without one, for each choice.
 
     The larger one of `max_completion_tokens` and `max_tokens` counts: servers differ in which of them they obey. A
-    limit below 1 is none.
+    limit below 1 does not count.
     """
     limits = [limit for name in ("max_completion_tokens", "max_tokens") if type(limit := body.get(name)) is int]
     n = body.get("n")

@@ -168,4 +168,4 @@ def check_thread(thread: object) -> str:
     return thread
 
 
-_HALF = re.compile("[\ud800-\udfff]")  # JSON can have half an emoji; a store, as UTF-8, cannot
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can hold half an emoji; a store that keeps UTF-8 cannot

@@ -195,7 +195,7 @@ def _matter(report: Report, status: int | None) -> Matter:
     if marks & _QUOTA or (refused and (marks & _NUMBERED_QUOTA and status in (None, 403, 429))):
         return Matter.QUOTA
     if status == 403 and ("model_not_found" in marks or _ABOUT_CONTENT.search(said)):
-        # An account that is suspended for a violation is ours, whoever has caused it.
+        # A suspended account is ours, whichever caller's requests were the reason.
         return Matter.KEY if _OUR_ACCOUNT.match(said) else Matter.CONTENT
     if status in (403, 429) and _ABOUT_QUOTA.search(said):
         return Matter.QUOTA

@@ -99,7 +99,7 @@ class Spending:
     def settle(self, *, completed: bool = False, error: ErrorValue | None = None, chunks: int = 0) -> int:
         """Charges what the stream has cost in the end, and gives back the rest. Returns the tokens that it was charged.
 
-        *error* is that with which it failed. Nothing changes any more afterwards.
+        *error* is that with which it failed. Further calls of any method change nothing.
         """
         if not self._settled:
             self._own.chunks = chunks
@@ -145,7 +145,7 @@ class Spending:
         left, limit = self._left(), self._budget.limit
         if prompt > limit:
             # No `retry_after`: the next window is too small for it as well.
-            error = TokensSpent(f"The prompt has about {prompt} tokens, and {limit} in a window are your limit.")
+            error = TokensSpent(f"The prompt has about {prompt} tokens, and your limit is {limit} in a window.")
             error.user_message = RequestTooLarge.user_message
             raise error
         if left <= 0:

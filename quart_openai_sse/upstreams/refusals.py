@@ -1,4 +1,4 @@
-"""The error for an answer of an upstream whose status is not 200, and the log line with what callers are not told."""
+"""The error for an answer whose status is an error, and the log line with what callers are not told of it."""
 
 from __future__ import annotations
 

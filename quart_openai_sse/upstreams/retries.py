@@ -48,7 +48,7 @@ def is_failure(error: OpenAISSEError) -> bool:
 
 
 def weight(error: OpenAISSEError) -> tuple[int, float]:
-    """How much a failure says when each upstream failed in its own way: the caller gets the one with the most weight.
+    """How much a failure says: if the upstreams failed in different ways, the caller gets the one with the most weight.
 
     An upstream that may answer later says more than one that refuses our key or account, and that more than one without
     the model. Of those that may answer later, the one says most that may do so first.

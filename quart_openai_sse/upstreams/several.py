@@ -132,11 +132,11 @@ class Upstreams:
         principal: Principal,
         commits: Callable[[], float | None] | None = None,
     ) -> None:
-        """See `Upstream.run`. *commits* returns when the response that waits for the first output is to begin without
-        it, by `time.monotonic`, or `None` if none waits: a retry that would have to wait longer is not begun.
+        """See `Upstream.run`. A retry whose wait would end after the time that *commits* returns is not begun.
 
-        If the candidates failed in different ways, the error with the most `weight` is raised. Raises `ModelNotFound`
-        if none has the model.
+        That is when a response that waits for the first output begins without it, by `time.monotonic`; `None` if no
+        response waits. If the candidates failed in different ways, the error with the most `weight` is raised. Raises
+        `ModelNotFound` if none has the model.
         """
         deadline = time.monotonic() + self._total
         # A heap by due time: all candidates are due now, in their order; one that failed is due after its wait.

@@ -59,7 +59,7 @@ def check_server() -> None:
     if is_gunicorn and "gunicorn.workers.gasgi" in sys.modules and not version("quart").startswith("0.22."):
         raise ConfigurationError(
             "gunicorn's own ASGI worker does not work with Quart 0.23: a connection answers 16 requests and then none. "
-            "Take uvicorn's: pip install uvicorn-worker, and --worker-class uvicorn_worker.UvicornWorker."
+            "Use uvicorn's: pip install uvicorn-worker, and --worker-class uvicorn_worker.UvicornWorker."
         )
 
 

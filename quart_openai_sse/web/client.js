@@ -279,7 +279,7 @@ class Connection {
     return (await this.within(reader.read())).value;
   }
 
-  /** What *promise* gives, unless the connection is closed or silent before. @template T @param {Promise<T>} promise */
+  /** What *promise* resolves to, unless the connection is closed or silent before. @template T @param {Promise<T>} promise */
   async within(promise) {
     const callOff = afterSilence(this.#silence, () => this.close("silent for too long"));
     try {
@@ -431,7 +431,7 @@ function pause(ms, signal) {
 }
 
 /**
- * What *promise* gives, or the reason of *signal* if that is aborted first.
+ * What *promise* resolves to, or the reason of *signal* if that is aborted first.
  * @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] @returns {Promise<T>}
  */
 function unlessAborted(promise, signal) {

@@ -156,9 +156,9 @@ class LeftClients:
 
 
 async def _has_left(error: Exception, failure: Exception | None, receive: Receive) -> bool:
-    """Whether *error*, which the app has raised, says no more than that the client has left. *failure*: of `send`.
+    """Whether *error*, which the app has raised, only says that the client has left. *failure* is what `send` raised.
 
-    Some failures say so. For others the server is asked. uvicorn with httptools does not say it of a client that has
+    Some failures say so; for any other the server is asked. uvicorn with httptools does not say it of a client that has
     sent a further request on the connection; with uvloop, its `send` then raises that "the handler is closed".
     """
     # Quart 0.23 raises its own error in place of an OSError of `send`, and if it has heard that the client has left.
@@ -239,7 +239,7 @@ def routed_path(scope: Scope) -> str:
     """The path that Quart matches with its routes: without the server's `root_path`, and with one leading slash.
 
     Quart removes further leading slashes, so `//v1/streams` reaches the route `/v1/streams`. A path that does not begin
-    with `root_path` is none of Quart's.
+    with `root_path` matches no route.
     """
     return "/" + path_of(scope).removeprefix(scope.get("root_path", "")).lstrip("/")
 
