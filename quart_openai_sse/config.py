@@ -190,11 +190,11 @@ class Config:
     token_window: PositiveSeconds = 3600
     """Length of that window in seconds. It begins with a principal's first token."""
     token_reserve: Count = 1000
-    """Tokens that a running stream counts with for each choice of its answer, if the request has neither `max_tokens`
+    """Tokens that the estimate of a stream has for each choice of its answer, if the request has neither `max_tokens`
     nor `max_completion_tokens`."""
     attachment_tokens: Count = 1000
-    """Tokens that a picture, a file or sound in a request counts with until the upstream reports its usage. Text counts
-    with a token for every four characters."""
+    """Tokens that the estimate of a stream has for each picture, file or sound in its request. For text it has a token
+    for every four characters."""
     max_readers_per_stream: Count = 100
     """Maximum number of readers that a stream has at a time."""
     max_readers_per_principal: Count = 200

@@ -188,7 +188,7 @@ class PermissionDenied(RequestError):
 
 
 class OriginDenied(PermissionDenied):
-    """A page of another origin sent the request with a user's cookie (cross-site request forgery)."""
+    """A page of another origin sent the request with a user's cookie or password (cross-site request forgery)."""
 
     code = "origin_denied"
 
@@ -282,7 +282,7 @@ class TooManyStarts(TooManyStreams):
 
 
 class TokensSpent(RequestError):
-    """The caller has used its tokens, or its running streams may use them. A start is refused, or a stream fails."""
+    """The caller has used its tokens, or its running streams may use the rest. A start is refused, or a stream fails."""
 
     status = 429
     type = "insufficient_quota"
