@@ -282,7 +282,7 @@ class TooManyStarts(TooManyStreams):
 
 
 class TokensSpent(RequestError):
-    """The caller has used its tokens, or its running streams may use the rest. A start is refused, or a stream fails."""
+    """The caller's tokens are spent, or its running streams may use the rest. A start is refused, or a stream fails."""
 
     status = 429
     type = "insufficient_quota"
