@@ -46,15 +46,6 @@ def failure_of(error: Any, *, status: int | None = None) -> OpenAISSEError:
     return error_of(read_report(error), cls=UpstreamFailed, status=status, place="within its stream")
 
 
-def error_from(error: object, *, cls: type[UpstreamRefused], status: int | None = None) -> UpstreamRefused:
-    """A *cls* with the message, type, code and param of *error*, an upstream's error of any shape.
-
-    The message is what callers are shown; see `show`. Without *status*, the status is the one that the error names or
-    that its code means, else 502.
-    """
-    return _refused(read_report(error), cls, status)
-
-
 class Matter(Enum):
     """What an error of an upstream is about."""
 
@@ -65,7 +56,11 @@ class Matter(Enum):
 
 
 def error_of(report: Report, *, cls: type[UpstreamRefused], status: int | None, place: str) -> OpenAISSEError:
-    """The exception for an error that says *report*. *place* is where it came: "(403)", "within its stream"."""
+    """The exception for an error that says *report*: a *cls*, unless it is about our key or our account.
+
+    Its message is what callers are shown; see `show`. Without *status*, the status is the one that the error names or
+    that its code means, else 502. *place* is where the error came: "(403)", "within its stream".
+    """
     status = status or _status(report)
     matter = _matter(report, status)
     ours: UpstreamCredentials | UpstreamQuota

@@ -19,13 +19,12 @@ from quart_openai_sse.errors import (
     UpstreamError,
     UpstreamFailed,
     UpstreamGarbled,
-    UpstreamRefused,
     UpstreamTruncated,
 )
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.protocol.completeness import TRANSITIONS, Completion, Signal, State
-from quart_openai_sse.protocol.upstream_errors import error_from, reported_error
+from quart_openai_sse.protocol.upstream_errors import reported_error
 from quart_openai_sse.protocol.usage import add_usage
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -606,14 +605,6 @@ def test_an_error_about_our_key_is_not_the_visitors_and_not_told(code: Any) -> N
         Followed().feed(json.encode({"error": {"message": "Incorrect API key: sk-1***2", "code": code}}))
     assert raised.value.status == 502
     assert "sk-1" not in str(raised.value.body())
-
-
-def test_an_error_before_the_first_byte_keeps_its_status() -> None:
-    refused = error_from({"message": "m", "type": "t", "code": "c", "param": "p"}, cls=UpstreamRefused, status=400)
-    assert type(refused) is UpstreamRefused
-    assert (refused.status, refused.type, refused.code, refused.param) == (400, "t", "c", "p")
-    unnamed = error_from(None, cls=UpstreamRefused, status=404)
-    assert (unnamed.message, unnamed.status, unnamed.code) == (NO_MESSAGE, 404, "upstream_refused")
 
 
 # The message --------------------------------------------------------------------------------------------------------

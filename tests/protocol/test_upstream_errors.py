@@ -13,7 +13,8 @@ from quart_openai_sse.errors import (
     UpstreamQuota,
     UpstreamRefused,
 )
-from quart_openai_sse.protocol.upstream_errors import error_from, failure_of, reported_error
+from quart_openai_sse.protocol.error_shapes import read_report
+from quart_openai_sse.protocol.upstream_errors import NO_SENTENCE, error_of, failure_of, reported_error
 
 REPORTS: dict[str, Any] = {
     "OpenAI's": {"error": {"message": "m"}},
@@ -134,28 +135,42 @@ def test_of_our_key_callers_are_told_nothing_and_of_our_account_no_amounts() -> 
     assert failure_of({"code": 402}).message == "Our account's credit or quota is used up within its stream."
 
 
+def refused(error: object, *, status: int | None = None) -> UpstreamRefused:
+    """The refusal that *error* is, with this status."""
+    found = error_of(read_report(error), cls=UpstreamRefused, status=status, place="")
+    assert type(found) is UpstreamRefused
+    return found
+
+
+def test_an_error_before_the_first_byte_keeps_its_status() -> None:
+    error = refused({"message": "m", "type": "t", "code": "c", "param": "p"}, status=400)
+    assert (error.status, error.type, error.code, error.param) == (400, "t", "c", "p")
+    unnamed = refused(None, status=404)
+    assert (unnamed.message, unnamed.status, unnamed.code) == (NO_SENTENCE, 404, "upstream_refused")
+
+
 def test_what_was_taken_out_of_a_sentence_is_kept_for_the_log() -> None:
-    error = error_from({"message": "org-abc at http://vllm.internal:8000 is busy"}, cls=UpstreamRefused, status=503)
+    error = refused({"message": "org-abc at http://vllm.internal:8000 is busy"}, status=503)
     assert error.message == "[account] at [address] is busy"
     assert error.withheld == ("http://vllm.internal:8000", "org-abc")
 
 
 def test_codes_and_types_that_name_what_callers_are_not_shown_are_left_out() -> None:
-    error = error_from({"message": "m", "type": "at api.acme.com", "code": "sk-abc123def456"}, cls=UpstreamRefused)
+    error = refused({"message": "m", "type": "at api.acme.com", "code": "sk-abc123def456"})
     assert (error.type, error.code) == ("upstream_error", "upstream_refused")
 
 
 def test_the_callers_own_words_are_passed_on_with_a_refusal_of_the_request() -> None:
     said = {"message": "m", "failed_generation": '{"name": "f"}'}
-    error = error_from(said, cls=UpstreamRefused, status=400)
+    error = refused(said, status=400)
     assert error.body()["error"]["failed_generation"] == '{"name": "f"}'
-    assert "failed_generation" not in error_from(said, cls=UpstreamRefused, status=500).body()["error"]
+    assert "failed_generation" not in refused(said, status=500).body()["error"]
     assert "failed_generation" not in failure_of({**said, "code": 402}).body()["error"]
     long = {**said, "failed_generation": "x" * 20_000}
-    assert "failed_generation" not in error_from(long, cls=UpstreamRefused, status=400).body()["error"]
+    assert "failed_generation" not in refused(long, status=400).body()["error"]
 
 
 def test_members_of_the_error_cannot_be_replaced_by_those_that_are_passed_on() -> None:
-    error = error_from({"message": "m", "code": "c"}, cls=UpstreamRefused, status=400)
+    error = refused({"message": "m", "code": "c"}, status=400)
     error.passed_on = {"message": "other", "more": 1}
     assert error.body()["error"] == {**error.body()["error"], "message": "m", "more": 1}
