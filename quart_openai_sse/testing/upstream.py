@@ -23,9 +23,9 @@ Step = bytes | Exception | Awaitable[Any] | Callable[[], Awaitable[Any]]
 class ScriptedUpstream:
     """An upstream that answers each request with the next of *scripts*, and repeats the last one.
 
-    A script is a list of steps; a text is sent word by word, with a finish. With a *status* other than 200 the
-    script's bytes are the body of an error response; *headers* are added to the response. A request without `stream`
-    gets the script's chunks assembled to one answer. The upstream records the requests.
+    A script is a list of steps; a text is sent word by word, with a finish. With a *status* that is not from 200
+    to 299 the script's bytes are the body of an error response; *headers* are added to the response. A request without
+    `stream` gets the script's chunks assembled to one answer. The upstream records the requests.
     """
 
     name = "scripted"

@@ -33,7 +33,7 @@ class Sink(Protocol):
         ...
 
     def head(self, status: int, headers: Headers, *, require_finish_reason: bool = True) -> None:
-        """The status line and the headers have arrived. Only the body of a 200 is fed.
+        """The status line and the headers have arrived. Only the body of a status from 200 to 299 is fed.
 
         Without *require_finish_reason*, `[DONE]` alone is the end of a stream: the upstream never sends a reason.
         """
