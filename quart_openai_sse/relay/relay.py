@@ -282,7 +282,7 @@ class Relay:
             self._log_is_open = True
 
     async def ready(self) -> bool:
-        """Whether new streams can be started."""
+        """Whether a proxy should send requests here: the log can be reached, and no drain has begun."""
         try:
             await self.open()
             return not self.draining and await self.log.ready()
