@@ -279,7 +279,7 @@ class Connection {
     return (await this.within(reader.read())).value;
   }
 
-  /** What *promise* resolves to, unless the connection is closed or silent before. @template T @param {Promise<T>} promise */
+  /** The value of *promise*, unless the connection ends or is silent. @template T @param {Promise<T>} promise */
   async within(promise) {
     const callOff = afterSilence(this.#silence, () => this.close("silent for too long"));
     try {
@@ -431,7 +431,7 @@ function pause(ms, signal) {
 }
 
 /**
- * What *promise* resolves to, or the reason of *signal* if that is aborted first.
+ * The value of *promise*, or the reason of *signal* if that is aborted first.
  * @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] @returns {Promise<T>}
  */
 function unlessAborted(promise, signal) {
