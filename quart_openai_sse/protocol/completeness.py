@@ -7,9 +7,8 @@ from enum import Enum
 from typing import Any
 
 from quart_openai_sse.errors import OpenAISSEError, UpstreamFailed, UpstreamGarbled, UpstreamTruncated
-from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.chunks import FAILED, details_of, has_output, has_words, text_of_delta
-from quart_openai_sse.protocol.parsing import BLANK, ParsedChoice, ParsedChunk, parse_chunk, parse_object
+from quart_openai_sse.protocol.parsing import BLANK, ParsedChoice, ParsedChunk, decode_chunk, parse_chunk, parse_object
 from quart_openai_sse.protocol.upstream_errors import failure_of, reported_error
 from quart_openai_sse.protocol.usage import update_usage
 
@@ -214,8 +213,9 @@ def _is_usage_only(chunk: ParsedChunk, data: bytes, *, begun: bool) -> bool:
         members = {member for member, value in (choice.delta or {}).items() if value}
         if members - {"role"} or (members and not begun) or choice.message or choice.text:
             return False
-    members = json.decode(data) if data else {}
-    choices = [each for each in members.get("choices") or [] if isinstance(each, dict)]
+    members = decode_chunk(data) if data else {}
+    listed = members.get("choices")
+    choices = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return not any(details_of(members, choice, {}) for choice in choices or [{}])
 
 

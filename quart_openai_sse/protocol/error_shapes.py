@@ -155,17 +155,23 @@ def _texts(layers: list[Mapping[str, Any]], names: tuple[str, ...]) -> Iterator[
 
 
 def _statuses(members: Mapping[str, Any]) -> Iterator[int]:
-    if "statusmsg" in members and isinstance(code := members.get("statuscode"), int) and code in _MINIMAX:
+    if (code := _minimax_code(members)) in _MINIMAX:
         yield _MINIMAX[code]
     for text in _texts([members], _STATUSES):
         if len(text) == 3 and text.isdecimal() and text.isascii() and 400 <= int(text) < 600:
             yield int(text)
 
 
+def _minimax_code(members: Mapping[str, Any]) -> int:
+    """The code of a `base_resp`; 0, as in those that report no error, if there is none."""
+    code = members.get("statuscode")
+    return code if "statusmsg" in members and isinstance(code, int) else 0
+
+
 def _marks(members: Mapping[str, Any]) -> Iterator[str]:
     yield from _texts([members], (*_CODES, *_TYPES, "status", "reason"))
-    if "statusmsg" in members and (mark := _MINIMAX_MARKS.get(members.get("statuscode"))):  # type: ignore[arg-type]
-        yield mark
+    if (code := _minimax_code(members)) in _MINIMAX_MARKS:
+        yield _MINIMAX_MARKS[code]
     for each in _details(members):
         yield from _texts([each], ("reason",))
 

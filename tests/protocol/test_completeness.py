@@ -1091,6 +1091,18 @@ _chunks = _values | st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("choices", [True, 5, 0.5, "x", {"x": 1}, None])
+def test_usage_beside_choices_that_are_no_list_counts(choices: Any) -> None:
+    completion = Completion()
+    assert completion.feed(json.encode({"choices": choices, "usage": USAGE})) is Signal.USAGE
+    assert completion.usage == USAGE
+
+
+def test_a_number_beyond_a_float_beside_usage_is_an_error_of_ours() -> None:
+    with pytest.raises(UpstreamGarbled):
+        Completion().feed(b'{"choices": [], "usage": {"total_tokens": 1}, "x": 1e999}')
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.lists(_chunks, max_size=5), st.integers(1, 3))
 def test_no_json_whatsoever_raises_anything_but_an_error_of_ours(values: list[Any], n: int) -> None:

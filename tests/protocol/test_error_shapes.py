@@ -113,7 +113,14 @@ def test_what_the_caller_has_said_is_passed_on() -> None:
     assert read_report({"error": {"innererror": azure}}).passed_on == {"innererror": azure}
 
 
+@pytest.mark.parametrize("code", [[1004], {"x": 1004}, "1004", 1e300, None, True])
+def test_a_base_resp_whose_code_is_no_number_has_no_status(code: Any) -> None:
+    report = read_report({"base_resp": {"status_code": code, "status_msg": WHY}})
+    assert (report.sentence, report.status) == (WHY, None)
+
+
 _NAMES = ["error", "errors", "detail", "details", "message", "metadata", "raw", "code", "status", "retryDelay"]
+_NAMES += ["base_resp", "status_code", "status_msg", "reason", "type", "content_filter_result", "failed_generation"]
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just('{"error":["x"]}'),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(_NAMES) | st.text(), inner),
