@@ -57,7 +57,7 @@ class AppModel:
         self._access = access
         self._chat = Chat(body, principal=access.principal, metadata=metadata, call=self._call)
         self._transforms = transforms
-        self._failing_app = FailingApp(stream_id, body["model"])
+        self._failing_app = FailingApp(stream_id, body)
         self._ended: asyncio.Future[None]
         self._deadlines = _deadlines(access.config, body["model"])
         self._calls: list[Call] = []

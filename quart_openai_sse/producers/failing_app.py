@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from quart_openai_sse.errors import ModelFailed, OpenAISSEError, StreamStopped
 from quart_openai_sse.producers.generators import ENDING
 from quart_openai_sse.producers.items import InvalidItem
 from quart_openai_sse.producers.library_errors import LibraryError, library_error
+from quart_openai_sse.upstreams.refusals import log_withheld
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -23,20 +26,29 @@ class FailingApp:
     that do not derive from `Exception`: `pytest.fail` raises one, and any library may.
     """
 
-    def __init__(self, stream_id: str, model: str) -> None:
+    def __init__(self, stream_id: str, body: Mapping[str, Any]) -> None:
         self._stream_id = stream_id
-        self._model = model
+        self._body = body
+        self._model = body["model"]
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None or isinstance(error, (OpenAISSEError, StopAsyncIteration, *ENDING)):
+        if isinstance(error, OpenAISSEError):
+            self._log_withheld(error)
+            return
+        if error is None or isinstance(error, (StopAsyncIteration, *ENDING)):
             return
         found = None if isinstance(error, InvalidItem) else library_error(error)
         if found is None:
             raise ModelFailed("The app's model failed.") from error
         self._log(found, error, traceback)
+        self._log_withheld(found.error)
         raise found.error from error
+
+    def _log_withheld(self, error: OpenAISSEError) -> None:
+        """Logs what the server of a library said, or a chunk of a foreign stream, and callers are not told."""
+        log_withheld(f"stream {self._stream_id}: model {self._model}", error, self._body)
 
     def _log(self, found: LibraryError, error: BaseException, traceback: TracebackType | None) -> None:
         """Logs a line without the text of *error*, or its traceback if the app's own code has failed, too."""

@@ -152,7 +152,12 @@ def _in_process(error: BaseException) -> OpenAISSEError | None:
         retry_after=retry_after_of(error),
         should_retry=False,
         user_message=str(members["user_message"]),
+        passed_on={name: value for name, value in members.items() if name not in _OWN} or None,
     ).exception()
+
+
+_OWN = frozenset({"message", "type", "param", "code", "user_message"})
+"""The members that each error of ours has."""
 
 
 @cache

@@ -213,10 +213,10 @@ def _is_usage_only(chunk: ParsedChunk, data: bytes, *, begun: bool) -> bool:
         members = {member for member, value in (choice.delta or {}).items() if value}
         if members - {"role"} or (members and not begun) or choice.message or choice.text:
             return False
-    members = decode_chunk(data) if data else {}
-    listed = members.get("choices")
+    decoded = decode_chunk(data) if data else {}
+    listed = decoded.get("choices")
     choices = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    return not any(details_of(members, choice, {}) for choice in choices or [{}])
+    return not any(details_of(decoded, choice, {}) for choice in choices or [{}])
 
 
 def _interruption(choice: ParsedChoice) -> OpenAISSEError:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from functools import cached_property, lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -34,6 +35,7 @@ from quart_openai_sse.upstreams.http import Answer, Client, DirectClient, Outgoi
 from quart_openai_sse.upstreams.httpx_client import HttpxClient
 from quart_openai_sse.upstreams.listing import PATIENCE, UNNAMED, read_models
 from quart_openai_sse.upstreams.refusals import log_withheld, refusal
+from quart_openai_sse.upstreams.retries import weight
 
 T = TypeVar("T")
 
@@ -61,9 +63,11 @@ class OpenAIUpstream:
     async def run(self, request: Mapping[str, Any], sink: Sink, *, principal: Principal) -> None:
         """See `Upstream.run`. With several keys, a request whose key is refused is sent with the next one at once.
 
-        So is one whose key has no credit or quota left, or is over its rate limit.
+        So is one whose key has no credit or quota left, or is over its rate limit. If all are refused, and one of them
+        for its rate only, that is the error: the key may be used again.
         """
-        for _ in range(len(self._keys) - 1):
+        passing: UpstreamRefused | None = None  # of the key that may be used first again
+        for more in reversed(range(len(self._keys))):
             key = self._keys[0]
             try:
                 await self._run(request, sink, principal)
@@ -71,12 +75,18 @@ class OpenAIUpstream:
             except (UpstreamCredentials, UpstreamQuota, UpstreamRefused) as error:
                 if sink.started or (isinstance(error, UpstreamRefused) and error.status != 429):
                     raise
+                if not more and (passing is None or weight(passing) <= weight(error)):
+                    raise
                 log_withheld(self.name, error, request)
                 if key == self._keys[0]:  # otherwise another request has done it
                     self._keys.rotate(-1)
-                sink.failed(Attempt(self.name, error, 0.0))
-                sink.begin(self.name)
-        await self._run(request, sink, principal)
+                sink.failed(Attempt(self.name, error, 0.0 if more else None))
+                if more:
+                    sink.begin(self.name)
+                if isinstance(error, UpstreamRefused) and (passing is None or weight(passing) < weight(error)):
+                    passing = copy(error)  # without the traceback, which would keep the request in memory
+        if passing is not None:  # the last key is refused for longer
+            raise passing
 
     async def _run(self, request: Mapping[str, Any], sink: Sink, principal: Principal) -> None:
         config, model = self._config, request.get("model") or ""

@@ -10,7 +10,9 @@ from typing import Any
 from quart_openai_sse.errors import OpenAISSEError, UpstreamError, UpstreamRefused
 from quart_openai_sse.protocol import json
 from quart_openai_sse.protocol.error_shapes import read_report
+from quart_openai_sse.protocol.sse import BOM
 from quart_openai_sse.protocol.upstream_errors import error_of, reported_error
+from quart_openai_sse.protocol.upstream_events import UpstreamDecoder, find_error
 from quart_openai_sse.protocol.upstream_sentences import one_line
 from quart_openai_sse.upstreams import Headers
 from quart_openai_sse.upstreams.retries import retry_after
@@ -20,6 +22,8 @@ logger = logging.getLogger("quart_openai_sse")
 _MOST_UNPACKED = 64 << 10  # bytes of a compressed body
 _MOST_TEXT = 300  # characters of a body that is not JSON
 _QUOTE = 12  # characters of a prompt; what is shorter may be a common word
+_RUN = 20  # characters of a prompt that are found in a sentence only if it is quoted
+_WORDS = ("messages", "tools", "functions", "response_format", "prediction")
 
 
 def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
@@ -44,11 +48,12 @@ def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
 def log_withheld(upstream: str, error: OpenAISSEError, request: Mapping[str, Any]) -> None:
     """Logs once, as a warning, what *upstream* said with *error* and callers are not told.
 
-    What quotes the messages of the *request*, or is quoted from them, is left out: no prompt may reach a log.
+    What quotes the words of the *request*, or is quoted from them, is left out: no prompt may reach a log.
     """
     if not isinstance(error, UpstreamError) or not error.withheld:
         return
-    texts = list(_texts(request.get("messages")))
+    # In one line each, as the sentences of upstreams are.
+    texts = [" ".join(text.split()) for text in _texts([request.get(member) for member in _WORDS])]
     pieces = [each for each in error.withheld if not any(_quotes(each, text) for text in texts)]
     error.withheld = ()
     if pieces:
@@ -58,23 +63,28 @@ def log_withheld(upstream: str, error: OpenAISSEError, request: Mapping[str, Any
 
 
 def _quotes(piece: str, text: str) -> bool:
-    return piece in text or (len(text) >= _QUOTE and text[: 4 * _QUOTE] in piece)
+    """Whether *piece* is quoted from *text*, or quotes its beginning, or twice `_RUN` characters of any part of it."""
+    if piece in text or (len(text) >= _QUOTE and text[: 4 * _QUOTE] in piece):
+        return True
+    return any(piece[at : at + _RUN] in text for at in range(0, len(piece) - _RUN + 1, _RUN))
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
+    """All texts in a JSON value, however deep it is nested."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping | list):
+            waiting.extend(each.values() if isinstance(each, Mapping) else each)
 
 
 def _error_in(headers: Headers, body: bytes) -> object:
     """The error in a body: JSON of any shape, plain text, or `None` for HTML and for what cannot be read."""
-    body = _unpacked(headers, body).strip()
-    if body.startswith((b"data:", b"event:", b"error:", b":")):
-        body = _first_data(body)
+    body = _unpacked(headers, body).removeprefix(BOM).strip()
+    if not body.startswith((b"{", b"[", b"<")):
+        body = _reported(body)
     try:
         return json.decode(body)
     except ValueError:
@@ -93,10 +103,10 @@ def _unpacked(headers: Headers, body: bytes) -> bytes:
         return body
 
 
-def _first_data(body: bytes) -> bytes:
-    """The data of the first event of a body that is an event stream."""
-    for line in body.splitlines():
-        name, _, value = line.partition(b":")
-        if name in (b"data", b"error"):
-            return value.strip()
-    return b""
+def _reported(body: bytes) -> bytes:
+    """The data of the event that reports an error, or of the first one, if *body* is an event stream; else *body*."""
+    decoder = UpstreamDecoder()
+    events = decoder.feed_data(body + b"\n\n")
+    if not events:
+        return body if decoder.is_document else b""
+    return next((event for event in events if find_error(event) is not None), events[0])

@@ -263,6 +263,43 @@ async def test_the_log_has_the_librarys_class_the_status_and_the_place_and_no_te
     assert "moon" not in caplog.text
 
 
+@pytest.mark.parametrize("quoted", ["", "How far is the moon from where I am now, please?"])
+async def test_the_log_says_what_callers_are_not_told_of_a_librarys_error(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture, quoted: str
+) -> None:
+    said = b'{"error": {"message": "org-acme1 has $0.02 left. %b"}}' % quoted.encode()
+    async with refusing(402, b"", said) as provider:
+        app, ai = create_app(ScriptedUpstream())
+
+        @ai.model("agent")
+        async def agent(chat):
+            async for word in words(sdk(provider.base_url, max_retries=0)):
+                yield word
+
+        body = {**BODY, "messages": [{"role": "user", "content": quoted or "Hi"}]}
+        response = await (await serve(app)).post("/v1/chat/completions", json=body)
+    assert response.json()["error"]["code"] == "upstream_quota"
+    assert ("moon" if quoted else "[account] has [amount] left.") in response.json()["error"]["message"]
+    lines = [each.getMessage() for each in caplog.records if "callers are not told" in each.getMessage()]
+    told = "model agent: upstream_quota; callers are not told: status 402: org-acme1 has $0.02 left."
+    assert [each.partition(": ")[2] for each in lines] == ([] if quoted else [told])
+
+
+async def test_the_log_says_what_callers_are_not_told_of_an_error_in_a_chunk(
+    create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, ai = create_app(ScriptedUpstream())
+
+    @ai.model("agent")
+    async def agent(chat):
+        yield {"error": {"message": "No room at http://10.0.0.7:8000", "code": 503}}
+
+    response = await (await serve(app)).post("/v1/chat/completions", json=BODY)
+    assert response.json()["error"]["message"] == "No room at [address]"
+    lines = [each.getMessage() for each in caplog.records if "callers are not told" in each.getMessage()]
+    assert [each.partition("; ")[2] for each in lines] == ["callers are not told: status 503: http://10.0.0.7:8000"]
+
+
 async def test_a_mistake_while_a_refusal_is_handled_has_its_traceback_in_the_log(
     create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:

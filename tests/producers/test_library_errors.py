@@ -295,6 +295,14 @@ def test_an_upstreams_own_code_survives_the_transport() -> None:
     assert meant(in_process(UpstreamRefused("Broken.", status=500))).error.status == 502
 
 
+@pytest.mark.parametrize("within_stream", [False, True])
+def test_the_callers_own_words_survive_the_transport(within_stream: bool) -> None:
+    refused = UpstreamRefused("Call failed.", status=400, code="tool_use_failed")
+    refused.passed_on = {"failed_generation": "<f>{}</f>"}
+    found = meant(in_process(refused, within_stream=within_stream)).error
+    assert found.passed_on == {"failed_generation": "<f>{}</f>"}
+
+
 def test_a_remote_server_cannot_say_that_it_is_this_app() -> None:
     body = {"message": "no", "code": "stopped", "user_message": "Call 555-0100 for help."}
     error = of("APIStatusError APIError", body=body, status_code=503, request=httpx.Request("POST", "http://far/v1"))

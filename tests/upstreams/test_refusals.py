@@ -28,6 +28,12 @@ BODIES: dict[str, tuple[bytes, dict[str, str], str]] = {
     "another encoding": (b"\x8b\x03\x80\x00\xff\xfe", {"content-encoding": "br"}, NOTHING),
     "an event stream": (b'event: error\ndata: {"message": "Unknown name x"}\n\n', {}, "Unknown name x"),
     "an event with a field of its own": (b'error: {"message": "Unknown name x"}\n\n', {}, "Unknown name x"),
+    "an event stream that begins with other events": (
+        b'retry: 5\ndata: {"type": "ping"}\n\nevent: error\ndata: {"message":\ndata: "Unknown name x"}\n\n',
+        {},
+        "Unknown name x",
+    ),
+    "JSON after a byte order mark": (b"\xef\xbb\xbf" + ENCODED, {}, "Unknown name x"),
     "an event stream without data": (b": nothing\n\n", {}, NOTHING),
     "HTML": (b"\n<!doctype html><h1>no</h1>", {}, NOTHING),
     "text": (b"no such\nroute", {}, "no such route"),
@@ -177,3 +183,32 @@ def test_no_prompt_reaches_the_log_if_an_upstream_quotes_it(caplog: pytest.LogCa
         (403, b"refused: Look at https://private.example/picture and tell me more"),
     ):
         assert logged(refusal(status, {}, body), caplog, messages) == []
+
+
+LONG = "My name is\n  Jo and the secret of my old house in the north of the town is under the third stone. Tell nobody."
+
+
+@pytest.mark.parametrize("member", ["messages", "tools", "response_format"])
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        LONG,
+        " ".join(LONG.split()),  # in one line, as sentences are logged
+        "\u2026" + LONG[30:90] + "\u2026",  # from its middle
+        repr(LONG),
+    ],
+)
+def test_no_part_of_a_request_reaches_the_log_however_it_is_quoted(
+    caplog: pytest.LogCaptureFixture, member: str, quoted: str
+) -> None:
+    request = {member: [{"deep": {"text": LONG}}]}
+    caplog.set_level(logging.DEBUG, "quart_openai_sse")
+    log_withheld("acme", refusal(402, {}, json.encode({"error": {"message": f"Cannot pay for {quoted}"}})), request)
+    assert caplog.records == []
+
+
+def test_a_deeply_nested_request_is_looked_through(caplog: pytest.LogCaptureFixture) -> None:
+    value: Any = "Look at the moon"
+    for _ in range(5000):
+        value = [value]
+    assert logged(refusal(402, {}, b"Look at the moon"), caplog, value) == []

@@ -692,6 +692,24 @@ async def test_the_next_key_is_taken_where_one_is_refused(create_app: CreateApp,
     assert len(first.failures) == 2
 
 
+@pytest.mark.parametrize("spent", [401, 402])
+@pytest.mark.parametrize("keys", [["key-busy", "key-spent"], ["key-spent", "key-busy"]])
+async def test_a_key_over_its_rate_limit_is_asked_again_beside_one_that_is_refused_for_longer(
+    create_app: CreateApp, serve: Serve, keys: list[str], spent: int
+) -> None:
+    async def answer(peer: Peer) -> None:
+        busy = [b"Bearer key-busy" in each.head for each in server.requests].count(True)
+        if b"Bearer key-busy" in peer.head and busy > 1:
+            await hello(peer)
+        else:
+            status = 429 if b"Bearer key-busy" in peer.head else spent
+            await peer.send(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async with raw_upstream(answer) as server:
+        client = await serve(create_app(None, base_url=server.base_url, api_keys=keys, retries=1, retry_delay=0)[0])
+        assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
+
+
 async def test_a_refusal_of_the_content_is_sent_with_no_other_key(create_app: CreateApp, serve: Serve) -> None:
     async def refuse(peer: Peer) -> None:
         body = b'{"error": {"code": 403, "message": "no", "metadata": {"reasons": ["violence"]}}}'
