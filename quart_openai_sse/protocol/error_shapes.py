@@ -12,14 +12,17 @@ _DEPTH = 6
 _LONGEST = 4000  # characters of a sentence
 _MOST = 10  # sentences, or details, of a list that are read
 
-_NESTED = ("error", "errors", "detail", "baseresp", "fault", "message", "innererror")
+_NESTED = (
+    *("error", "errors", "detail", "baseresp", "fault", "message", "innererror"),
+    *("externalmodelmessage", "externalmodelerror"),  # Databricks
+)
 _SENTENCES = (
     *("message", "msg", "errormessage", "errormsg", "statusmsg", "errordescription", "description", "title"),
     *("faultstring", "reason"),
 )
 _CODES = ("code", "errorcode", "statuscode", "errno")
 _TYPES = ("type", "errortype", "__type")
-_STATUSES = ("status", "httpstatus", "httpcode", *_CODES)
+_STATUSES = ("status", "httpstatus", "httpstatuscode", "httpcode", *_CODES)
 _WAITS = ("retryafter", "retryafterseconds")
 
 # https://platform.minimax.io/docs/api-reference/errorcode: numbers of its own, within a 200.
@@ -96,11 +99,7 @@ def _walk(value: object, layers: list[_Layer], sentences: list[str], *, raw: boo
     if depth > _DEPTH:
         return
     if isinstance(value, str):
-        decoded = _decoded(value)
-        if decoded is None:
-            sentences.append(value)
-        else:
-            _walk(decoded, layers, sentences, raw=raw, depth=depth + 1)
+        _walk_text(value, layers, sentences, raw=raw, depth=depth)
     elif isinstance(value, list):
         _walk_list(value, layers, sentences, raw=raw, depth=depth)
     elif isinstance(value, Mapping):
@@ -117,6 +116,15 @@ def _walk(value: object, layers: list[_Layer], sentences: list[str], *, raw: boo
                 _walk(each, layers, sentences, raw=raw, depth=depth + 1)
         if isinstance(metadata := members.get("metadata"), Mapping) and metadata.get("raw"):  # OpenRouter
             _walk(metadata["raw"], layers, sentences, raw=True, depth=depth + 1)
+
+
+def _walk_text(text: str, layers: list[_Layer], sentences: list[str], *, raw: bool, depth: int) -> None:
+    """The same for a text: a sentence, or JSON with one."""
+    known = len(sentences)
+    if decoded := _decoded(text):
+        _walk(decoded, layers, sentences, raw=raw, depth=depth + 1)
+    if decoded is None or (decoded and len(sentences) == known):  # nothing in it has the name of a sentence
+        sentences.append(text)
 
 
 def _walk_list(values: list[Any], layers: list[_Layer], sentences: list[str], *, raw: bool, depth: int) -> None:
@@ -150,8 +158,8 @@ def _texts(layers: list[Mapping[str, Any]], names: tuple[str, ...]) -> Iterator[
     for members in layers:
         for name in names:
             value = members.get(name)
-            if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
-                yield str(value)
+            if isinstance(value, str | int) and not isinstance(value, bool) and str(value) not in ("", "None"):
+                yield str(value)  # LiteLLM sends "None" for none
 
 
 def _statuses(members: Mapping[str, Any]) -> Iterator[int]:

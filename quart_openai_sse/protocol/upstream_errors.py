@@ -33,7 +33,7 @@ def reported_error(value: object) -> Any:
     base = value.get("base_resp")
     if isinstance(base, Mapping) and base.get("status_code"):
         return base
-    return value if "choices" not in value and _is_flat(value) else None
+    return value if not value.get("choices") and _is_flat(value) else None
 
 
 def failure_of(error: Any, *, status: int | None = None) -> OpenAISSEError:
@@ -117,7 +117,7 @@ def _is_flat(value: Mapping[str, Any]) -> bool:
     if isinstance(kind, str) and kind.lower().endswith(("error", "exception")):
         return True
     status = value.get("status")
-    if status in ("error", "failed") or (type(status) is int and status >= 400):
+    if value.get("success") is False or status in ("error", "failed") or (type(status) is int and status >= 400):
         return True
     codes = (value.get(name) for name in _CODES)
     return any(isinstance(code, str | int) and str(code).lower() not in _FINE and code is not True for code in codes)
@@ -129,7 +129,7 @@ _KEY = frozenset(
     {
         *("invalid_api_key", "authentication_error", "invalid_authentication", "invalid_authentication_error"),
         *("api_key_invalid", "unauthenticated", "unauthorized", "account_deactivated", "invalid_x_api_key"),
-        *("incorrect_api_key", "api_key_expired"),
+        *("incorrect_api_key", "api_key_expired", "organization_restricted"),
     }
 )
 _QUOTA = frozenset(
@@ -138,7 +138,7 @@ _QUOTA = frozenset(
         *("insufficient_credit", "insufficient_funds", "billing_not_active", "billing_hard_limit_reached"),
         *("billing_error", "payment_required", "credit_limit_exceeded", "exceeded_current_quota_error"),
         *("arrearage", "accountoverdueerror", "account_overdue", "budget_exceeded", "usage_limit_reached"),
-        "tokens_spent",
+        *("blocked_api_access", "tokens_spent"),
     }
 )
 _NUMBERED_QUOTA = {"1113", "30001"}  # Zhipu, SiliconFlow
@@ -159,13 +159,14 @@ _ABOUT_CONTENT = re.compile(
     re.IGNORECASE,
 )
 _OUR_ACCOUNT = re.compile(
-    r".{0,30}\b(?:account|organi[sz]ation|team|project|api[ -]?key)\b.{0,60}"
-    r"\b(?:suspended|deactivated|disabled|banned|terminated|restricted)\b",
+    r".{0,30}\b(?:account|your access|organi[sz]ation|team|project|api[ -]?key)\b.{0,60}"
+    r"\b(?:suspended|deactivated|disabled|banned|terminated|restricted|revoked)\b",
     re.IGNORECASE,
 )
 _ABOUT_QUOTA = re.compile(
     r"insufficient.{0,20}\b(?:balance|credits?|quota|funds)|\b(?:balance|credits?|quota)\b.{0,30}\binsufficient"
-    r"|credit balance is too low|(?:used all|out of|not enough|run out of|no) .{0,20}\bcredits?\b"
+    r"|credit balance is too low|not enough balance"
+    r"|(?:\b(?:used all|out of|not enough|no)|n't have any) .{0,20}\bcredits?\b(?! (?:were|was|have been|will be)\b)"
     r"|spending limit|payment required|billing (?:hard )?limit|余额不足|欠费|账户余额",
     re.IGNORECASE,
 )
@@ -192,7 +193,7 @@ def _matter(report: Report, status: int | None) -> Matter:
     if status == 403 and ("model_not_found" in marks or _ABOUT_CONTENT.search(said)):
         # A suspended account is ours, whichever caller's requests were the reason.
         return Matter.KEY if _OUR_ACCOUNT.match(said) else Matter.CONTENT
-    if status in (403, 429) and _ABOUT_QUOTA.search(said):
+    if status in (403, 412, 429) and _ABOUT_QUOTA.search(said):
         return Matter.QUOTA
     if status == 403 or (refused and (marks & _KEY or _OPENS_WITH_KEY.match(said.lstrip()))):
         return Matter.KEY

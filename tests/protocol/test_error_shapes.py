@@ -47,6 +47,12 @@ SENTENCES: dict[str, tuple[Any, str]] = {
         f"Provider returned error: {WHY}",
     ),
     "JSON in the message": ({"error": {"message": QUOTED}}, WHY),
+    "JSON without a sentence in the message": ({"error": {"message": '{"x": "y"}'}}, '{"x": "y"}'),
+    "empty JSON in the message": ({"error": "No", "message": "{}"}, "No"),
+    "Databricks' own and a provider's": (
+        {"error": "Received error from acme", "external_model_message": {"error_code": "X", "message": WHY}},
+        f"Received error from acme: {WHY}",
+    ),
     "a sentence that is said twice": ({"message": WHY, "error": {"message": WHY}}, WHY),
     "the name of the status beside it": ({"error": "Bad Request.", "message": WHY}, f"{WHY}: Bad Request."),
     "nothing": ({"error": {"code": 5}}, ""),
@@ -63,6 +69,7 @@ STATUSES: dict[str, tuple[Any, int | None]] = {
     "a text": ({"code": "429"}, 429),
     "status": ({"status": 503}, 503),
     "status_code": ({"error": "x", "status_code": 422}, 422),
+    "http_status_code": ({"error": {"message": "x", "http_status_code": 422}}, 422),
     "statusCode": ({"message": "x", "statusCode": 404}, 404),
     "the inner one": ({"code": 500, "error": {"code": 400}}, 400),
     "not a provider's before the gateway's": ({"code": 502, "metadata": {"raw": '{"error": {"code": 429}}'}}, 502),
@@ -111,6 +118,11 @@ def test_what_the_caller_has_said_is_passed_on() -> None:
     assert report.flagged
     azure = {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": True}}}
     assert read_report({"error": {"innererror": azure}}).passed_on == {"innererror": azure}
+
+
+def test_the_text_none_is_none() -> None:
+    report = read_report({"error": {"message": WHY, "type": "None", "param": "None", "code": "429"}})
+    assert (report.type, report.param, report.code) == ("", "", "429")
 
 
 @pytest.mark.parametrize("code", [[1004], {"x": 1004}, "1004", 1e300, None, True])

@@ -30,6 +30,8 @@ REPORTS: dict[str, Any] = {
     "msg": {"code": "1301", "msg": "m"},
     "error_msg": {"error_msg": "m"},
     "an exception": {"__type": "x", "type": "ThrottlingException", "message": "m"},
+    "a flat one beside no choices": {"id": "", "choices": None, "message": "m", "code": 503},
+    "no success": {"success": False, "message": "m", "result": None},
     "base_resp": {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "m"}},
     "base_resp beside choices": {"choices": [{"index": 0}], "base_resp": {"status_code": 1027, "status_msg": "m"}},
 }
@@ -104,6 +106,25 @@ CONCERNS: dict[str, tuple[Any, type[OpenAISSEError], int]] = {
         OURS,
         502,
     ),
+    "a key that was revoked": (
+        {"code": 403, "message": "Your API key has been revoked for a policy violation"},
+        OURS,
+        502,
+    ),
+    "an access that was terminated": (
+        {"code": 403, "message": "Your access was terminated due to violation of our policies"},
+        OURS,
+        502,
+    ),
+    "Groq's organization": ({"message": "m", "code": "organization_restricted", "status": 400}, OURS, 502),
+    "Groq's spend limit": ({"message": "m", "code": "blocked_api_access", "status": 400}, SPENT, 502),
+    "Fireworks' spending limit": (
+        {"code": 412, "message": "Account acme is suspended, possibly due to reaching the monthly spending limit"},
+        SPENT,
+        502,
+    ),
+    "xAI's new team": ({"code": 403, "message": "Your team doesn't have any credits yet."}, SPENT, 502),
+    "a rate that says it costs nothing": ({"code": 429, "message": "Slow down. No credits were charged."}, THEIRS, 429),
     "a policy without a number": ({"message": "m", "code": "content_policy_violation"}, THEIRS, 400),
     "a filter with 400": ({"message": "m", "code": "content_filter", "status": 400}, THEIRS, 400),
     "a prompt about money that is flagged": (

@@ -34,6 +34,22 @@ SHOWN = {
     "balance: -0.02": "balance: [amount]",
     "you can only afford 3021": "you can only afford [amount]",
     "余额 ¥1,200.50": "余额 [amount]",
+    "用户剩余额度: \uff040.03, 余额\uff1a-0.35": "用户剩余额度: [amount], 余额\uff1a[amount]",
+    "used 3.20 € of 5 $": "used [amount] of [amount]",
+    "Current cost: 10.5, max_budget=10.0; spend for token: 7.2e-05": (
+        "Current cost: [amount], max_budget=[amount]; spend for token: [amount]"
+    ),
+    "Account acme is suspended, see your bills": "Account [account] is suspended, see your bills",
+    "no model arn:aws:bedrock:us-east-1:1234:profile/x": "no model [account]",
+    "/subscriptions/1-2/resourceGroups/acme/x": "/subscriptions/[account]/resourceGroups/[account]/x",
+    "account org-abc<ak-f3xyz123abc45>": "account [account]<[key]>",
+    "AKIAIOSFODNN7EXAMPLE, ghp_abcdefghijkl, dapi0123456789abcdef": "[key], [key], [key]",
+    "Authorization: abc123def; token='0123456789'": "Authorization: [key]; token='[key]'",
+    "Cannot connect to host ollama:11434 ssl:default": "Cannot connect to host [address] ssl:default",
+    "HTTPConnectionPool(host='llama', port=8000)": "HTTPConnectionPool(host='[address]', port=8000)",
+    "dial tcp: lookup vllm on 127.0.0.11:53: no such host": "dial tcp: lookup [address] on [address]: no such host",
+    "getaddrinfo ENOTFOUND vllm": "getaddrinfo ENOTFOUND [address]",
+    "connect ECONNREFUSED ::1:11434": "connect ECONNREFUSED [address]",
 }  # fmt: skip
 
 
@@ -53,6 +69,8 @@ def test_keys_accounts_addresses_and_amounts_are_taken_out(said: str, shown: str
         "the user has no access; the project owner, team lead and account manager know why",
         "risk-free: sk-ip this; an org-wide rule",
         "内容违规",
+        "a lookup failed: no such key; could not resolve hostnames; the host is busy; a budget: 1024 is too low",
+        "Unexpected token: 'x'; max_tokens: 100000; the organization was asked; an AK-47 is no tool",
     ],
 )
 def test_what_helps_a_caller_is_left_as_it_is(said: str) -> None:
