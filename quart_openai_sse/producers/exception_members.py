@@ -73,8 +73,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
 def retry_after_of(error: BaseException) -> float | None:
     """Seconds until the next attempt, if the response or the exception says so."""
     seconds = member(error, "retry_after")
-    if _is_number(seconds) and math.isfinite(seconds):
-        return min(max(0.0, float(seconds)), _YEAR)
+    if _is_number(seconds) and -math.inf < seconds < math.inf:  # `isfinite` raises for an integer beyond a float
+        return float(min(max(0, seconds), _YEAR))
     return retry_after(headers_of(error))
 
 

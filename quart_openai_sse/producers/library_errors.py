@@ -88,7 +88,8 @@ def _behind(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
         yield cause, True
     if isinstance(context, BaseException) and not member(error, "__suppress_context__"):
         yield context, False
-    members = error.exceptions[:_MOST] if isinstance(error, BaseExceptionGroup) else ()
+    grouped = member(error, "exceptions") if isinstance(error, BaseExceptionGroup) else ()
+    members = grouped[:_MOST] if isinstance(grouped, tuple) else ()
     alone = len(members) == 1 or all(_meaning(each) is not None for each in members)
     for each in members:
         yield each, alone
@@ -109,6 +110,13 @@ class _Meaning(NamedTuple):
 
 
 def _meaning(error: BaseException) -> _Meaning | None:
+    try:
+        return _read(error)
+    except Exception:  # the objects of a library may raise anything: then nothing is known of its error
+        return None
+
+
+def _read(error: BaseException) -> _Meaning | None:
     if isinstance(error, OpenAISSEError):
         # A copy, because it would hold its own traceback through the exceptions that lead to it.
         return _Meaning(0, copy.copy(error))

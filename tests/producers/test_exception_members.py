@@ -74,6 +74,10 @@ def test_a_retry_after_that_is_no_number_is_none(value: Any) -> None:
     assert retry_after_of(of("RateLimitError", status_code=429, retry_after=value)) is None
 
 
+def test_a_retry_after_beyond_a_float_is_a_year() -> None:
+    assert retry_after_of(of("RateLimitError", status_code=429, retry_after=10**400)) == 365 * 86400
+
+
 def test_the_date_of_a_retry_after_is_read_too() -> None:
     error = of("RateLimitError", response=response(429, {"RETRY-AFTER": "Sun, 06 Nov 1994 08:49:37 GMT"}))
     assert retry_after_of(error) == 0

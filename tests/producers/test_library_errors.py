@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -248,6 +249,41 @@ def test_a_long_chain_is_looked_at_for_a_bounded_length() -> None:
 )
 def test_nothing_is_known_of_other_exceptions(error: Exception) -> None:
     assert library_error(error) is None
+
+
+class HostileMapping(Mapping[str, Any]):
+    """A mapping that raises whatever is done with it."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise RuntimeError(SECRET)
+
+    def __iter__(self) -> Any:
+        raise RuntimeError(SECRET)
+
+    def __len__(self) -> int:
+        raise RuntimeError(SECRET)
+
+
+class HostileGroup(ExceptionGroup[Exception]):
+    """A group whose exceptions cannot be read."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError(SECRET)
+
+
+@pytest.mark.parametrize("name", ["body", "response", "headers", "request", "details", "raw_response"])
+def test_what_raises_while_an_exception_is_read_hides_no_error_behind_it(name: str) -> None:
+    broken = of("APIError OpenAIError", **{name: HostileMapping()})
+    assert library_error(broken) is None
+    assert meant(chained(broken, RATE)).error.status == 429
+    assert meant(ExceptionGroup("agent", [broken, RATE])).error.status == 429
+
+
+def test_a_group_whose_exceptions_cannot_be_read_has_none() -> None:
+    group = HostileGroup("agent", [ValueError()])
+    assert library_error(group) is None
+    assert meant(chained(group, RATE)).error.status == 429
 
 
 def test_the_summary_has_classes_and_numbers_and_no_text() -> None:
