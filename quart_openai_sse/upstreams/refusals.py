@@ -23,6 +23,8 @@ _MOST_UNPACKED = 64 << 10  # bytes of a compressed body
 _MOST_TEXT = 300  # characters of a body that is not JSON
 _QUOTE = 12  # characters of a prompt; what is shorter may be a common word
 _RUN = 20  # characters of a prompt that are found in a sentence only if it is quoted
+_FILE = 2000  # characters without white space are no prompt
+_MOST_SEARCHED = 1 << 20  # characters of a request: in more, a sentence is not searched for, and not logged
 _WORDS = ("messages", "tools", "functions", "response_format", "prediction")
 
 
@@ -48,13 +50,17 @@ def refusal(status: int, headers: Headers, body: bytes) -> OpenAISSEError:
 def log_withheld(upstream: str, error: OpenAISSEError, request: Mapping[str, Any]) -> None:
     """Logs once, as a warning, what *upstream* said with *error* and callers are not told.
 
-    What quotes the words of the *request*, or is quoted from them, is left out: no prompt may reach a log.
+    What quotes the words of the *request*, or is quoted from them, is left out: no prompt may reach a log. So is what
+    could quote them, if they are too many to be searched.
     """
     if not isinstance(error, UpstreamError) or not error.withheld:
         return
-    # In one line each, as the sentences of upstreams are.
-    texts = [" ".join(text.split()) for text in _texts([request.get(member) for member in _WORDS])]
-    pieces = [each for each in error.withheld if not any(_quotes(each, text) for text in texts)]
+    texts = [text for text in _texts([request.get(member) for member in _WORDS]) if not _is_file(text)]
+    if sum(map(len, texts)) <= _MOST_SEARCHED:
+        words = " ".join(" ".join(texts).split())  # in one line, as the sentences of upstreams are
+        pieces = [each for each in error.withheld if not (_is_of(each, words) or _begins(each, texts))]
+    else:
+        pieces = [each for each in error.withheld if len(each) < 2 * _RUN and not any(each in text for text in texts)]
     error.withheld = ()
     if pieces:
         where = f"status {error.status}: " if isinstance(error, UpstreamRefused) else ""
@@ -62,11 +68,21 @@ def log_withheld(upstream: str, error: OpenAISSEError, request: Mapping[str, Any
         logger.warning("%s: %s; callers are not told: %s", upstream, error.code, said)
 
 
-def _quotes(piece: str, text: str) -> bool:
-    """Whether *piece* is quoted from *text*, or quotes its beginning, or twice `_RUN` characters of any part of it."""
-    if piece in text or (len(text) >= _QUOTE and text[: 4 * _QUOTE] in piece):
-        return True
-    return any(piece[at : at + _RUN] in text for at in range(0, len(piece) - _RUN + 1, _RUN))
+def _is_of(piece: str, words: str) -> bool:
+    """Whether *piece* is quoted from *words*, or quotes twice `_RUN` characters of any part of them."""
+    return piece in words or any(piece[at : at + _RUN] in words for at in range(0, len(piece) - _RUN + 1, _RUN))
+
+
+def _begins(piece: str, texts: list[str]) -> bool:
+    """Whether *piece* quotes the beginning of one of *texts*, or all of a short one."""
+    beginnings = (" ".join(text[: 8 * _QUOTE].split())[: 4 * _QUOTE] for text in texts)
+    return any(len(each) >= _QUOTE and each in piece for each in beginnings)
+
+
+def _is_file(text: str) -> bool:
+    """Whether it is a picture or the like in base64, and no words."""
+    head = text[:_FILE]
+    return len(head) == _FILE and head.isascii() and not any(map(str.isspace, head))
 
 
 def _texts(value: object) -> Iterator[str]:

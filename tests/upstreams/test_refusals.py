@@ -207,6 +207,24 @@ def test_no_part_of_a_request_reaches_the_log_however_it_is_quoted(
     assert caplog.records == []
 
 
+def test_a_picture_in_a_request_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "iVBORw0KGgo" * 200_000}}
+    messages = [{"role": "user", "content": [picture]}]
+    assert (
+        len(logged(refusal(401, {}, b"This key was revoked for it was found on a public page"), caplog, messages)) == 1
+    )
+
+
+def test_of_a_request_too_long_to_be_searched_only_short_pieces_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    messages = [{"role": "user", "content": "some words " * 200_000}]
+    assert logged(refusal(401, {}, b"This key was revoked for it was found on a public page"), caplog, messages) == []
+    [line] = logged(refusal(503, {}, b"no capacity at http://10.0.0.7"), caplog, messages)
+    assert line.endswith("callers are not told: status 503: http://10.0.0.7")
+    messages[0]["content"] += "http://10.0.0.7"
+    caplog.clear()
+    assert logged(refusal(503, {}, b"no capacity at http://10.0.0.7"), caplog, messages) == []
+
+
 def test_a_deeply_nested_request_is_looked_through(caplog: pytest.LogCaptureFixture) -> None:
     value: Any = "Look at the moon"
     for _ in range(5000):
