@@ -187,7 +187,7 @@ async def _feed(sink: Sink, deadlines: Deadlines, require_finish_reason: bool, a
     else:
         sink.head(answer.status, answer.headers, require_finish_reason=False)
     if not 200 <= answer.status < 300 or answer.status == 204:  # No Content
-        raise refusal(answer.status, answer.headers, await _bounded(answer))
+        raise refusal(answer.status, answer.headers, await _refused(answer))
     while (flow := await answer.push(sink.feed)) is PAUSE:
         deadlines.pause()
         await sink.room()
@@ -200,22 +200,32 @@ async def _feed(sink: Sink, deadlines: Deadlines, require_finish_reason: bool, a
 
 async def _list(answer: Answer) -> list[dict[str, Any]]:
     """The models that an answer lists."""
-    body = await _bounded(answer, 4 << 20)
     if not 200 <= answer.status < 300:
-        raise refusal(answer.status, answer.headers, body)
-    return read_models(body)
-
-
-async def _bounded(answer: Answer, limit: int = 64 << 10) -> bytes:
-    """The whole body of an answer, or its first *limit* bytes."""
+        raise refusal(answer.status, answer.headers, await _refused(answer))
     body = bytearray()
+    await _fill(body, answer, limit=4 << 20)
+    return read_models(bytes(body))
+
+
+async def _refused(answer: Answer) -> bytes:
+    """The beginning of the body of a refusal, as far as it arrives: its status counts even if the connection breaks."""
+    body = bytearray()
+    try:
+        await _fill(body, answer, limit=64 << 10)
+    except Exception as error:
+        if not isinstance(_translated(error, answered=True), UpstreamTruncated):
+            raise
+    return bytes(body)
+
+
+async def _fill(body: bytearray, answer: Answer, *, limit: int) -> None:
+    """Fills *body* with the whole body of an answer, or with its first *limit* bytes."""
 
     def feed(data: bytes) -> Flow:
-        body.extend(data)
-        return MORE if len(body) <= limit else ENOUGH
+        body.extend(data[: limit - len(body)])
+        return MORE if len(body) < limit else ENOUGH
 
     await answer.push(feed)
-    return bytes(body[:limit])
 
 
 def _redact(key: str, error: UpstreamError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ logger = logging.getLogger("quart_openai_sse")
 
 _MOST_UNPACKED = 64 << 10  # bytes of a compressed body
 _MOST_TEXT = 300  # characters of a body that is not JSON
+_SENTENCE = re.compile(rb'"(?:message|msg|error|detail)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 _QUOTE = 12  # characters of a prompt; what is shorter may be a common word
 _RUN = 20  # characters of a prompt that are found in a sentence only if it is quoted
 _FILE = 2000  # characters without white space are no prompt
@@ -104,9 +106,23 @@ def _error_in(headers: Headers, body: bytes) -> object:
     try:
         return json.decode(body)
     except ValueError:
-        text = body[: 4 * _MOST_TEXT].decode("utf-8", "replace")[:_MOST_TEXT].strip()
-        is_text = all(each.isprintable() or each.isspace() for each in text) and "\ufffd" not in text[:-1]
-        return text if is_text and not text.startswith("<") else None
+        return _sentence_in(body) if body.startswith((b"{", b"[{")) else _text_in(body)
+
+
+def _sentence_in(cut: bytes) -> str | None:
+    """The first sentence in JSON of which the end is missing."""
+    found = _SENTENCE.search(cut)
+    try:
+        return None if found is None else str(json.decode(b'"%b"' % found[1]))[:_MOST_TEXT]
+    except ValueError:
+        return None
+
+
+def _text_in(body: bytes) -> str | None:
+    """The beginning of a body that is text, and no HTML."""
+    text = body[: 4 * _MOST_TEXT].decode("utf-8", "replace")[:_MOST_TEXT].strip()
+    is_text = all(each.isprintable() or each.isspace() for each in text) and "\ufffd" not in text[:-1]
+    return text if is_text and not text.startswith("<") else None
 
 
 def _unpacked(headers: Headers, body: bytes) -> bytes:

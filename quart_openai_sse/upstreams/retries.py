@@ -92,8 +92,8 @@ def retry_after(headers: Headers) -> float | None:
     """Seconds until the next attempt, from `retry-after-ms` or from either form of Retry-After (RFC 9110, 10.2.3)."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
-    value = headers.get("retry-after")
-    seconds = _number(value)
+    value = headers.get("retry-after", "")
+    seconds = _number(value.partition(",")[0])  # a gateway may have added its own to the server's
     return seconds if seconds is not None or not value else _until(value)
 
 

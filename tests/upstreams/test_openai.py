@@ -408,6 +408,18 @@ async def test_a_body_that_breaks_off_is_truncated(client: Any) -> None:
     assert sink.data.startswith(chunk("hi"))
 
 
+@pytest.mark.parametrize(("status", "again"), [(400, False), (429, True), (503, True)])
+async def test_a_refusal_whose_body_breaks_off_is_a_refusal(client: Any, status: int, again: bool) -> None:
+    async def half(peer: Peer) -> None:
+        head = b"HTTP/1.1 %d No\r\nRetry-After: 7\r\nContent-Length: 99\r\n\r\n" % status
+        await peer.send(head + b'{"error": {"message": "Not now", "co')
+        raise Hangup
+
+    error, _ = await failure(half, client)
+    assert isinstance(error, UpstreamRefused)
+    assert (error.status, error.message, error.retry_after, retryable(error)) == (status, "Not now", 7, again)
+
+
 async def test_a_body_without_length_may_end_with_its_connection(client: Any) -> None:
     async def answer(peer: Peer) -> None:
         await peer.send(CLOSING_HEAD + finish())
