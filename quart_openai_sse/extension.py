@@ -257,7 +257,7 @@ class QuartOpenAISSE(Registration):
     def _registered(self, setup: BlueprintSetupState) -> None:
         app = cast(Quart, setup.app)
         for prefixes in (app_state(self.name, app).prefixes, app_prefixes(app)):
-            prefixes.add(setup.url_prefix or "")
+            prefixes.add((setup.url_prefix or "").rstrip("/"))  # as Quart does
 
     def _hook(self) -> Authenticate:
         if self._auth is None:

@@ -144,6 +144,24 @@ async def test_below_a_path_of_the_servers_the_checks_are_the_same(
         assert (await client.post(path, content=body_of(2001))).status_code == 413
 
 
+@pytest.mark.parametrize("url_prefix", ["/ai/", "/"])
+async def test_a_prefix_that_ends_with_a_slash_has_the_same_checks_and_log_lines(
+    serve: Serve, caplog: pytest.LogCaptureFixture, url_prefix: str
+) -> None:
+    caplog.set_level(logging.INFO, "quart_openai_sse.response")
+    app = Quart(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+    upstream = ScriptedUpstream("hello")
+    ai = QuartOpenAISSE(app, auth=allow_anonymous(), upstream=lambda config: upstream, routes=(), max_body=2000)
+    app.register_blueprint(ai.blueprint("other", url_prefix=url_prefix))
+    client = await serve(app, headers=JSON)
+    path = f"{url_prefix}chat/completions"
+    for size, status in ((1500, 200), (2001, 413)):
+        assert (await client.post(path, content=body_of(size))).status_code == status
+    while len(lines(caplog)) < 2:
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize(
     "path", ["/V1/models", "/v1/models/", "/x/../v1/models", "/x/%2e%2e/v1/models", "/v1%00/models", "/v1;x/models"]
 )
