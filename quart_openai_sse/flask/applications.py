@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from inspect import iscoroutinefunction, signature
+from contextlib import suppress
+from inspect import iscoroutinefunction, signature, unwrap
 from typing import Any
 from urllib.parse import quote
 
 from quart import Quart
+from werkzeug.routing import Map
 
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.functions import called_function
@@ -34,7 +36,7 @@ def check_wsgi_app(app: Any) -> None:
     name = f"{type(app).__module__}.{type(app).__qualname__}" if not hasattr(app, "__name__") else app.__name__
     if not callable(app):
         raise ConfigurationError(f"mount(): the first argument must be a WSGI app, such as a Flask app, not {name}.")
-    if iscoroutinefunction(called_function(app)) or (_takes(app, 3) and not _takes(app, 2)):
+    if _is_asgi_app(app):
         raise ConfigurationError(
             f"mount(): {name} is an ASGI app, and the first argument must be a WSGI app, such as a Flask app. "
             "See 'An ASGI app instead of Flask' in docs/how-to/beside-flask.md."
@@ -47,7 +49,7 @@ def check_wsgi_app(app: Any) -> None:
 
 def warn_of_hidden_routes(app: Any, prefixes: Collection[str]) -> None:
     """Logs a warning if *app* is a Flask app, or wraps one, that has routes below *prefixes*."""
-    url_map = next((each.url_map for each in _unwrapped(app) if hasattr(each, "url_map")), None)
+    url_map = next((found for each in _unwrapped(app) if isinstance(found := _attribute(each, "url_map"), Map)), None)
     paths = {rule.rule for rule in url_map.iter_rules()} if url_map is not None else set()
     hidden = sorted(path for path in paths if any(f"{path}/".startswith(f"{prefix}/") for prefix in prefixes))
     if hidden:
@@ -70,10 +72,18 @@ def warn_of_websocket(path: str) -> None:
     )
 
 
+def _is_asgi_app(app: Any) -> bool:
+    function = called_function(app)
+    if iscoroutinefunction(function) or (_takes(app, 3) and not _takes(app, 2)):
+        return True
+    # A decorator may pass on whatever it is called with.
+    return _takes(app, 3) and iscoroutinefunction(unwrap(function)) and not _takes(unwrap(function), 2)
+
+
 def _takes(function: Any, number: int) -> bool:
-    """Whether *function* can be called with *number* arguments."""
+    """Whether *function* can be called with *number* arguments, whatever a function that it decorates takes."""
     try:
-        signature(function).bind(*range(number))
+        signature(function, follow_wrapped=False).bind(*range(number))
     except TypeError:
         return False
     except ValueError:  # a function in C, of which Python knows no signature
@@ -87,4 +97,11 @@ def _unwrapped(app: Any) -> Iterator[Any]:
         if app is None:
             return
         yield app
-        app = next((found for name in _WRAPPED if callable(found := getattr(app, name, None))), None)
+        app = next((found for name in _WRAPPED if callable(found := _attribute(app, name))), None)
+
+
+def _attribute(app: Any, name: str) -> Any:
+    """The attribute *name* of *app*; `None` if it has none, or cannot be read yet."""
+    with suppress(Exception):  # whatever a property of middleware raises
+        return getattr(app, name, None)
+    return None

@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from a2wsgi import WSGIMiddleware
@@ -15,6 +15,7 @@ from flask import request as flask_request
 from quart import Quart
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.wrappers import Request, Response
 
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.flask import mount
@@ -107,6 +108,31 @@ def configured(config: str, environ: Any, start_response: Callable[..., Any]) ->
     return wsgi(environ, start_response)
 
 
+@Request.application
+def of_werkzeug(request: Request) -> Response:
+    """A WSGI app that Werkzeug's decorator makes of a function of the request."""
+    return Response("wsgi")
+
+
+@functools.wraps(configured)
+def with_argument(environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """A WSGI app in a decorator that adds an argument."""
+    return configured("config", environ, start_response)
+
+
+class Loader:
+    """A WSGI app whose routes are not of Werkzeug's, and which has no app yet."""
+
+    url_map: ClassVar = {"/": wsgi}
+
+    @property
+    def app(self) -> Any:
+        raise RuntimeError("The app is not loaded yet.")
+
+    def __call__(self, environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return self.url_map["/"](environ, start_response)
+
+
 def small_flask() -> Flask:
     app = Flask("small")
     app.add_url_rule("/", view_func=lambda: "wsgi", endpoint="page")
@@ -121,6 +147,9 @@ def small_flask() -> Flask:
         Static.app,
         middleware,
         functools.partial(configured, "config"),
+        of_werkzeug,
+        with_argument,
+        Loader(),
         small_flask(),
         small_flask().wsgi_app,
         ProxyFix(small_flask()),
