@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
+
+from quart import Request, Websocket
 
 from quart_openai_sse.auth.connection import current_connection
 from quart_openai_sse.errors import OriginDenied
@@ -28,7 +31,7 @@ def check_origin(trusted: Collection[str]) -> None:
     # not from a page.
     if site is not None:
         raise OriginDenied(f"{_DENIED} Sec-Fetch-Site is {_shown(site)}, and Origin is {_shown(origin)}. {_TRUST}")
-    if origin is not None and not _same_host(origin, f"{connection.scheme}://{connection.host}"):
+    if origin is not None and not _same_host(origin, f"{connection.scheme}://{_own_host(connection)}"):
         host = connection.headers.get("Host")
         raise OriginDenied(f"{_DENIED} Origin is {_shown(origin)}, and Host is {_shown(host)}. {_PROXY} {_TRUST}")
 
@@ -46,6 +49,15 @@ def _shown(value: str | None) -> str:
     if value is None:
         return "not sent"
     return ascii(value if len(value) <= 100 else f"{value[:100]}...")
+
+
+def _own_host(connection: Request | Websocket) -> str:
+    """The request's host. Werkzeug takes none with an underscore (`my_app:5000`), as names in containers may be."""
+    given = connection.headers.get("Host", "")
+    return connection.host or (given if _WITH_UNDERSCORE.fullmatch(given) else "")
+
+
+_WITH_UNDERSCORE = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]+)?")
 
 
 def _same_host(origin: str, own: str) -> bool:

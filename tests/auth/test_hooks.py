@@ -882,6 +882,8 @@ FOREIGN = {
     "a person typed it": ({"Sec-Fetch-Site": "none"}, 200),
     "the same origin": ({"Origin": "http://{host}"}, 200),
     "the same origin, behind TLS": ({"Origin": "https://{host}"}, 200),
+    "the same name with an underscore": ({"Origin": "http://my_app:5000", "Host": "my_app:5000"}, 200),
+    "another name with an underscore": ({"Origin": "http://my_page:5000", "Host": "my_app:5000"}, 403),
     "a trusted origin": ({"Origin": "https://friend.example", "Sec-Fetch-Site": "cross-site"}, 200),
     "no browser": ({}, 200),
 }
