@@ -53,11 +53,11 @@ def jwt_bearer(
 ) -> Authenticate:
     """Returns an auth hook that recognises `Authorization: Bearer …` with a signed token that has not expired.
 
-    The claim *subject_claim* is the principal's id. *key* is a secret or a public key in PEM; or *jwks_url* is the
-    address of the issuer's key set. Only *algorithms* are accepted, whatever a token's header names. *audience* and
-    *issuer* are compared with the token's claims. With `audience=None` a token that names an audience is refused,
-    since it is for another service; with `issuer=None` every token that the key fits is accepted. *leeway* is the
-    tolerated difference between clocks, in seconds.
+    The claim *subject_claim* is the principal's id: a text or a whole number. *key* is a secret or a public key in
+    PEM; or *jwks_url* is the address of the issuer's key set. Only *algorithms* are accepted, whatever a token's
+    header names. *audience* and *issuer* are compared with the token's claims. With `audience=None` a token that names
+    an audience is refused, since it is for another service; with `issuer=None` every token that the key fits is
+    accepted. *leeway* is the tolerated difference between clocks, in seconds.
 
     *types* are the values of the header `typ` that are accepted, "" for a token without it; case and the prefix
     `application/` do not matter. A token whose claim `type`, `token_type`, `token_use` or `typ` says that it is a
@@ -194,7 +194,8 @@ class _Verifier:
                 audience=self.audiences,
                 issuer=None if self.issuer is None else [self.issuer],
                 leeway=self.leeway,
-                options={"require": ["exp", self.subject_claim]},
+                # The subject's type is checked by `principal`: issuers send numbers as well, against RFC 7519.
+                options={"require": ["exp", self.subject_claim], "verify_sub": False},
             )
         except Exception as error:  # a crafted token must not cause a 500
             _log_refused(type(error).__name__)  # not its text, which may quote the token

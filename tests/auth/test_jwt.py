@@ -326,6 +326,13 @@ async def test_without_an_issuer_the_key_alone_decides() -> None:
     assert await ask(hook, sign(iss="anybody"))
 
 
+async def test_a_subject_may_be_a_number() -> None:
+    """RFC 7519 wants a text, but issuers with numbers as the ids of users put these into their tokens."""
+    assert await ask(public_key_hook(), sign(sub=42)) == Principal("42", realm="jwt", cookie=False)
+    for subject in (True, 1.5, ["ann"], {"id": 1}):
+        assert await ask(public_key_hook(), sign(sub=subject)) is None
+
+
 async def test_realm_and_subject_are_chosen() -> None:
     hook = public_key_hook(realm="customers", subject_claim="uid")
     assert await ask(hook, sign(uid=42)) == Principal("42", realm="customers", cookie=False)
