@@ -102,6 +102,20 @@ async def run(
             await process.communicate()
 
 
+def test_behind_a_proxy_wrong_passwords_are_counted_for_the_addresses_that_it_names(tmp_path: Path) -> None:
+    flask_app = create_flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/chat.db", PROXIES=1)
+    client = flask_app.test_client()
+
+    def login(name: str, password: str, *, address: str) -> int:
+        said = {"X-Forwarded-For": f"192.0.2.1, {address}"}  # the client may have sent the first one itself
+        return client.post("/login", data={"username": name, "password": password}, headers=said).status_code
+
+    assert {login(f"user{number}", "x", address="198.51.100.1") for number in range(50)} == {401}
+    assert login("ada", "lovelace", address="198.51.100.1") == 429
+    assert login("ada", "lovelace", address="192.0.2.1") == 303
+    dispose_of(flask_app)
+
+
 SLOW = "sim-length-80-rate-12"  # an answer of about seven seconds
 
 

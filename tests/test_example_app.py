@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -218,6 +218,35 @@ def test_right_passwords_are_not_counted_and_the_count_is_over_after_five_minute
     assert 290 < refused.value.retry_after <= 300
     monkeypatch.setattr(time, "time", lambda: now + 301)
     assert tries.check("ada", "::1", is_right=lambda: True)
+
+
+def test_a_stranger_cannot_lock_a_user_out_of_an_address_with_a_login() -> None:
+    tries = LoginTries()
+    assert tries.check("ada", "192.0.2.1", is_right=lambda: True)
+    for number in range(10):
+        assert not tries.check("ada", f"198.51.100.{number}", is_right=lambda: False)
+    for address in ("198.51.100.99", "192.0.2.2"):
+        with pytest.raises(TooManyTries):
+            tries.check("ada", address, is_right=lambda: True)
+    assert tries.check("ada", "192.0.2.1", is_right=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "refused"),
+    [
+        ("2001:db8:0:1::{}", True),  # of one client
+        ("2001:db8:0:{}::1", False),
+        ("fe80::{}%eth0", True),
+        ("192.0.2.{}", False),
+        ("::ffff:192.0.2.{}", False),  # IPv4, on a server that listens for both
+    ],
+)
+def test_the_ipv6_addresses_of_one_network_are_counted_together(addresses: str, refused: bool) -> None:
+    tries = LoginTries()
+    for number in range(50):
+        assert not tries.check(f"user{number}", addresses.format(number), is_right=lambda: False)
+    with pytest.raises(TooManyTries) if refused else nullcontext():
+        tries.check("ada", addresses.format(77), is_right=lambda: True)
 
 
 async def test_the_pages_hold_no_script_but_files_and_a_policy_says_so(serve: Start) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask, Response
 from flask_login import LoginManager  # type: ignore[import-untyped]
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from example_app.accounts import DEMO_ACCOUNTS
 from example_app.flask_app.models import User, db
@@ -26,8 +27,11 @@ def create_app(**settings: Any) -> Flask:
         CREATE_TABLES=True,  # by one process only
         STREAMS_URL=os.environ.get("EXAMPLE_STREAMS_URL", ""),  # where the streaming app is, as this server sees it
         SERVICE_TOKEN=os.environ.get("EXAMPLE_SERVICE_TOKEN", ""),
+        PROXIES=int(os.environ.get("EXAMPLE_PROXIES") or 0),  # in front of this server, which then knows the clients
     )
     app.config.update(settings)
+    if app.config["PROXIES"]:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=app.config["PROXIES"])  # type: ignore[method-assign]
     db.init_app(app)
     login_manager = LoginManager(app)
     login_manager.login_view = "pages.login"
