@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import UUID
 
@@ -9,9 +10,20 @@ from uuid import UUID
 def is_id(value: Any) -> bool:
     """Whether *value* can be a principal's id, which goes into log lines: a text of 1 to 255 printable characters.
 
-    Line ends, direction marks and invisible characters are not printable.
+    Line ends, direction marks and invisible characters are not printable. Spaces other than the usual one and the
+    joiners between letters and emoji may stand beside printable characters, since names are written with them.
     """
-    return isinstance(value, str) and 1 <= len(value) <= 255 and value.isprintable()
+    if not isinstance(value, str) or not 1 <= len(value) <= 255:
+        return False
+    if value.isprintable():
+        return True
+    rest = _WITHIN_NAMES.sub("", value)
+    return rest != "" and rest.isprintable()
+
+
+# The spaces (Zs), as between the names of a Japanese, and U+200C and U+200D, as in Persian words and in emoji. Python
+# counts none of them as printable but U+0020.
+_WITHIN_NAMES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u200c\u200d]")
 
 
 def to_id(value: Any) -> str | None:

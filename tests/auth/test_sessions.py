@@ -52,6 +52,12 @@ VALUES: dict[str, tuple[Any, str | None]] = {
     "a mark that turns a line around": ("ann\u202ebob", None),
     "a mark of direction": ("ann\u200f", None),
     "an invisible character": ("an\u200bn", None),
+    "nothing but a joiner": ("\u200d", None),
+    "a Persian word with its joiner": ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0646\u0645",) * 2,
+    "a joined emoji": ("\U0001f469\u200d\U0001f4bb",) * 2,
+    "a Japanese name with its space": ("\u5c71\u7530\u3000\u592a\u90ce",) * 2,
+    "a space that does not break": ("Ann\u00a0Bo",) * 2,
+    "joiners beside a line end": ("an\u200dn\nbob", None),
     "too long": ("x" * 256, None),
     "too long a number": (10**255, None),
 }
