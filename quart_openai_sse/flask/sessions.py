@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, MutableMapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ __all__ = ["share_session"]
 
 logger = logging.getLogger("quart_openai_sse")
 
-_COPIED_KEYS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS", "SESSION_COOKIE_NAME", "PERMANENT_SESSION_LIFETIME")
+_COPIED_KEYS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS", "PERMANENT_SESSION_LIFETIME")
 
 _HOW = "See 'A session on another app's server' in docs/how-to/authenticate.md."
 
@@ -47,8 +47,10 @@ def share_session(flask_app: Configured, quart_app: Quart, *, prefix: str | Coll
     """
     quart_app.config.update({key: flask_app.config[key] for key in _COPIED_KEYS if key in flask_app.config})
     quart_app.config["SESSION_REFRESH_EACH_REQUEST"] = False
+    if _is_signed_cookie(flask_app.session_interface):  # which may name the cookie itself
+        quart_app.config["SESSION_COOKIE_NAME"] = flask_app.session_interface.get_cookie_name(flask_app)
     _check_readable(flask_app, quart_app)
-    _warn_of_path(flask_app.config, [prefix] if isinstance(prefix, str) else prefix)
+    _warn_of_path(flask_app, [prefix] if isinstance(prefix, str) else prefix)
 
     async def check_again() -> None:
         _check_readable(flask_app, quart_app)
@@ -91,6 +93,7 @@ def _different(flask_app: Configured, quart_app: Quart) -> str:
     flasks, quarts = flask_app.session_interface, quart_app.session_interface
     compared = {
         "SECRET_KEY": (flask_app.config["SECRET_KEY"], quart_app.config["SECRET_KEY"]),
+        "the cookie's name": (flasks.get_cookie_name(flask_app), quarts.get_cookie_name(quart_app)),
         "salt": (flasks.salt, quarts.salt),
         "key_derivation": (flasks.key_derivation, quarts.key_derivation),
         "digest_method": (flasks.digest_method(b"").digest(), quarts.digest_method(b"").digest()),
@@ -107,9 +110,11 @@ def _different(flask_app: Configured, quart_app: Quart) -> str:
     return "the results of get_signing_serializer"
 
 
-def _warn_of_path(config: Mapping[str, Any], prefixes: Collection[str]) -> None:
-    key = "SESSION_COOKIE_PATH" if config.get("SESSION_COOKIE_PATH") else "APPLICATION_ROOT"
-    path = config.get(key) or "/"
+def _warn_of_path(flask_app: Configured, prefixes: Collection[str]) -> None:
+    key = "SESSION_COOKIE_PATH" if flask_app.config.get("SESSION_COOKIE_PATH") else "APPLICATION_ROOT"
+    path = flask_app.session_interface.get_cookie_path(flask_app) or "/"
+    if path != (flask_app.config.get(key) or "/"):
+        key = f"get_cookie_path of {_class_of(flask_app.session_interface)}"
     if hidden := sorted(prefix or "/" for prefix in prefixes if not _is_sent(path, prefix)):
         logger.warning(
             "share_session: %s is %r, so browsers do not send the Flask app's session cookie to %s, and its users "

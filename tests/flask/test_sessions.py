@@ -180,6 +180,26 @@ async def test_an_interface_that_signs_as_flasks_is_read(flask_app: Flask, serve
     assert (await client.get("/v1/models")).status_code == 200
 
 
+class OtherName(SecureCookieSessionInterface):
+    """Gives its cookie another name and another path than the configuration."""
+
+    def get_cookie_name(self, app: Any) -> str:
+        return "named"
+
+    def get_cookie_path(self, app: Any) -> str:
+        return "/old"
+
+
+async def test_an_interface_of_flasks_may_name_the_cookie(
+    flask_app: Flask, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    flask_app.session_interface = OtherName()
+    client = await serve(beside(flask_app, ScriptedUpstream()), headers={"Cookie": logged_in(flask_app)})
+    assert (await client.get("/v1/models")).status_code == 200
+    [record] = caplog.records
+    assert "get_cookie_path of tests.flask.test_sessions.OtherName is '/old', so browsers" in record.getMessage()
+
+
 async def test_another_salt_is_read_if_quart_has_it_as_well(flask_app: Flask, serve: Serve) -> None:
     class QuartsOtherSalt(QuartInterface):
         salt = OtherSalt.salt
