@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from functools import cache
+
 from flask_login import UserMixin  # type: ignore[import-untyped]
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import ForeignKey, String, Text, select
@@ -35,10 +38,6 @@ class User(UserMixin, Base):  # type: ignore[misc]
         """For Flask-Login: whether the user may log in."""
         return not self.locked
 
-    def has_password(self, password: str) -> bool:
-        """Whether it is the right one."""
-        return check_password_hash(self.password_hash, password)
-
     def conversation(self) -> list[dict[str, str]]:
         """What was said, as a model wants it: answers that came to nothing are left out."""
         return [{"role": each.role, "content": each.content} for each in self.messages if each.content]
@@ -47,6 +46,17 @@ class User(UserMixin, Base):  # type: ignore[misc]
     def named(cls, name: str) -> User | None:
         """The user of this name."""
         return db.session.scalar(select(cls).where(cls.name == name))
+
+
+def password_is_right(user: User | None, password: str) -> bool:
+    """Whether *user* has this *password*. It takes as long without a user, or the time would tell which names exist."""
+    is_right = check_password_hash(_nobodys_hash() if user is None else user.password_hash, password)
+    return is_right and user is not None
+
+
+@cache
+def _nobodys_hash() -> str:
+    return generate_password_hash(secrets.token_hex())
 
 
 class Message(Base):

@@ -11,7 +11,7 @@ from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_required, login_user, logout_user  # type: ignore[import-untyped]
 
 from example_app.accounts import DEMO_ACCOUNTS
-from example_app.flask_app.models import User
+from example_app.flask_app.models import User, password_is_right
 from example_app.logins import TooManyTries
 
 pages = Blueprint("pages", __name__)
@@ -72,7 +72,7 @@ def login() -> ResponseReturnValue:
     user = User.named(name)
 
     def is_right() -> bool:
-        return user is not None and user.has_password(request.form.get("password", ""))
+        return password_is_right(user, request.form.get("password", ""))
 
     try:
         right = tries.check(name, request.remote_addr or "", is_right=is_right)
