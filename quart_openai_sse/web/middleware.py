@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, cast
 from urllib.parse import quote, urlparse
 
@@ -202,7 +204,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
         paths = {prefix + own for prefix in self._prefixes for own in self._paths}
-        limited = scope.get("method") == "POST" and (scope["path"] in paths or routed_path(scope) in paths)
+        limited = scope.get("method") == "POST" and (scope["path"] in paths or _is_one_of(paths, routed_path(scope)))
         if not limited:  # only an HTTP request has a method
             await self._app(scope, receive, send)
             return
@@ -232,7 +234,25 @@ def add_trace_ids(app_logger: logging.Logger) -> None:
 def below(scope: Scope, prefixes: Collection[str]) -> bool:
     """Whether the path of the request, as Quart reads it, is one of *prefixes* or below it."""
     path = routed_path(scope)
-    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+    return any(
+        path == prefix or path.startswith(prefix + "/") or ("<" in prefix and _pattern(prefix + "/").match(path + "/"))
+        for prefix in prefixes
+    )
+
+
+def _is_one_of(paths: Collection[str], path: str) -> bool:
+    return path in paths or any("<" in each and _pattern(each).fullmatch(path) for each in paths)
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """Matches what Quart's router does for *path*, whose variables are like the one in `/t/<tenant>/v1`."""
+    parts = re.split("(<[^<>]*>)", path)
+    return re.compile("".join(_variable(each) if each.startswith("<") else re.escape(each) for each in parts))
+
+
+def _variable(name: str) -> str:
+    return "[^/].*?" if name.startswith("<path:") else "[^/]+"
 
 
 def routed_path(scope: Scope) -> str:

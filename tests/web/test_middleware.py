@@ -144,9 +144,18 @@ async def test_below_a_path_of_the_servers_the_checks_are_the_same(
         assert (await client.post(path, content=body_of(2001))).status_code == 413
 
 
-@pytest.mark.parametrize("url_prefix", ["/ai/", "/"])
-async def test_a_prefix_that_ends_with_a_slash_has_the_same_checks_and_log_lines(
-    serve: Serve, caplog: pytest.LogCaptureFixture, url_prefix: str
+PREFIXES_OF = {
+    "/ai/": "/ai",
+    "/": "",
+    "/t/<tenant>/ai": "/t/acme/ai",
+    "/<int:tenant>": "/42",
+    "/<path:tenant>/ai": "/a/b/ai",
+}
+
+
+@pytest.mark.parametrize(("url_prefix", "below"), PREFIXES_OF.items())
+async def test_below_every_prefix_the_checks_and_log_lines_are_the_same(
+    serve: Serve, caplog: pytest.LogCaptureFixture, url_prefix: str, below: str
 ) -> None:
     caplog.set_level(logging.INFO, "quart_openai_sse.response")
     app = Quart(__name__)
@@ -154,10 +163,14 @@ async def test_a_prefix_that_ends_with_a_slash_has_the_same_checks_and_log_lines
     upstream = ScriptedUpstream("hello")
     ai = QuartOpenAISSE(app, auth=allow_anonymous(), upstream=lambda config: upstream, routes=(), max_body=2000)
     app.register_blueprint(ai.blueprint("other", url_prefix=url_prefix))
+
+    @app.url_value_preprocessor
+    def take_tenant(_: Any, values: Any) -> None:
+        values.pop("tenant", None)
+
     client = await serve(app, headers=JSON)
-    path = f"{url_prefix}chat/completions"
     for size, status in ((1500, 200), (2001, 413)):
-        assert (await client.post(path, content=body_of(size))).status_code == status
+        assert (await client.post(f"{below}/chat/completions", content=body_of(size))).status_code == status
     while len(lines(caplog)) < 2:
         await asyncio.sleep(0)
 
