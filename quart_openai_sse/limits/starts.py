@@ -16,7 +16,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 
 from quart_openai_sse.errors import LimitsUnavailable, TooManyStarts
-from quart_openai_sse.limits.windows import MemoryWindow
+from quart_openai_sse.limits.windows import SOON, MemoryWindow
 from quart_openai_sse.principal import Principal, owner_key
 
 __all__ = ["limit_starts"]
@@ -25,7 +25,6 @@ logger = logging.getLogger("quart_openai_sse")
 
 _PATIENCE = 2.0  # seconds for an answer of the storage
 _MOST_AT_ONCE = 50  # requests to the storage; a client of redis-py refuses the 101st that needs a connection
-_SOON = 0.001  # seconds; never 0, which would let the start pass
 
 
 def limit_starts(
@@ -123,7 +122,7 @@ class _OnStorage:
         except Exception as error:
             logger.warning("starts could not be counted, and are refused: %s: %s", type(error).__name__, error)
             raise LimitsUnavailable("The storage that counts starts could not be reached.") from error
-        return max(stats.reset_time - time.time(), _SOON)
+        return max(stats.reset_time - time.time(), SOON)
 
     async def aclose(self) -> None:
         """Closes what this object has opened on the running event loop."""
@@ -158,6 +157,8 @@ def _storage_of(uri: str) -> Storage:
     # `limits` takes redis-py or coredis; only redis-py is tried here.
     options = {"implementation": "redispy"} if scheme.startswith("redis") else {}
     try:
+        if not found:  # of "redis:/host" `limits` makes a Redis at localhost
+            raise ValueError
         return cast(Storage, storage_from_string(f"async+{uri.removeprefix('async+')}", **options))
     except Exception as error:
         missing = "prerequisite not available" in str(error)

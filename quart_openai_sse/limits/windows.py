@@ -7,6 +7,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from threading import Lock
 
+SOON = 0.001
+"""The least seconds to wait; never 0, which would let the start pass."""
+
 
 class MemoryWindow:
     """At most *count* starts per key in any *seconds*. The event loops of all threads of the process can share one.
@@ -37,7 +40,8 @@ class MemoryWindow:
             while starts and starts[0] <= over:
                 starts.popleft()
             if len(starts) >= self._count:
-                return starts[0] + self._seconds - now
+                # Rounded, it can be 0, with which the start would pass.
+                return max(starts[0] + self._seconds - now, SOON)
             starts.append(now)
             self._starts.move_to_end(key)
             return 0.0

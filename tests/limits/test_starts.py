@@ -51,6 +51,15 @@ def test_no_window_of_time_has_more_starts_than_the_limit(steps: list[tuple[str,
         assert len(window) == sum(each[-1] > clock.now - 60 for each in starts.values())
 
 
+def test_the_last_moment_of_a_period_is_not_rounded_away() -> None:
+    clock = Clock()
+    clock.now = 522487.4311660075
+    window = MemoryWindow(1, 3600, clock=clock)
+    assert window.take("ann") == 0
+    clock.now = 526087.4311660074  # later by the period, less the least that can be told
+    assert window.take("ann") > 0
+
+
 async def test_starts_are_limited_by_principal_whatever_the_route(create_app: CreateApp, serve: Serve) -> None:
     app, ai = create_app(ScriptedUpstream("hello"))
     ai.prepare(limit_starts(3, MINUTE))
@@ -160,7 +169,16 @@ def test_limits_that_are_none_are_refused(count: int, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "storage",
-    ["", "memory", "/tmp/s3cret", "nowhere://:s3cret@127.0.0.1", "redis+cluster://:s3cret@127.0.0.1", "redis+s3cret"],
+    [
+        "",
+        "memory",
+        "/tmp/s3cret",
+        "nowhere://:s3cret@127.0.0.1",
+        "redis+cluster://:s3cret@127.0.0.1",
+        "redis+s3cret",
+        "redis:/:s3cret@127.0.0.1",
+        "redis:s3cret",
+    ],
 )
 def test_a_storage_that_cannot_be_used_is_refused_without_its_password(storage: str) -> None:
     with pytest.raises(ValueError, match=r"limit_starts: storage=.*not a URI of a storage") as raised:
