@@ -295,6 +295,7 @@ class Relay:
         It is not ready from now on; new streams are refused after *grace* of these seconds, or as soon as another
         drain without a grace begins. Returns when every reader has had its last event, or did not take it in time.
         """
+        until = time.monotonic() + timeout
         self.draining = True
         if grace > 0 and not self.refusing:
             with suppress(TimeoutError):
@@ -302,7 +303,7 @@ class Relay:
                     await self._grace_is_over.wait()
         self.refusing = True
         self._grace_is_over.set()
-        await self.streams.drain(timeout - grace)
+        await self.streams.drain(max(0.0, until - time.monotonic()))
         if not await self.readers.wait_for_none(CLEAN_UP):
             logger.warning("%d readers have not had their last event", len(self.readers))
 

@@ -889,6 +889,20 @@ async def test_streams_of_the_grace_may_go_on_and_later_ones_are_refused(relays:
     await draining
 
 
+async def test_a_grace_that_has_ended_elsewhere_takes_no_time_from_the_streams(relays: Any) -> None:
+    gate = asyncio.Event()
+    relay = relays(ScriptedUpstream([chunk("one"), gate.wait, finish()]))
+    handle = await relay.start(BODY, principal=ME)
+    first = asyncio.ensure_future(relay.drain(600))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(relay.drain(600, grace=600))
+    for _ in range(10):  # turns of the loop, in which it would have ended the stream
+        await asyncio.sleep(0)
+    gate.set()
+    assert (await ended(relay, handle)).outcome == "completed"
+    await asyncio.gather(first, second)
+
+
 @pytest.mark.parametrize("timeout", [0, 0.02])
 async def test_a_grace_is_no_longer_than_the_drain(create_app: CreateApp, serve: Serve, timeout: float) -> None:
     app, ai = create_app(ScriptedUpstream())
