@@ -32,7 +32,7 @@ _ATTACHMENTS = frozenset(
 
 _NAMES = frozenset({"id", "role", "tool_call_id", "type"})
 _SHORT = 64  # characters of a name, or of a setting
-_MOST_VALUES = 1_000_000  # on one level: an app's own request may contain itself
+_MOST_VALUES = 1_000_000  # on one level that is looked into: an app's own request may contain itself
 
 
 def prompt_tokens(body: Mapping[str, Any], *, attachment: int) -> int:
@@ -96,7 +96,10 @@ def _characters(values: list[Any]) -> int:
             else:
                 characters += 4
         values = [each for container in containers for each in container]
-        if not values or len(values) > _MOST_VALUES:
+        if not values:
+            break
+        if len(values) > _MOST_VALUES:
+            characters += _texts(values)
             break
     return characters
 
@@ -113,12 +116,31 @@ def _message_characters(messages: object) -> tuple[int, int]:
             elif isinstance(container, list | tuple):
                 below += container
             elif isinstance(container, dict):
-                for name, value in container.items():
-                    if _is_attachment(name, value):
-                        attachments += 1
-                    elif not (name in _NAMES and _is_short(value)):
-                        below.append(value)
+                written, attached = _look_into(container, below)
+                characters += written
+                attachments += attached
         level = below
-        if not level or len(level) > _MOST_VALUES:
+        if not level:
+            break
+        if len(level) > _MOST_VALUES:
+            characters += _texts(level)
             break
     return characters, attachments
+
+
+def _look_into(container: dict[Any, Any], below: list[Any]) -> tuple[int, int]:
+    """Adds what may hold text to *below*. Returns the characters that count already, and the number of attachments."""
+    characters = attachments = 0
+    for name, value in container.items():
+        if name == "arguments" and not isinstance(value, str):
+            characters += _characters([value])  # some servers accept an object, and write it as JSON
+        elif _is_attachment(name, value):
+            attachments += 1
+        elif not (name in _NAMES and _is_short(value)):
+            below.append(value)
+    return characters, attachments
+
+
+def _texts(values: list[Any]) -> int:
+    """The characters of those *values* that are text: all that is counted of a level which is not looked into."""
+    return sum(len(value) for value in values if isinstance(value, str))

@@ -62,6 +62,9 @@ def user(content: Any, **members: Any) -> dict[str, Any]:
             },
             20,
         ),
+        # An object in place of the text of a call's arguments, which some servers accept.
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {"file": "x" * 400}}}]}]}, 103),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {"x" * 392: [1]}}}]}]}, 100),
         # Settings are none of the prompt.
         ({**user("x" * 40), "user": "ann", "temperature": 1, "reasoning_effort": "low", "seed": 7}, 10),
         ({**user("x" * 40), "metadata": {"a": "x" * 500}, "logit_bias": {"1": 5}, "stop": ["x" * 400]}, 10),
@@ -92,6 +95,12 @@ def test_a_prompt_has_a_token_for_four_characters_and_a_number_for_each_attachme
 )
 def test_tools_schemas_and_other_objects_are_text(member: dict[str, Any]) -> None:
     assert 1000 <= prompt({**user(""), **member}) < 1050
+
+
+def test_very_many_texts_are_not_free() -> None:
+    many = ["four"] * 1_000_001
+    assert prompt(user(many)) == 1_000_001
+    assert prompt({**user(""), "tools": [{"function": {"parameters": {"enum": many}}}]}) >= 1_000_001
 
 
 JSON = st.recursive(
