@@ -25,6 +25,7 @@ from quart_openai_sse.producers.items import InvalidItem, is_answer, is_output, 
 from quart_openai_sse.producers.joined_stream import JoinedStream
 from quart_openai_sse.producers.model_deadlines import ModelDeadlines
 from quart_openai_sse.producers.transforms import Transform
+from quart_openai_sse.protocol.chunks import finish_of, has_output
 from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.usage import add_usage, count_tokens
 
@@ -66,6 +67,8 @@ class AppModel:
         self._cost = None if access.meter is None else access.meter.follow(self.completion)
         if access.meter is not None:
             access.meter.further = self._further_tokens
+        self._made = 0
+        """The chunks with output that the model has yielded besides those of its calls."""
         self._has_answer = False
         """Whether the model has yielded anything, or the reason why there is nothing."""
 
@@ -206,19 +209,38 @@ class AppModel:
         if normal is None:
             return None
         if not isinstance(normal, (Event, CallChunk)) and not _is_copy(normal):
+            before = self._foreign.chunks
             normal = self._foreign.take(normal)
+            self._charge_made(normal, passed_on=self._foreign.chunks > before)
         if not self._deadlines.started:
             self._deadlines.started = is_output(normal)
         if not self._has_answer:
             self._has_answer = is_answer(normal)
         return normal
 
+    def _charge_made(self, chunk: Mapping[str, Any], *, passed_on: bool) -> None:
+        """Charges a chunk that is not of a call, whatever transforms make of it."""
+        meter, cost = self._access.meter, self._cost
+        choices = chunk["choices"]
+        if meter is None or cost is None or not any(has_output(choice.get("delta") or {}) for choice in choices):
+            return
+        if not any(finish_of(choice.get("finish_reason")) for choice in choices):
+            meter.charge_made(passed_on=passed_on)  # for those before it
+        self._made += 1
+        cost.chunks = max(cost.chunks, self._made)
+        self._note_usage()
+
+    def _note_usage(self) -> None:
+        """Sets the usage of a model without calls so far, for the meter."""
+        if not self._calls and not self.completion.finished:
+            self.completion.usage = add_usage(self._foreign.usage, self._joined.usage)
+
     def _append(self, intake: Intake, entries: list[Entry]) -> None:
         if self._ended.done():  # and the model, or a transform, swallowed its cancellation
             raise OpenAISSEError("The stream has ended.")
         if entries:
-            if self._cost is not None and not self._calls and not self.completion.finished:
-                self.completion.usage = add_usage(self._foreign.usage, self._joined.usage)  # so far, for the meter
+            if self._cost is not None:
+                self._note_usage()
             intake.append(entries)
 
 

@@ -47,7 +47,8 @@ class RequestCost:
         """The request failed with *error*, or was cancelled. An error in place of an answer costs nothing."""
         if self._running:
             self._running = False
-            self._consumed |= self._completion.has_output or not _costs_nothing(error)
+            # A transform may have kept all chunks of an app's model to itself.
+            self._consumed |= self._completion.has_output or self.chunks > 0 or not _costs_nothing(error)
 
     @property
     def finished(self) -> bool:
@@ -65,10 +66,12 @@ class RequestCost:
         Those of a whole answer are its usage, if that was reported; *complete*: the answer is whole. Otherwise they are
         at least the prompt, and a token for each chunk: usage that comes within a stream may be older than the stream.
         """
-        total, prompt, written = count_tokens(self._completion.usage)
+        usage = self._completion.usage or {}
+        total, prompt, written = count_tokens(usage)
         # A usage without a single token of the answer is that of the prompt alone.
         if (complete or self.finished) and total > 0 and (written or total > prompt):
-            return total
+            # A usage that only has the tokens of the answer does not make the prompt free.
+            return total if prompt or usage.get("total_tokens") else self.prompt + total
         if not (self._running or self._consumed):
             return total
         return max(total, max(self.prompt, prompt) + max(self.chunks, self.answer, written))
@@ -88,6 +91,14 @@ class TokenMeter(Protocol):
         """The cost of a request that a model of the app is about to send. The stream costs the sum of such requests.
 
         Raises `TokensSpent` if no tokens are left, or fewer than the prompt has.
+        """
+        ...
+
+    def charge_made(self, *, passed_on: bool) -> None:
+        """Charges what a model of the app has yielded besides the chunks of its calls, before it yields more.
+
+        *passed_on*: what it yields next is a chunk of another client. Raises `TokensSpent` if more is spent than the
+        limit. The own words of a model that has made calls cost nothing.
         """
         ...
 

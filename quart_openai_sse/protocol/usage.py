@@ -52,11 +52,14 @@ def add_usage(total: Usage | None, usage: Usage | None) -> dict[str, Any] | None
 
 
 def count_tokens(usage: Usage | None) -> tuple[int, int, int]:
-    """The tokens of a usage: in all, of the prompt, of the answer; 0 for what is not reported."""
+    """The tokens of a usage: in all, of the prompt, of the answer; 0 for what is not reported.
+
+    All are at least those of the prompt and the answer, whatever total is reported.
+    """
     if usage is None:
         return 0, 0, 0
     prompt, answer = (_count(usage.get(name)) or _count(usage.get(own)) for name, own in _PARTS)
-    return _count(usage.get("total_tokens")) or prompt + answer, prompt, answer
+    return max(_count(usage.get("total_tokens")), prompt + answer), prompt, answer
 
 
 def _updated(known: Usage, reported: Usage, *, depth: int) -> dict[str, Any]:

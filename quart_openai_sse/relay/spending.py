@@ -81,10 +81,16 @@ class Spending:
         Raises `TokensSpent` if its principal has spent more than the limit, and the answer is not finished: a whole
         answer is not taken away for the cost of its last chunk.
         """
-        self._own.chunks = chunks
+        self._own.chunks = max(self._own.chunks, chunks)
         self._charge()
         costs = [self._own] if self._calls is None else self._calls
         if self._left() < 0 and any(cost.is_open for cost in costs):
+            raise self._spent()
+
+    def charge_made(self, *, passed_on: bool) -> None:
+        """See `TokenMeter.charge_made`."""
+        self._charge()
+        if self._left() < 0 and (passed_on or self._calls is None):
             raise self._spent()
 
     def charge_call(self, cost: RequestCost, chunks: int) -> None:
@@ -102,7 +108,7 @@ class Spending:
         *error* is that with which it failed. Further calls of any method change nothing.
         """
         if not self._settled:
-            self._own.chunks = chunks
+            self._own.chunks = max(self._own.chunks, chunks)
             if error is not None:
                 self._own.failed(error.exception())
             self._estimate = 0

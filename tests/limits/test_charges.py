@@ -125,6 +125,25 @@ async def test_usage_corrects_the_estimate_both_ways(open_site: Any, streaming: 
     assert is_spent(await site.ask())
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("reported", "tokens"),
+    [
+        ({"completion_tokens": 3}, 100 + 3),
+        ({"output_tokens": 3}, 100 + 3),
+        ({"prompt_tokens": 0, "completion_tokens": 3, "total_tokens": 3}, 3),
+        ({"prompt_tokens": 900, "completion_tokens": 50, "total_tokens": 1}, 950),
+        ({"prompt_tokens": 90, "completion_tokens": 5, "total_tokens": 120}, 120),
+    ],
+)
+async def test_a_usage_that_lacks_a_part_makes_nothing_free(
+    open_site: Any, reported: dict[str, int], tokens: int, streaming: bool
+) -> None:
+    site = await open_site(ScriptedUpstream([chunk("Hi"), finish(usage=reported)]))
+    assert (await site.ask(400, stream=streaming)).status_code == 200
+    assert await site.charged() == tokens
+
+
 async def test_a_whole_answer_without_usage_is_charged_by_its_text(open_site: Any) -> None:
     site = await open_site(ScriptedUpstream([chunk("x" * 400), finish()]))
     assert (await site.ask(400, stream=False)).status_code == 200
@@ -398,6 +417,54 @@ async def test_a_model_that_makes_no_calls_is_charged_by_its_usage_or_the_estima
     site = await open_site(register=register)
     assert (await site.ask(400, model="own")).status_code == 200
     assert await site.charged() == tokens
+
+
+def collects(ai: Any) -> None:
+    """A transform that keeps everything until the model has ended."""
+
+    @ai.transform
+    async def collect(items: Any, chat: Any) -> Any:
+        yield str(len([item async for item in items]))
+
+
+@pytest.mark.parametrize("asks_first", [False, True], ids=["without calls", "after a call"])
+async def test_no_transform_hides_what_another_client_spends(open_site: Any, asks_first: bool) -> None:
+    yielded: list[int] = []
+
+    def register(ai: Any) -> None:
+        collects(ai)
+
+        @ai.model("own")
+        async def own(chat: Any) -> Any:
+            if asks_first:
+                await chat.call("scripted", chat.messages)
+            for number in range(2000):
+                yielded.append(number)
+                yield Chunk("w ")
+                await asyncio.sleep(0)
+
+    site = await open_site(ScriptedUpstream(STEP), register=register)
+    assert is_spent(await site.ask(400, model="own"))
+    assert await site.charged() == 1001
+    assert len(yielded) == (401 if asks_first else 902)
+
+
+@pytest.mark.parametrize("items", [[Chunk("w ")] * 30, ["w "] * 30], ids=["of another client", "of its own"])
+async def test_a_model_that_fails_behind_a_transform_is_charged_what_it_has_made(
+    open_site: Any, items: list[Any]
+) -> None:
+    def register(ai: Any) -> None:
+        collects(ai)
+
+        @ai.model("own")
+        async def own(chat: Any) -> Any:
+            for item in items:
+                yield item
+            raise RuntimeError("the library's server is away")
+
+    site = await open_site(register=register)
+    assert (await site.ask(400, model="own")).status_code == 500
+    assert await site.charged() == 130
 
 
 async def test_disconnecting_from_a_model_that_makes_no_calls_costs_the_prompt(open_site: Any) -> None:
