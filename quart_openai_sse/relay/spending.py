@@ -52,7 +52,10 @@ class Spending:
         reserved, self._reserved = self._reserved, 0
         self._budget.reserve(self._key, -reserved)
         if prompt > self._prompt or not reserved:
-            self._check(prompt, reserved=self._budget.reserved(self._key))
+            # A prompt that a hook makes longer may take what the stream has reserved itself for its answer, although
+            # streams that came later have reserved the rest.
+            own = 0 < prompt <= reserved
+            self._check(prompt, reserved=0 if own else self._budget.reserved(self._key))
         self._prompt = prompt
         # More than the whole limit makes no difference, and a caller may name any number.
         self._estimate = prompt + min(completion_tokens(body, default=self._reserve), self._budget.limit)

@@ -130,6 +130,15 @@ def test_a_stream_that_was_admitted_is_not_refused_for_what_another_has_reserved
     stream.spending.estimate(asks(396, max_tokens=10))
 
 
+def test_a_hook_may_lengthen_a_prompt_by_what_its_stream_has_reserved(clock: Clock) -> None:
+    budget = TokenBudget(1000, 60)
+    stream = Stream(budget, asks(400, max_tokens=400))
+    Stream(budget, asks(400))  # whose answer may take the rest
+    stream.spending.estimate(asks(2000, max_tokens=10))
+    with pytest.raises(TokensSpent):  # more than it has reserved
+        stream.spending.estimate(asks(2044, max_tokens=10))
+
+
 def test_a_stream_is_ended_by_what_is_spent_and_not_by_what_others_reserve() -> None:
     budget = TokenBudget(100, 60)
     stream = Stream(budget, asks(40, max_tokens=5))
