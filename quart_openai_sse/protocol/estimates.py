@@ -99,7 +99,7 @@ def _characters(values: list[Any]) -> int:
         if not values:
             break
         if len(values) > _MOST_VALUES:
-            characters += _texts(values)
+            characters += _texts(values) + 4 * len(values)
             break
     return characters
 
