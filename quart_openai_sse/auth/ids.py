@@ -21,7 +21,7 @@ def is_id(value: Any) -> bool:
     return rest != "" and rest.isprintable()
 
 
-# The spaces (Zs), as between the names of a Japanese, and U+200C and U+200D, as in Persian words and in emoji. Python
+# The spaces (Zs), as in Japanese names, and the joiners U+200C and U+200D, as in Persian words and in emoji. Python
 # counts none of them as printable but U+0020.
 _WITHIN_NAMES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u200c\u200d]")
 
