@@ -94,7 +94,14 @@ async def run(
 ) -> AsyncIterator[Process]:
     """A program in an environment of its own, ended by *end* if it outlives the block."""
     environ = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "PYTHONPATH": str(ROOT), **environ}
-    process = await asyncio.create_subprocess_exec(*command, cwd=cwd, env=environ, stdout=PIPE, stderr=PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=environ,
+        stdout=PIPE,
+        stderr=PIPE,
+        limit=16 << 20,  # nobody reads stderr before the end, and a process blocks when its buffer is full
+    )
     try:
         yield process
     finally:

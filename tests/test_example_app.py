@@ -127,7 +127,10 @@ async def run(*arguments: str, **environ: str) -> AsyncIterator[Process]:
     """`python -m example_app` in an environment of its own, killed if it outlives the block."""
     command = (sys.executable, "-m", "example_app", *arguments)
     environ = {"PATH": os.defpath, **environ}
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE)
+    # Nobody reads stderr before the end, and a process blocks when the buffer of its log lines is full.
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE, limit=16 << 20
+    )
     try:
         yield process
     finally:
