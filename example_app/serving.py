@@ -98,11 +98,12 @@ async def serve_site(listener: Listener, create: Create, drain_timeout: float) -
         if not os.environ.get("OPENAI_API_KEY") and not os.environ.get("OPENAI_BASE_URL"):
             simulator = (await stack.enter_async_context(serve_simulator())).base_url
         site = create(f"http://{listener.address}", simulator)
+        signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        # Before the address is printed: a program that waits for it may end this one at once.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
 
         async def shutdown() -> None:
-            signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
             told = await signals.get()
             # The server cuts its connections once this returns: so that no stream is cut silently, drain first.
             # Ctrl+C comes from a developer, who waits, and not from a service manager behind a proxy.
