@@ -280,7 +280,7 @@ FAILURES: dict[str, tuple[Handler, str]] = {
         replying(*document(b"text/html", b"<h1>Not found</h1>", b"404 Not Found")),
         "Check the path: /models and /chat/completions must be directly below it.",
     ),
-    "not HTTP": (replying(b"220 smtp.example ESMTP\r\n"), "is not valid HTTP/1.1"),
+    "not HTTP": (replying(b"220 smtp.example ESMTP\r\n\r\n"), "is not valid HTTP/1.1"),
     "hung up": (replying(CUT), "closed the connection before it responded"),
 }
 
