@@ -86,8 +86,8 @@ def _warning(listener: Listener) -> str:
     if not named or ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
         return ""
     return (
-        f"Warning: other machines can reach {listener.address}. The passwords of this example are public: "
-        f"whoever logs in asks at the expense of {named[0]}. Leave --host out, or start it without the key.\n"
+        f"Warning: other machines can reach {listener.address}. The passwords of this example are public, and every "
+        f"question of a visitor is charged to {named[0]}. Start it without --host, or without the key.\n"
     )
 
 
@@ -106,7 +106,7 @@ async def serve_site(listener: Listener, create: Create, drain_timeout: float) -
         async def shutdown() -> None:
             told = await signals.get()
             # The server cuts its connections once this returns: so that no stream is cut silently, drain first.
-            # Ctrl+C comes from a developer, who waits, and not from a service manager behind a proxy.
+            # SIGTERM comes from a service manager. Ctrl+C comes from a developer, who waits for the end.
             await site.ai.drain(drain_timeout, grace=None if told == signal.SIGTERM else 0)
             # For a client that reads nothing it would wait for ever.
             asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, listener.hang_up)

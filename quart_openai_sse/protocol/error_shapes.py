@@ -171,7 +171,7 @@ def _statuses(members: Mapping[str, Any]) -> Iterator[int]:
 
 
 def _minimax_code(members: Mapping[str, Any]) -> int:
-    """The code of a `base_resp`; 0, as in those that report no error, if there is none."""
+    """The code of a `base_resp`. Without one it is 0, which reports no error."""
     code = members.get("statuscode")
     return code if "statusmsg" in members and isinstance(code, int) else 0
 

@@ -218,7 +218,7 @@ async def test_other_exceptions_are_the_models_failure(
     assert line.levelno == logging.ERROR
 
 
-async def test_an_item_that_is_none_is_the_models_failure_whatever_was_raised_before(
+async def test_an_invalid_item_is_the_models_failure_whatever_was_raised_before(
     create_app: CreateApp, serve: Serve
 ) -> None:
     async with refusing(*RATE) as provider:

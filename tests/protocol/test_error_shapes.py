@@ -100,7 +100,7 @@ WAITS: dict[str, tuple[Any, float | None]] = {
     "no unit": ({"message": "Please try again in 5."}, None),
     "no number": ({"message": "Please try again in a moment."}, None),
     "a negative one": ({"retry_after": -1}, None),
-    "a delay that is none": ({"details": [{"retryDelay": "soon"}, {"retryDelay": 5}, 7]}, None),
+    "an invalid delay": ({"details": [{"retryDelay": "soon"}, {"retryDelay": 5}, 7]}, None),
 }
 
 
