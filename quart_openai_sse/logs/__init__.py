@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry, Kind
 
-__all__ = ["END_ID", "About", "Batch", "End", "Entry", "Kind", "Reader", "StreamLog", "Writer"]
+__all__ = [
+    "END_ID",
+    "About",
+    "Batch",
+    "End",
+    "Entry",
+    "Kind",
+    "LostStream",
+    "OnLost",
+    "Reader",
+    "StreamLog",
+    "Writer",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostStream:
+    """A stream whose process has died: another process ends it, and calls the app's hooks."""
+
+    about: About
+    request: bytes
+    """What its process has given to `Writer.keep`, or nothing."""
+    end: End
+    """The end that it will have: the one that its process had decided, otherwise `producer_lost`."""
+    attempt: int
+    """2 for the first process that takes it over, and one more for each that dies in doing so."""
+    batches: AsyncIterator[Batch]
+    """Its entries. Raises `LogUnavailable`."""
+
+
+OnLost = Callable[[LostStream], Awaitable[None]]
+"""Called before the end of a lost stream is written."""
 
 
 class Writer(Protocol):
     """The producer's end of a stream."""
+
+    async def stored(self) -> None:
+        """Returns when every process can find the stream.
+
+        Raises `LogUnavailable` if it cannot be stored now, and then its producer is to be stopped and it is to be
+        closed: nobody else knows of it.
+        """
+        ...
+
+    def keep(self, request: bytes) -> None:
+        """Stores what another process needs to call the app's hooks if this one dies. To be called once, early."""
+        ...
+
+    async def decide(self, end: End) -> bool:
+        """Decides the end before the app's hooks are called with it. If the process then dies, the stream has this end.
+
+        `False`: another process has ended the stream, and calls the hooks. Waits for a store that does not answer for
+        a second at most, and then returns `True`.
+        """
+        ...
 
     def append(self, entries: Sequence[Entry]) -> Flow:
         """Adds entries and wakes the readers; never waits.
@@ -103,8 +155,16 @@ class StreamLog(Protocol):
         """The bytes of streams that it holds in the memory of this process, which are a part of `max_memory`."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see its streams."""
+        ...
+
     async def open(self) -> None:
-        """Makes the log usable: connects, creates tables. Raises `LogUnavailable`, and then may be called again."""
+        """Makes the log usable: connects, creates tables. Raises `LogUnavailable`, and then may be called again.
+
+        Raises `ConfigurationError` if it cannot be used at all: the password is wrong, the server too old.
+        """
         ...
 
     async def ready(self) -> bool:
@@ -117,6 +177,9 @@ class StreamLog(Protocol):
 
     async def create(self, key: str, *, about: About, digest: str, retain: bool) -> Writer | None:
         """Begins a stream. `None`: *key* exists, and the caller can attach to it.
+
+        A *digest* of "" says that no other request can name the key, because it is random. Then the log may return
+        before it has stored the stream, see `Writer.stored`.
 
         Raises `KeyReused` if it exists with another *digest*. A stream that failed before its first entry does not hold
         its key: the next request starts anew. With *retain* the stream is kept whole, for any number of readers, until
@@ -148,4 +211,22 @@ class StreamLog(Protocol):
         The newest come first. With a *thread* only the streams of this thread; "" is the streams without one. There
         are none for the owner "", since anonymous callers are not told apart.
         """
+        ...
+
+    async def erase(self, key: str) -> None:
+        """Removes a stream that has ended, on all workers: it has expired from now on, and its readers end.
+
+        Nothing happens if it runs or has expired. Raises `StreamNotFound`.
+        """
+        ...
+
+    async def forget(self, owner: str) -> None:
+        """Stops the kept streams of *owner*, waits for their ends, and erases all of them.
+
+        Raises `LogUnavailable` also if one of them does not end within some seconds. The others are erased then.
+        """
+        ...
+
+    def on_lost(self, call: OnLost) -> None:
+        """Has *call* called for each stream of a dead process that this process ends. It must limit its time itself."""
         ...

@@ -10,16 +10,23 @@ from contextvars import Context
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import KeyReused, MemoryFull, OpenAISSEError, StreamExpired, StreamNotFound, StreamTooLong
+from quart_openai_sse.logs import OnLost
+from quart_openai_sse.logs.endings import wait_for_ends
 from quart_openai_sse.logs.entries import END_ID, About
 from quart_openai_sse.logs.kept import KeptStream
-from quart_openai_sse.logs.memory_stream import STREAM_OVERHEAD, MemoryReader, MemoryStream
+from quart_openai_sse.logs.memory_stream import STREAM_OVERHEAD, MemoryReader, MemoryStream, OwningLog
 from quart_openai_sse.logs.passing import PassingStream
+
+CreateKept = Callable[[OwningLog, str, About, str], MemoryStream]
+"""Makes a kept stream in a log, with its key and its digest."""
 
 _MAX_TOMBSTONES = 100_000
 
 
 class MemoryLog:
-    """Keeps streams in the memory of one worker. *clock* returns seconds."""
+    """Keeps streams in the memory of one worker. *clock* returns seconds, and *kept* makes its kept streams."""
+
+    shared = False
 
     def __init__(
         self,
@@ -31,6 +38,7 @@ class MemoryLog:
         max_log_bytes: int = 512 << 20,
         high_water: int = 256 << 10,
         clock: Callable[[], float] = time.monotonic,
+        kept: CreateKept = KeptStream,
     ) -> None:
         self.retention = retention
         self.tombstone = tombstone
@@ -39,6 +47,7 @@ class MemoryLog:
         self.max_log_bytes = max_log_bytes
         self.high_water = high_water
         self.clock = clock
+        self._kept = kept
         self.size = 0
         """The bytes that all streams take."""
         self._streams: dict[str, MemoryStream] = {}
@@ -49,11 +58,12 @@ class MemoryLog:
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    def from_config(cls, config: Config) -> MemoryLog:
-        """The log that *config* describes."""
+    def from_config(cls, config: Config, *, tombstone: float | None = None, kept: CreateKept = KeptStream) -> MemoryLog:
+        """The log that *config* describes, with another *tombstone* if it is given."""
         return cls(
             retention=config.retention,
-            tombstone=config.tombstone,
+            tombstone=config.tombstone if tombstone is None else tombstone,
+            kept=kept,
             max_entries=config.max_entries,
             max_bytes=config.max_bytes,
             max_log_bytes=config.max_log_bytes,
@@ -87,7 +97,7 @@ class MemoryLog:
             self._reserve(STREAM_OVERHEAD, MemoryFull)
         else:  # which needs no room: its reader takes its entries
             self.size += STREAM_OVERHEAD
-        self._streams[key] = stream = (KeptStream if retain else PassingStream)(self, key, about, digest)
+        self._streams[key] = stream = (self._kept if retain else PassingStream)(self, key, about, digest)
         if retain and about.owner:
             self._owners.setdefault(about.owner, {})[key] = stream
         return stream
@@ -117,6 +127,48 @@ class MemoryLog:
             for key, stream in reversed(self._owners.get(owner, {}).items())
             if (thread is None or stream.about.thread == thread) and (stream.end is None or self._ended[key] > oldest)
         ]
+
+    async def erase(self, key: str) -> None:
+        """See `StreamLog.erase`."""
+        if key in self._tombstones:
+            return
+        stream = self._find(key)
+        if stream.end is None:
+            return
+        if stream.retain and not stream.failed_empty:
+            self._tombstones[key] = (self.clock(), stream.digest)
+        await self.drop(stream)
+
+    async def forget(self, owner: str) -> None:
+        """See `StreamLog.forget`."""
+        keys = self.keys_of(owner)
+        try:
+            await wait_for_ends(self, keys)
+        finally:
+            for key in keys:
+                if key in self._streams:
+                    await self.erase(key)
+
+    def on_lost(self, call: OnLost) -> None:
+        """See `StreamLog.on_lost`. There is no other process."""
+
+    def get(self, key: str) -> MemoryStream | None:
+        """The stream with this key that the log holds."""
+        return self._streams.get(key)
+
+    def streams(self) -> list[MemoryStream]:
+        """All streams that the log holds."""
+        return list(self._streams.values())
+
+    def keys_of(self, owner: str) -> list[str]:
+        """The keys of the kept streams of *owner*, oldest first."""
+        return list(self._owners.get(owner, ()))
+
+    async def drop(self, stream: MemoryStream) -> None:
+        """Removes a stream without a trace, and closes its readers."""
+        self._forget(stream)
+        for reader in list(stream.readers):
+            await reader.aclose()
 
     def _find(self, key: str) -> MemoryStream:
         if key in self._tombstones:

@@ -86,6 +86,16 @@ class MemoryStream(ABC):
     async def room(self) -> None:
         """See `Writer.room`."""
 
+    async def stored(self) -> None:  # noqa: B027 (not abstract: in one process there is nothing to do)
+        """See `Writer.stored`."""
+
+    def keep(self, request: bytes) -> None:  # noqa: B027
+        """See `Writer.keep`. No other process needs it."""
+
+    async def decide(self, end: End) -> bool:
+        """See `Writer.decide`. No other process can end the stream."""
+        return True
+
     async def close(self, end: End) -> None:
         """See `Writer.close`."""
         if self.end is not None:
@@ -212,6 +222,11 @@ class MemoryReader:
         if heartbeat is not None:
             self._timer = self._loop.call_later(heartbeat, self._check_silence, heartbeat, context=Context())
         stream.enter(self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for the next batch."""
+        return self._next is not None and not self._next.done()
 
     async def opened(self, timeout: float) -> None:
         """See `Reader.opened`."""
