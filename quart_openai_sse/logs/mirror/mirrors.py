@@ -1,0 +1,280 @@
+"""The streams of other processes that are read in this one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamExpired, StreamNotFound
+from quart_openai_sse.logs.entries import END_ID, Entry, parse_place
+from quart_openai_sse.logs.memory_stream import OwningLog, size_of
+from quart_openai_sse.logs.mirror import Page, State, Store
+from quart_openai_sse.logs.mirror.following import MirrorReader, MirrorStream
+from quart_openai_sse.logs.mirror.own import LOST
+from quart_openai_sse.logs.mirror.wire import END, Joined, Left, Wire, encode_message
+
+_PAGE = 256 << 10  # bytes of one load, or a little more
+_MANY = 500  # streams in one call of the store
+_SOONEST, _LATEST = 0.1, 2.0  # seconds until a store that could not be reached is tried again
+_ANY = 10**16
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+"""Runs a coroutine in a task that ends with the log."""
+
+
+class Asking(Protocol):
+    """The part of a `MirrorLog` that asks other processes."""
+
+    async def vouch(self, key: str) -> None:
+        """Returns when a process that has the stream has stored it again.
+
+        Raises `StreamNotFound` if nobody has it, `StreamExpired` if it is passing, and `LogUnavailable`.
+        """
+        ...
+
+    async def flush(self, key: str, writer: str) -> None:
+        """Returns when the process of *writer* has written all that it has of a stream. Raises `LogUnavailable`."""
+        ...
+
+
+class Mirrors:
+    """See above. They take memory of *memory*."""
+
+    def __init__(
+        self, store: Store, wire: Wire, *, process: str, memory: OwningLog, asking: Asking, spawn: Spawn
+    ) -> None:
+        self._store = store
+        self._wire = wire
+        self._process = process
+        self._memory = memory
+        self._asking = asking
+        self._spawn = spawn
+        self._streams: dict[str, MirrorStream] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    async def read(self, key: str, *, after: str, heartbeat: float | None) -> MirrorReader:
+        """See `StreamLog.read`."""
+        place = 0 if after == END_ID else parse_place(after, last=_ANY)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = MirrorStream(self._memory, self, key)
+            stream.opening = self._spawn(self._open(stream, place))
+        stream.openers += 1
+        try:
+            if stream.opening is not None:
+                await asyncio.shield(stream.opening)
+            place, at_end = await self._place(stream, place, at_end=after == END_ID)
+            return MirrorReader(stream, place, at_end=at_end, heartbeat=heartbeat)
+        finally:
+            stream.openers -= 1
+            if not stream.openers and not stream.readers:
+                self.unread(stream)
+
+    # Paging -----------------------------------------------------------------------------------------------------------
+
+    async def page(self, key: str, place: int) -> Sequence[Entry]:
+        """See `Paging.page`."""
+        page = await self.load(key, place, join=False)
+        entries: list[Entry] = []
+        size = 0
+        for data in page.batches:
+            if size >= _PAGE:
+                break
+            first, more = self._wire.read_batch(data)
+            more = more[max(0, place + 1 - first) :]
+            entries += more
+            size += size_of(more)
+        if not entries:
+            raise LogUnavailable("The store does not have all entries of the stream yet.")
+        return entries
+
+    def fill(self, stream: MirrorStream) -> None:
+        """See `Paging.fill`."""
+        stream.again = True
+        if stream.filling is None and stream.opening is None:
+            stream.filling = self._spawn(self._fill(stream))
+
+    def unread(self, stream: MirrorStream) -> None:
+        """See `Paging.unread`."""
+        if self._streams.get(stream.key) is stream:
+            del self._streams[stream.key]
+            stream.discard()
+            self._leaving[stream.key] = self._spawn(self._leave(stream))
+
+    # The store's messages ---------------------------------------------------------------------------------------------
+
+    def hear(self, key: str, data: bytes) -> None:
+        """A batch or an end has been written to a stream. Raises `LogUnavailable` if it cannot be read."""
+        stream = self._streams.get(key)
+        if stream is None or stream.end is not None:
+            return
+        if stream.opening is not None:
+            stream.again = True
+        elif data[:1] == END:
+            end, count = self._wire.read_end(data)
+            if stream.last >= count:
+                stream.finish(end)
+            else:
+                self._missed(stream, count)
+        else:
+            first, entries = self._wire.read_batch(data)
+            if not stream.extend(first, entries):
+                self._missed(stream, first + len(entries) - 1)
+
+    async def look(self) -> None:
+        """Brings all mirrors up to date, after messages may have been missed."""
+        wait = _SOONEST
+        keys = [key for key, stream in self._streams.items() if stream.end is None and stream.opening is None]
+        while keys:
+            try:
+                states = await self._store.states(keys[:_MANY])
+            except LogUnavailable:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _LATEST)
+                continue
+            for key, state in zip(keys, states, strict=False):
+                if (stream := self._streams.get(key)) is not None and self._is_behind(stream, state):
+                    self.fill(stream)
+            del keys[:_MANY]
+
+    async def cut(self, key: str) -> None:
+        """Closes the readers of a stream that was erased."""
+        if (stream := self._streams.get(key)) is not None:
+            for reader in list(stream.readers):
+                await reader.aclose()
+
+    async def load(self, key: str, place: int, *, join: bool) -> Page:
+        """The entries behind *place*, of a stream that is kept. With *join* this process counts as a reader.
+
+        Raises `LogUnavailable`, `StreamNotFound` and `StreamExpired`.
+        """
+        reader = self._process if join else ""
+        tell = encode_message(Joined(key, self._process)) if join else b""
+        for _ in range(2):
+            page = await self._store.load(key, place, _PAGE, reader=reader, tell=tell)
+            if page is not None:
+                if not page.state.kept:
+                    raise StreamExpired("This stream has ended and is no longer kept.")
+                return page
+            await self._asking.vouch(key)
+        raise LogUnavailable("The store has forgotten the stream.")
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    async def _open(self, stream: MirrorStream, place: int) -> None:
+        key = stream.key
+        if (leaving := self._leaving.get(key)) is not None:  # it must not undo what happens here
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        try:
+            await self._store.follow(key)
+            page = await self.load(key, place, join=True)
+            stream.begin(self._wire.read_about(page.state.about), min(place, page.state.count))
+            self._apply(stream, page)
+        except BaseException:
+            if self._streams.get(key) is stream:
+                del self._streams[key]
+                self._leaving[key] = self._spawn(self._leave(stream))
+            raise
+        stream.opening = None
+        if stream.again:
+            self.fill(stream)
+
+    async def _place(self, stream: MirrorStream, place: int, *, at_end: bool) -> tuple[int, bool]:
+        """A reader's place, and whether it has the end already. Raises `InvalidLastEventID` and `LogUnavailable`."""
+        if not at_end and place <= stream.last:
+            return place, False
+        state = await self._state(stream)
+        if at_end:
+            if not state.end:
+                raise InvalidLastEventID("The last event ID is not a place in this stream.")
+            return state.count, True
+        if place > state.count and not state.end:
+            await self._asking.flush(stream.key, state.writer)
+            state = await self._state(stream)
+        if place > state.count:
+            self._check_lost(state)
+            place = state.count
+        await self._reach(stream, place)
+        return place, False
+
+    def _check_lost(self, state: State) -> None:
+        """Raises unless the stream has lost entries that a reader may have had, and has ended."""
+        if state.end and self._wire.read_end(state.end)[0].reason == LOST.reason:
+            return
+        if not state.end and state.attempt > 1:  # another process is about to end it
+            raise LogUnavailable("The process that wrote the stream has died.")
+        raise InvalidLastEventID("The last event ID is not a place in this stream.")
+
+    async def _reach(self, stream: MirrorStream, place: int) -> None:
+        """Brings the window to *place*, which the store has."""
+        if not any(reader.waits for reader in stream.readers):  # the others find what they need in the store
+            stream.begin(stream.about, max(place, stream.last))
+        while True:
+            page = await self.load(stream.key, stream.last, join=True)
+            self._apply(stream, page)
+            if stream.last >= place:
+                return
+
+    async def _state(self, stream: MirrorStream) -> State:
+        (state,) = await self._store.states([stream.key])
+        if state is None:
+            raise LogUnavailable("The store has forgotten the stream.")
+        return state
+
+    def _apply(self, stream: MirrorStream, page: Page) -> None:
+        """Adds what was loaded."""
+        for data in page.batches:
+            stream.extend(*self._wire.read_batch(data))
+        stream.known = max(stream.known, page.state.count)
+        if page.state.end and stream.last >= page.state.count:
+            stream.finish(self._wire.read_end(page.state.end)[0])
+
+    def _missed(self, stream: MirrorStream, count: int) -> None:
+        stream.known = max(stream.known, count)
+        self.fill(stream)
+
+    def _is_behind(self, stream: MirrorStream, state: State | None) -> bool:
+        return state is None or state.count > stream.last or bool(state.end) or self._process not in state.readers
+
+    async def _fill(self, stream: MirrorStream) -> None:
+        """Loads what the mirror does not have, as long as a reader waits for it."""
+        wait = _SOONEST
+        try:
+            while self._streams.get(stream.key) is stream and stream.end is None and stream.again:
+                stream.again = False
+                try:
+                    page = await self.load(stream.key, stream.last, join=True)
+                    self._apply(stream, page)
+                except LogUnavailable:
+                    await asyncio.sleep(wait)
+                    wait = min(wait * 2, _LATEST)
+                    stream.again = True
+                except (StreamNotFound, StreamExpired):
+                    stream.finish(LOST)
+                else:
+                    stream.again |= stream.last < stream.known and any(reader.waits for reader in stream.readers)
+        finally:
+            stream.filling = None
+
+    async def _leave(self, stream: MirrorStream) -> None:
+        """Tells the store that this process does not read the stream any more."""
+        key, wait = stream.key, _SOONEST
+        try:
+            if stream.opening is not None:
+                await asyncio.wait([stream.opening])
+            await self._store.unfollow([key])
+            while stream.end is None:
+                with suppress(LogUnavailable):
+                    await self._store.leave(key, self._process, tell=encode_message(Left(key, self._process)))
+                    break
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _LATEST)
+        finally:
+            if self._leaving.get(key) is asyncio.current_task():
+                del self._leaving[key]

@@ -1,0 +1,227 @@
+"""A stream that is produced in this process, and how much of it is in the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from contextvars import Context
+from typing import Protocol
+
+from quart_openai_sse.errors import ErrorValue, LogUnavailable, ProducerLost
+from quart_openai_sse.flow import Flow
+from quart_openai_sse.logs.entries import About, End, Entry
+from quart_openai_sse.logs.kept import KeptStream
+from quart_openai_sse.logs.memory_stream import OwningLog
+
+LOST = End("failed", "producer_lost", ErrorValue.of(ProducerLost("The process that produced the stream has died.")))
+"""The end of a stream whose process has died, or was taken for dead."""
+
+_DECIDING = 1.0  # seconds that `decide` waits for the store
+_AGAIN = 1.0  # seconds after which a store that could not be asked is asked again
+
+
+class Mirroring(Protocol):
+    """The part of a `MirrorLog` that its own streams need."""
+
+    patience: float
+    """Seconds that a writer waits for the store."""
+
+    def mark(self, stream: OwnStream) -> None:
+        """There is something to write."""
+        ...
+
+    def look_for_readers(self, stream: OwnStream) -> None:
+        """Asks the store whether processes read the stream, and calls `OwnStream.unread` with the answer."""
+        ...
+
+
+class OwnStream(KeptStream):
+    """A kept stream whose entries are also written to the store, a moment later."""
+
+    def __init__(self, log: OwningLog, key: str, about: About, digest: str, *, mirroring: Mirroring) -> None:
+        super().__init__(log, key, about, digest)
+        self.writer = ""
+        """Its name in the store."""
+        self.created = False
+        """Whether it is in the store."""
+        self.creating = False
+        """Whether the first try to store it has not been answered yet."""
+        self.refused = False
+        """Whether that try has failed."""
+        self.written = 0
+        """The number of entries in the store."""
+        self.marked = False
+        """Whether it waits to be written."""
+        self.request = b""
+        """To be written; then empty again."""
+        self.decided: End | None = None
+        """To be written; then `None` again."""
+        self.is_decided = False
+        self.is_whole = False
+        """Whether its end is in the store."""
+        self.lost = False
+        """Whether another process has taken it over."""
+        self.hurried = False
+        """Whether it is to be written at once, because another process has asked for it."""
+        self.elsewhere: set[str] = set()
+        """The other processes that read it."""
+        self._mirroring = mirroring
+        self._changed: asyncio.Event = asyncio.Event()
+        self._left: Callable[[], object] | None = None
+        self._lost: Callable[[], object] | None = None
+        self._linger = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it is to be written at once."""
+        return (
+            not self.written or bool(self.elsewhere) or self.end is not None or self.decided is not None or self.hurried
+        )
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to write."""
+        return not self.lost and (
+            not self.created
+            or self.written < self.last
+            or self.decided is not None
+            or bool(self.request)
+            or (self.end is not None and not self.is_whole)
+        )
+
+    # The writer -------------------------------------------------------------------------------------------------------
+
+    def append(self, entries: Sequence[Entry]) -> Flow:
+        """See `Writer.append`."""
+        flow = super().append(entries)
+        if not self.marked:
+            self._mirroring.mark(self)
+        return flow
+
+    async def stored(self) -> None:
+        """See `Writer.stored`."""
+        await self._until(lambda: self.created or self.lost or self.refused, self._mirroring.patience)
+        if not self.created and not self.lost:
+            raise LogUnavailable("The stream could not be stored.")
+
+    def keep(self, request: bytes) -> None:
+        """See `Writer.keep`."""
+        self.request = request
+        self._mirroring.mark(self)
+
+    async def decide(self, end: End) -> bool:
+        """See `Writer.decide`."""
+        if self.end is None and not self.lost:
+            self.decided = end
+            self._mirroring.mark(self)
+            await self._until(lambda: self.is_decided or self.lost, _DECIDING)
+        return not self.lost
+
+    async def close(self, end: End) -> None:
+        """See `Writer.close`. Readers in this process get the end at once."""
+        if self.end is None:
+            await super().close(end)
+            self._stop_timer()
+            self._mirroring.mark(self)
+        await self._until(lambda: self.is_whole or self.lost, self._mirroring.patience)
+        if not self.is_whole and not self.lost:
+            raise LogUnavailable("The end of the stream could not be stored yet.")
+
+    def watch(
+        self,
+        *,
+        stopped: Callable[[str], object],
+        left: Callable[[], object],
+        lost: Callable[[], object],
+        linger: float,
+    ) -> None:
+        """See `Writer.watch`."""
+        if self.lost:
+            lost()
+            return
+        self._left, self._lost, self._linger = left, lost, linger
+        super().watch(stopped=stopped, left=self._without_readers, lost=lost, linger=linger)
+
+    async def written_out(self, patience: float) -> None:
+        """Returns when all that it has is in the store, or after *patience* seconds."""
+        await self._until(lambda: not self.behind, patience)
+
+    async def abandon(self) -> None:
+        """Ends it as lost: its log is being closed."""
+        if self.end is None:
+            await super().close(LOST)
+            self._stop_timer()
+            self._mirroring.mark(self)
+            if self._lost is not None:
+                self._lost()
+
+    def changed(self) -> None:
+        """Something has been written, or the stream was lost."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def lose(self) -> None:
+        """Another process has ended it, or will: nothing that it appends from now on is written."""
+        if self.lost:
+            return
+        self.lost = True
+        self._stop_timer()
+        if self.end is None:
+            await super().close(LOST)
+        self.changed()
+        if self._lost is not None:
+            self._lost()
+
+    async def _until(self, reached: Callable[[], bool], patience: float) -> None:
+        """Returns when something is *reached*, or after *patience* seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                while not reached():
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    # Readers in other processes ---------------------------------------------------------------------------------------
+
+    def read_elsewhere(self, processes: Collection[str]) -> None:
+        """These processes read it now, and no others."""
+        before, self.elsewhere = self.elsewhere, set(processes)
+        if processes:
+            self._stop_timer()
+            if not before and self.behind:
+                self._mirroring.mark(self)
+        elif before and not self.readers:
+            self._wait(self._linger)
+
+    def unread(self, processes: Collection[str] | None, left_ago: float) -> None:
+        """What the store says of its readers: *processes* read it, the last one has left *left_ago* seconds ago.
+
+        With `None` for *processes* the store could not be asked.
+        """
+        if self.end is not None or self.readers or self._left is None:
+            return
+        if processes is None:
+            self._wait(_AGAIN)
+        elif processes:
+            self.read_elsewhere(processes)
+        elif left_ago < self._linger:
+            self._wait(self._linger - left_ago)
+        elif not self.elsewhere:
+            self._left()
+
+    def _without_readers(self) -> None:
+        """No reader in this process has read it for `linger` seconds."""
+        self._timer = None
+        if self.end is None and not self.readers and not self.elsewhere:
+            self._mirroring.look_for_readers(self)
+
+    def _wait(self, seconds: float) -> None:
+        if self.end is None and self._left is not None:
+            self._stop_timer()
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._without_readers, context=Context())
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,222 @@
+"""What is written to the store, and when: all streams of a process together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextvars import Context
+
+from msgspec import structs
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.errors import LogUnavailable
+from quart_openai_sse.logs.entries import About, End
+from quart_openai_sse.logs.mirror import NewStream, Store, Write, Written
+from quart_openai_sse.logs.mirror.own import OwnStream
+from quart_openai_sse.logs.mirror.wire import Wire
+
+logger = logging.getLogger("quart_openai_sse")
+
+_LATER = 0.25  # seconds after which a stream is written that nobody reads elsewhere
+_BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
+_CALL = 4 << 20  # bytes of one call of the store
+_STREAMS = 500  # of one call of the store
+_SOONEST, _LATEST = 0.1, 2.0  # seconds until a store that could not be reached is tried again
+
+
+class Writing:
+    """Writes the streams of this process to the *store*: at once those that are urgent, the others a moment later."""
+
+    def __init__(self, store: Store, wire: Wire, config: Config) -> None:
+        self._store = store
+        self._wire = wire
+        self._retention = config.retention
+        self._tombstone = config.tombstone
+        self._life = config.max_duration + config.retention + config.tombstone + 60
+        self._urgent: dict[OwnStream, None] = {}
+        self._others: dict[OwnStream, None] = {}
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait = _SOONEST
+        self._busy = False
+        self._rested = asyncio.Event()
+
+    def mark(self, stream: OwnStream) -> None:
+        """See `Mirroring.mark`."""
+        stream.marked = True
+        if stream.urgent:
+            self._others.pop(stream, None)
+            self._urgent[stream] = None
+            self._wake.set()
+        elif stream not in self._urgent:
+            self._others[stream] = None
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_LATER, self.hurry, context=Context())
+
+    def hurry(self) -> None:
+        """Writes all streams now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._urgent |= self._others
+        self._others.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Writes, until it is cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._urgent:
+                self._busy = True
+                streams = self._next()
+                try:
+                    await self._write(streams)
+                    self._wait = _SOONEST
+                except Exception as error:
+                    if not isinstance(error, LogUnavailable):
+                        logger.exception("streams could not be written to the stream log")
+                    for stream in streams:
+                        self._put_back(stream)
+                    await asyncio.sleep(self._wait)
+                    self._wait = min(self._wait * 2, _LATEST)
+            self._busy = False
+            self._rested.set()
+
+    async def idle(self) -> None:
+        """Returns when nothing is left to write."""
+        while self._busy or self._urgent or self._others:
+            self._rested.clear()
+            await self._rested.wait()
+
+    def aclose(self) -> None:
+        """Stops its timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _next(self) -> list[OwnStream]:
+        streams: list[OwnStream] = []
+        size = 0
+        for stream in self._urgent:
+            if streams and (len(streams) == _STREAMS or size > _CALL):
+                break
+            streams.append(stream)
+            size += min(stream.size, _BATCH)
+        for stream in streams:
+            del self._urgent[stream]
+            stream.marked = False
+        return streams
+
+    def _put_back(self, stream: OwnStream) -> None:
+        """Writes the rest of a stream as soon as possible."""
+        if stream.behind:
+            self._others.pop(stream, None)
+            self._urgent[stream] = None
+            self._wake.set()
+            stream.marked = True
+
+    async def _write(self, streams: Sequence[OwnStream]) -> None:
+        # The first try to create a stream is a task of its own, which has it written afterwards.
+        behind = [stream for stream in streams if stream.behind and not stream.creating]
+        created = await asyncio.gather(
+            *(self.create(stream) for stream in behind if not stream.created), return_exceptions=True
+        )
+        for result in created:
+            if isinstance(result, BaseException):
+                raise result
+        behind = [stream for stream in behind if stream.behind]
+        writes = [self._made(stream) for stream in behind]
+        if writes:
+            for stream, write, written in zip(behind, writes, await self._store.write(writes), strict=True):
+                await self._take(stream, write, written)
+
+    async def create(self, stream: OwnStream) -> None:
+        """Stores a stream, or stores it again after the store has forgotten it. Raises `LogUnavailable`."""
+        if stream.end is not None and stream.failed_empty:
+            # Its start was refused. What was stored of it, if anything, gives its key free.
+            await self._store.write([self._made(stream)])
+            stream.created = stream.is_whole = True
+        elif await self._store.create(stream.key, self._new(stream)) is not None:
+            await stream.lose()
+        else:
+            stream.created = True
+        stream.changed()
+
+    def _new(self, stream: OwnStream) -> NewStream:
+        return self.new_stream(stream.writer, stream.digest, stream.about)
+
+    def new_stream(self, writer: str, digest: str, about: About) -> NewStream:
+        """What the store is told of a stream."""
+        return NewStream(
+            writer=writer,
+            digest=digest,
+            about=self._wire.about(about),
+            owner=about.owner,
+            created=about.created,
+            life=self._life,
+        )
+
+    def _made(self, stream: OwnStream) -> Write:
+        place = stream.written
+        entries = stream.take(place) if place < stream.last else ()
+        write = Write(
+            key=stream.key,
+            writer=stream.writer,
+            place=place,
+            count=place + len(entries),
+            batch=self._wire.batch(place + 1, entries) if entries else b"",
+            request=self._wire.blob(stream.request) if stream.request else b"",
+        )
+        if write.count < stream.last:
+            return write
+        if stream.end is not None:
+            return self.with_end(write, stream.end)
+        if stream.decided is not None:
+            return structs.replace(write, decided=self._wire.end(stream.decided, write.count))
+        return write
+
+    def with_end(self, write: Write, end: End) -> Write:
+        """*write* with an end."""
+        return structs.replace(
+            write,
+            end=self._wire.end(end, write.count),
+            retention=self._retention,
+            tombstone=self._tombstone,
+            holds_key=write.count > 0 or end.outcome != "failed",
+        )
+
+    async def _take(self, stream: OwnStream, write: Write, written: Written) -> None:
+        """Takes note of what has become of a *write*."""
+        if written.result == "lost":
+            await stream.lose()
+        elif written.result == "gone":
+            stream.created, stream.written = False, 0
+            self._put_back(stream)
+        elif written.result == "moved":
+            if written.count > stream.last:  # nobody else writes to it
+                logger.error("stream %s: the store has more entries than were written", stream.about.id)
+                await stream.lose()
+            stream.written = written.count
+            self._put_back(stream)
+        else:
+            self._note(stream, write, written)
+
+    def _note(self, stream: OwnStream, write: Write, written: Written) -> None:
+        stream.written = write.count
+        if write.request:
+            stream.request = b""
+        if write.decided:
+            stream.decided, stream.is_decided = None, True
+        if write.end:
+            stream.is_whole = True
+        else:
+            stream.read_elsewhere(written.readers)
+            if written.stop:
+                stream.stop(written.stop)
+        if not stream.behind:
+            stream.hurried = False
+        stream.changed()
+        if stream.behind and not stream.marked:  # more than fits into one batch
+            self._put_back(stream)
