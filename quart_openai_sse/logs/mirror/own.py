@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from contextvars import Context
 from typing import Protocol
 
@@ -66,7 +67,8 @@ class OwnStream(KeptStream):
         self.elsewhere: set[str] = set()
         """The other processes that read it."""
         self._mirroring = mirroring
-        self._changed: asyncio.Event = asyncio.Event()
+        self._changed: asyncio.Event | None = None
+        """What waits for a change, if anything does."""
         self._left: Callable[[], object] | None = None
         self._lost: Callable[[], object] | None = None
         self._linger = 0.0
@@ -158,8 +160,9 @@ class OwnStream(KeptStream):
 
     def changed(self) -> None:
         """Something has been written, or the stream was lost."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def lose(self) -> None:
         """Another process has ended it, or will: nothing that it appends from now on is written."""
@@ -175,12 +178,11 @@ class OwnStream(KeptStream):
 
     async def _until(self, reached: Callable[[], bool], patience: float) -> None:
         """Returns when something is *reached*, or after *patience* seconds."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while not reached():
+                    self._changed = self._changed or asyncio.Event()
                     await self._changed.wait()
-        except TimeoutError:
-            pass
 
     # Readers in other processes ---------------------------------------------------------------------------------------
 
