@@ -34,6 +34,7 @@ FILES = ROOMS.files
 OPTIONAL = {
     "a2wsgi",
     "quart_auth",
+    "redis",
     "jwt",
     "limits",
     "httpx2",

@@ -1,0 +1,319 @@
+"""The scripts that run within Redis, and what they answer. See docs/reference/shared-log.md for the keys."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+from quart_openai_sse.logs.mirror import State
+
+
+class Script(NamedTuple):
+    """A script, and the name by which a server knows it once it has run it."""
+
+    text: str
+    sha: str
+
+
+def _script(text: str) -> Script:
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+# KEYS of a stream: 1 its state, 2 about, batches and end, 3 what hooks need. The fields of its state: w writer, d digest,
+# c count, o owner, b created, l life in ms, s stop, n attempt, r readers, t when the last of them left, e when it ended,
+# k "0" if it does not hold its key. In each script a command that Redis refuses for lack of memory is the first that
+# writes: after another one it would not be refused.
+_STREAM = """
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function process(writer)
+  return string.match(writer, '^[^.]*')
+end
+
+local function view(about, even_evicted)
+  local s = redis.call('HMGET', KEYS[1], 'w', 'd', 'c', 's', 'n', 'r', 'e', 't', 'o', 'b')
+  if not s[1] then return false end
+  local kept = redis.call('EXISTS', KEYS[2])
+  local time, fin, decided, ended_ago = now(), '', '', 0
+  if s[7] then
+    ended_ago = time - s[7]
+    fin = kept == 1 and redis.call('LINDEX', KEYS[2], -1) or '\\255'
+  elseif kept == 0 and not even_evicted then
+    return false
+  else
+    decided = redis.call('HGET', KEYS[3], 'x') or ''
+  end
+  return {s[1], s[2], tonumber(s[3]), fin, decided, s[4] or '', tonumber(s[5] or 1), s[6] or '',
+    (kept == 1 or not s[7]) and 1 or 0, ended_ago, time - s[8], s[9] or '', s[10] or '0',
+    about and redis.call('LINDEX', KEYS[2], 0) or ''}
+end
+"""
+
+# ARGV: writer, digest, about, owner, created, life. The state that holds the key, or nil.
+CREATE = _script(
+    _STREAM
+    + """
+local s = redis.call('HMGET', KEYS[1], 'w', 'e', 'k')
+local again = s[1] == ARGV[1]
+if again and (s[2] or redis.call('EXISTS', KEYS[2]) == 1) then return false end
+if s[1] and not again and s[3] ~= '0' then return view(true, true) end
+redis.call('HSET', KEYS[1], 'w', ARGV[1], 'd', ARGV[2], 'c', 0, 'o', ARGV[4], 'b', ARGV[5], 'l', ARGV[6], 't', now())
+if not again then redis.call('HDEL', KEYS[1], 's', 'n', 'r', 'e', 'k') end
+redis.call('DEL', KEYS[2], KEYS[3])
+redis.call('RPUSH', KEYS[2], ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('PEXPIRE', KEYS[2], ARGV[6])
+return false
+"""
+)
+
+# ARGV: writer, place, count, batch, decided, end, request, retention, retention + tombstone, holds_key, channel.
+# The count alone if there is nothing else to say, otherwise result, count, stop, readers.
+WRITE = _script(
+    _STREAM
+    + """
+local s = redis.call('HMGET', KEYS[1], 'w', 'c', 'e', 's', 'r', 'l')
+if not s[1] then return {'gone', 0, '', ''} end
+local place, count, stored = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(s[2])
+local function answer(result)
+  return {result, stored, s[4] or '', s[5] or ''}
+end
+if s[1] ~= ARGV[1] then return answer('lost') end
+if s[3] then return answer(count <= stored and 'done' or 'lost') end
+if stored ~= place and stored ~= count then return answer('moved') end
+if stored == place and ARGV[4] ~= '' then
+  if redis.call('RPUSHX', KEYS[2], ARGV[4]) == 0 then return {'gone', 0, '', ''} end
+  redis.call('HSET', KEYS[1], 'c', count)
+  redis.call('PUBLISH', ARGV[11], ARGV[4])
+  stored = count
+elseif redis.call('EXISTS', KEYS[2]) == 0 then
+  return {'gone', 0, '', ''}
+end
+if ARGV[6] ~= '' then
+  redis.call('RPUSH', KEYS[2], ARGV[6])
+  redis.call('HSET', KEYS[1], 'e', now())
+  redis.call('HDEL', KEYS[1], 'r')
+  if ARGV[10] == '0' then redis.call('HSET', KEYS[1], 'k', '0') end
+  redis.call('DEL', KEYS[3])
+  redis.call('PUBLISH', ARGV[11], ARGV[6])
+  redis.call('PEXPIRE', KEYS[1], ARGV[9])
+  redis.call('PEXPIRE', KEYS[2], ARGV[8])
+else
+  if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], 'x', ARGV[5]) end
+  if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'r', ARGV[7]) end
+  for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], s[6]) end
+end
+if not s[4] and not s[5] then return stored end
+return answer('done')
+"""
+)
+
+# ARGV: place, size, reader, tell, channel of a process without its name. State and batches.
+LOAD = _script(
+    _STREAM
+    + """
+local state = view(true)
+if not state then return false end
+local running = state[4] == ''
+if running and ARGV[3] ~= '' then
+  local writer = process(state[1])
+  if ARGV[3] ~= writer and not string.find(state[8], ARGV[3], 1, true) then
+    state[8] = state[8] == '' and ARGV[3] or state[8] .. ' ' .. ARGV[3]
+    redis.call('HSET', KEYS[1], 'r', state[8])
+  end
+  if ARGV[4] ~= '' then redis.call('PUBLISH', ARGV[5] .. writer, ARGV[4]) end
+end
+local place, size, batches = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+if state[9] == 0 or state[3] <= place then return {state, batches} end
+-- The first element is about, and the last one may be the end. What is searched for is the first batch that ends behind
+-- the place: its header says where it begins, counted from 1, and how many entries it has.
+local last = redis.call('LLEN', KEYS[2]) - (running and 1 or 2)
+local low, high = 1, last
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  local first, number = struct.unpack('>I4I4', redis.call('LINDEX', KEYS[2], middle))
+  if first + number > place + 1 then high = middle else low = middle + 1 end
+end
+local total, step = 0, 1
+while low <= last and total < size do
+  local part = redis.call('LRANGE', KEYS[2], low, math.min(last, low + step - 1))
+  for _, batch in ipairs(part) do
+    batches[#batches + 1] = batch
+    total = total + #batch
+    if total >= size then break end
+  end
+  low = low + #part
+  step = math.max(1, math.min(256, math.ceil((size - total) * #batches / total)))
+end
+return {state, batches}
+"""
+)
+
+# ARGV: reader, tell, channel of a process without its name.
+LEAVE = _script(
+    _STREAM
+    + """
+local s = redis.call('HMGET', KEYS[1], 'w', 'e', 'r')
+if not s[1] or s[2] then return 0 end
+local others = {}
+for reader in string.gmatch(s[3] or '', '%S+') do
+  if reader ~= ARGV[1] then others[#others + 1] = reader end
+end
+local left = table.concat(others, ' ')
+if left ~= (s[3] or '') then
+  redis.call('HSET', KEYS[1], 't', now())
+  if left == '' then redis.call('HDEL', KEYS[1], 'r') else redis.call('HSET', KEYS[1], 'r', left) end
+end
+if ARGV[2] ~= '' then redis.call('PUBLISH', ARGV[3] .. process(s[1]), ARGV[2]) end
+return 1
+"""
+)
+
+# ARGV: "1" for the state with about.
+STATE = _script(_STREAM + "return view(ARGV[1] == '1')")
+
+# ARGV: reason, tell, channel of a process without its name. The state before.
+STOP = _script(
+    _STREAM
+    + """
+local state = view(true)
+if state and state[4] == '' then
+  if state[6] == '' then redis.call('HSET', KEYS[1], 's', ARGV[1]) end
+  if ARGV[2] ~= '' then redis.call('PUBLISH', ARGV[3] .. process(state[1]), ARGV[2]) end
+end
+return state
+"""
+)
+
+# ARGV: dead process, new writer. The new state.
+CLAIM = _script(
+    _STREAM
+    + """
+local state = view(true, true)
+if not state or state[4] ~= '' then return false end
+if state[1] ~= ARGV[2] and process(state[1]) ~= ARGV[1] then return false end
+if redis.call('EXISTS', KEYS[2]) == 0 then  -- its batches were evicted, and the only other copy has died
+  redis.call('DEL', KEYS[1], KEYS[3])
+  return false
+end
+if state[1] ~= ARGV[2] then
+  redis.call('HSET', KEYS[1], 'w', ARGV[2], 'n', state[7] + 1)
+  local life = redis.call('HGET', KEYS[1], 'l')
+  for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], life) end
+end
+return view(true)
+"""
+)
+
+REQUEST = _script("return redis.call('HGET', KEYS[3], 'r') or ''")
+
+ERASE = _script(
+    """
+if redis.call('HEXISTS', KEYS[1], 'e') == 0 then return 0 end
+redis.call('HDEL', KEYS[1], 'o', 'b', 's')
+return redis.call('DEL', KEYS[2], KEYS[3])
+"""
+)
+
+# The index of an owner has the time until which each stream may be there. ARGV: key, ms, "XX" or "CH".
+INDEX = _script(
+    _STREAM
+    + """
+local time = now()
+redis.call('ZADD', KEYS[1], ARGV[3], time + ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', time)
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1
+"""
+)
+
+# ARGV: how many at most.
+INDEXED = _script(
+    _STREAM + "return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now(), 'LIMIT', 0, ARGV[1])"
+)
+
+# The set of a process's streams. ARGV: ms, members …
+ENTER = _script(
+    """
+for i = 2, #ARGV do redis.call('SADD', KEYS[1], ARGV[i]) end
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])
+"""
+)
+
+# ARGV: ms, members that are no longer in it … 0: there is no such set.
+TOUCH = _script(
+    """
+local known = redis.call('PEXPIRE', KEYS[1], ARGV[1])
+for i = 2, #ARGV do redis.call('SREM', KEYS[1], ARGV[i]) end
+return known
+"""
+)
+
+MEMBERS = _script("return redis.call('SMEMBERS', KEYS[1])")
+
+DELETE = _script("return redis.call('DEL', KEYS[1])")
+
+# The registry of processes: when each one's lease ends. ARGV: process, lease in ms, ms. Whether it was known; the
+# processes whose leases run; the others.
+RENEW = _script(
+    _STREAM
+    + """
+local time = now()
+local known = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
+redis.call('ZADD', KEYS[1], time + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {known, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', time), '+inf'),
+  redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time)}
+"""
+)
+
+BURY = _script("return redis.call('ZREM', KEYS[1], ARGV[1])")
+
+SEND = _script("return redis.call('PUBLISH', ARGV[1], ARGV[2])")
+
+CHECK = _script("return redis.call('SET', KEYS[1], '', 'PX', 60000)")
+
+
+class Found(NamedTuple):
+    """A state as a script answers it, with what `State` has no member for."""
+
+    state: State
+    owner: str
+    created: float
+
+
+def found(reply: Any) -> Found | None:
+    """The state in the reply of a script."""
+    if reply is None:
+        return None
+    writer, digest, count, end, decided, stop, attempt, readers, kept, ended_ago, left_ago, owner, created, about = reply
+    name = writer.decode()
+    process = name.partition(".")[0]
+    state = State(
+        writer=name,
+        digest=text(digest),
+        count=count,
+        about=about if kept else b"",
+        end=end,
+        decided=decided,
+        stop=text(stop),
+        attempt=attempt,
+        readers=tuple(reader for reader in readers.decode().split() if reader != process),
+        kept=bool(kept),
+        ended_ago=ended_ago / 1000,
+        left_ago=left_ago / 1000,
+    )
+    return Found(state, text(owner), float(created))
+
+
+def text(value: bytes) -> str:
+    """The text that `encoded` has made bytes of."""
+    return value.decode("utf-8", "surrogatepass")
+
+
+def encoded(value: str) -> bytes:
+    """A text as bytes, whatever is in it."""
+    return value.encode("utf-8", "surrogatepass")
