@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -45,7 +46,7 @@ class Server:
             return f"redis://{f':{self.password}@' if self.password else ''}127.0.0.1:{self.port}"
         return f"redis+unix://{self.socket}" + (f"?password={self.password}" if self.password else "")
 
-    def client(self) -> Redis:
+    def client(self) -> Any:
         """A client that does not wait for the loop of a test."""
         return Redis(unix_socket_path=str(self.socket), password=self.password or None, protocol=2)
 
@@ -71,7 +72,12 @@ class Server:
 
 @contextmanager
 def redis_server(
-    folder: Path, *options: str | int, port: int = 0, password: str = "", server: str = "", ready: bytes = b"eady to accept"
+    folder: Path,
+    *options: str | int,
+    port: int = 0,
+    password: str = "",
+    server: str = "",
+    ready: bytes = b"eady to accept",
 ) -> Iterator[Server]:
     """A server that is empty, on a unix socket and on *port*, and stores nothing on disk unless *options* say so."""
     folder.mkdir(exist_ok=True, parents=True)
@@ -126,9 +132,7 @@ def redis_cluster(folder: Path, nodes: int = 3, *options: str | int) -> Iterator
         servers = []
         for number, port in enumerate(free_ports(nodes)):
             cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", 2000)
-            servers.append(
-                stack.enter_context(redis_server(folder / f"node{number}", *cluster, *options, port=port))
-            )
+            servers.append(stack.enter_context(redis_server(folder / f"node{number}", *cluster, *options, port=port)))
         for number, server in enumerate(servers):
             server.send("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             slots = range(16384 * number // nodes, 16384 * (number + 1) // nodes)
@@ -143,7 +147,7 @@ def _covered(server: Server, nodes: int) -> bool:
     with closing(server.client()) as client:
         info = client.execute_command("CLUSTER INFO")
         text = info.decode() if isinstance(info, bytes) else "\n".join(f"{k}:{v}" for k, v in info.items())
-    return "cluster_state:ok" in text and f"cluster_known_nodes:{nodes}" in text and "cluster_size:%d" % nodes in text
+    return "cluster_state:ok" in text and f"cluster_known_nodes:{nodes}" in text and f"cluster_size:{nodes}" in text
 
 
 @contextmanager
@@ -178,7 +182,8 @@ def _linked(replica: Server) -> bool:
 
 
 def _watched(port: int) -> bool:
-    with closing(Redis(port=port, protocol=2)) as client:
+    create: Any = Redis
+    with closing(create(port=port, protocol=2)) as client:
         try:
             return int(client.sentinel_masters()["streams"]["num-slaves"]) == 1
         except Exception:  # it begins

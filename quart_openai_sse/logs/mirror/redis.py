@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis.exceptions import AskError, NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
 from quart_openai_sse.logs.mirror import Hear, NewStream, Page, Processes, State, Store, Write, Written
 from quart_openai_sse.logs.mirror import redis_scripts as scripts
+from quart_openai_sse.logs.mirror import redis_set_scripts as sets
+from quart_openai_sse.logs.mirror.redis_calls import Call, Calls
 from quart_openai_sse.logs.mirror.redis_client import (
     Client,
     check_server,
@@ -19,17 +21,24 @@ from quart_openai_sse.logs.mirror.redis_client import (
     connect,
     create_client,
     database_of,
-    is_cluster,
-    reason_of,
-    unavailable,
+    never_usable,
 )
 from quart_openai_sse.logs.mirror.redis_listener import Listener
-from quart_openai_sse.logs.mirror.redis_scripts import Script, encoded, found, text
+from quart_openai_sse.logs.mirror.redis_values import (
+    Found,
+    Keys,
+    encoded,
+    found,
+    key_of,
+    member,
+    milliseconds,
+    names,
+    process_of,
+    readers_of,
+    text,
+)
 
-VERSION = 1
-"""The version of keys and scripts, which is part of each key."""
-
-_KEEP = 24 * 3600 * 1000  # ms for which processes, and their sets of streams, are kept after the last renewal
+_KEEP = milliseconds(24 * 3600)  # how long processes, and the sets of their streams, are kept after they were renewed
 
 
 class _Own(NamedTuple):
@@ -41,16 +50,8 @@ class _Own(NamedTuple):
     touched: float
 
 
-class _Call(NamedTuple):
-    """A script with its keys and arguments."""
-
-    script: Script
-    keys: Sequence[bytes]
-    args: Sequence[Any]
-
-
 class RedisStore(Store):
-    """See `Store`. *client* is one of the app's own, which is used and never closed, instead of a new one for *url*."""
+    """See `Store`. *url* is the address; *client*, a client of the app's own, is used instead and never closed."""
 
     forgetful = True
 
@@ -65,95 +66,78 @@ class RedisStore(Store):
     most_found = 1000
     """How many streams of one owner `find` returns at most."""
     at_once = 500
-    """How many scripts there are in one pipeline of `states` at most."""
+    """How many states are read in one pipeline."""
 
     def __init__(self, url: str = "", *, client: Client | None = None, prefix: str = "openai-sse") -> None:
         if any(letter in prefix for letter in "{}"):
             raise ConfigurationError("log_prefix: must not contain a brace.")
-        self.prefix = prefix
+        self.url, self.client, self.prefix = url, client, prefix
         self.process = ""
-        self._url, self._given, self._client = url, client, client
-        self._slots = asyncio.Semaphore(self.connections)
+        self._open_calls: Calls | None = None
         self._listener: Listener | None = None
         self._own: dict[str, _Own] = {}
-        self._ended: dict[bytes, _Call | None] = {}
-        """Members of this process's set that are to be removed, with what is to be done for the owner's index."""
-        if client is None:  # a wrong address is found at once
-            self._client = self._new_client()
+        self._ended: dict[bytes, Call | None] = {}
+        """Members of this process's set that `renew` removes, with what it does then in the owner's index."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} prefix={self.prefix!r}>"  # not the URL: it may have a password
 
-    async def open(self, process: str, hear: Hear, again: Any) -> None:
+    async def open(self, process: str, hear: Hear, again: Callable[[], object]) -> None:
         """See `Store.open`."""
-        if self._client is None:
-            self._client = self._new_client()
-        client = self._client
-        self.process = process
-        self._base = f"{self.prefix}:{VERSION}:"
-        self._channels = f"{self._base}{database_of(client)}:"
-        mine, everybody, streams = self._channel("process", process), self._channel("processes"), self._channel("s", "")
+        await self._disconnect()
+        # Twice as many connections: those for messages and checks come on top.
+        client = self.client or create_client(self.url, connections=2 * self.connections, timeout=self.socket_timeout)
+        self.process, self._keys = process, Keys(self.prefix, database_of(client))
+        own, everybody, streams = self._keys.process(process), self._keys.everybody, len(self._keys.streams)
 
         def heard(channel: bytes, message: bytes) -> None:
-            hear("" if channel in (mine, everybody) else text(channel[len(streams) :]), message)
+            hear("" if channel in (own, everybody) else text(channel[streams:]), message)
 
-        await self._close_listener()
         listener = Listener(lambda: connect(client), heard, again, ping=self.ping, timeout=self.deadline)
+        calls = Calls(client, self.prefix, deadline=self.deadline, at_once=self.connections, stale=listener.reconnect)
+        self._listener, self._open_calls = listener, calls
         try:
-            await self._bounded(check_server(client))
+            await calls.bounded(check_server(client))
             await self._check()
-            self._listener = listener
-            await self._bounded(listener.open([mine, everybody]))
+            await calls.bounded(listener.open([own, everybody]))
         except BaseException:
-            await self._close_listener()
-            await self._close_client()
+            await self._disconnect()
             raise
 
-    def _new_client(self) -> Client:
-        # Twice as many, since connections of the listener and of checks come on top of the commands.
-        return create_client(self._url, connections=2 * self.connections, timeout=self.socket_timeout)
-
     async def _check(self) -> None:
-        """Writes something."""
+        """Writes something. Raises `ConfigurationError` if the server will never allow it."""
         try:
-            await self._run(scripts.CHECK, [self._key("processes", None, "check")])
+            await self._calls.run(sets.CHECK, [self._keys.check])
         except LogUnavailable as error:
-            if not isinstance(error.__cause__, ResponseError):
-                raise
-            words = reason_of(error.__cause__)
-            if "replica" in words or "permission" in words or "cluster://" in words:
+            if isinstance(error.__cause__, ResponseError) and (words := never_usable(error.__cause__)):
                 raise ConfigurationError(f"log: {words}.") from None
             raise
 
     async def aclose(self) -> None:
         """See `Store.aclose`."""
-        await self._close_listener()
         with suppress(Exception):
             async with asyncio.timeout(0.4):
-                if self.process and self._client is not None and not self._own:  # otherwise another process has to end its streams
+                if not self._own:  # otherwise another process has to end its streams
                     await self.bury(self.process)
         self._own.clear()
         self._ended.clear()
-        await self._close_client()
+        await self._disconnect()
 
-    async def _close_client(self) -> None:
-        client = self._client
-        if self._given is None and client is not None:
-            self._client = None
-            with suppress(Exception):
-                async with asyncio.timeout(0.2):
-                    await close_client(client)
-
-    async def _close_listener(self) -> None:
+    async def _disconnect(self) -> None:
         listener, self._listener = self._listener, None
+        calls, self._open_calls = self._open_calls, None
         if listener is not None:
             await listener.aclose()
+        if calls is not None and self.client is None:
+            with suppress(Exception):
+                async with asyncio.timeout(0.2):
+                    await close_client(calls.client)
 
     async def ready(self) -> bool:
         """See `Store.ready`."""
         try:
-            await self._run(scripts.CHECK, [self._key("processes", None, "check")])
-        except Exception:
+            await self._calls.run(sets.CHECK, [self._keys.check])
+        except LogUnavailable:
             return False
         return self._listener is not None and self._listener.connected
 
@@ -161,289 +145,183 @@ class RedisStore(Store):
 
     async def create(self, key: str, stream: NewStream) -> State | None:
         """See `Store.create`."""
-        life = _ms(stream.life)
         before = [self._enter(stream.writer, key)]
         if stream.owner:
-            before.append(self._indexed(stream.owner, key, life, "CH"))
-        members = stream.writer, encoded(stream.digest), stream.about, encoded(stream.owner), repr(stream.created), life
-        state = found(await self._after(before, _Call(scripts.CREATE, self._stream(key), members)))
-        if state is None:
-            self._own[key] = _Own(stream.writer, stream.owner, stream.life, _now())
-            return None
-        self._ended.setdefault(_member(stream.writer, key), None)
-        return state.state
+            before.append(self._index(stream.owner, key, stream.life, "CH"))
+        members = stream.writer, encoded(stream.digest), stream.about, encoded(stream.owner), repr(stream.created)
+        call = Call(scripts.CREATE, self._keys.stream(key), (*members, milliseconds(stream.life)))
+        holder = found(await self._calls.after(before, call))
+        if holder is not None:
+            self._ended.setdefault(member(stream.writer, key), None)
+            return holder.state
+        self._own[key] = _Own(stream.writer, stream.owner, stream.life, _now())
+        return None
 
     async def write(self, writes: Sequence[Write]) -> Sequence[Written]:
         """See `Store.write`."""
-        replies = await self._pipeline([self._write(item) for item in writes], keep_wrong_types=True)
-        written = []
-        for item, reply in zip(writes, replies, strict=True):
-            if isinstance(reply, int):
-                result = Written(result="done", count=reply)
-            elif isinstance(reply, Exception):  # its keys are somebody else's: `create` will say so
-                result = Written(result="gone")
-            else:
-                name, count, stop, readers = reply
-                result = Written(
-                    result=name.decode(), count=count, stop=text(stop), readers=_others(readers, item.writer)
-                )
-            if item.end or result.result in ("lost", "gone"):
-                self._disown(item, result)
-            written.append(result)
+        replies = await self._calls.pipeline([self._write(item) for item in writes], keep_wrong_types=True)
+        return [self._written(item, reply) for item, reply in zip(writes, replies, strict=True)]
+
+    def _write(self, item: Write) -> Call:
+        kept = milliseconds(item.retention)
+        ends = kept, kept + milliseconds(item.tombstone), int(item.holds_key)
+        what = item.place, item.count, item.batch, item.decided, item.end, item.request
+        args = item.writer, *what, *ends, self._keys.channel(item.key)
+        return Call(scripts.WRITE, self._keys.stream(item.key), args)
+
+    def _written(self, item: Write, reply: Any) -> Written:
+        if isinstance(reply, Exception):  # its keys are another program's: `create` will say so
+            written = Written(result="gone")
+        elif isinstance(reply, int):
+            written = Written(result="done", count=reply)
+        else:
+            result, count, stop, readers = reply
+            others = readers_of(readers, item.writer)
+            written = Written(result=result.decode(), count=count, stop=text(stop), readers=others)
+        own = self._own.get(item.key)
+        if own is not None and own.writer == item.writer:
+            if written.result in ("lost", "gone"):
+                self._disown(item.key, own)
+            elif written.result == "done" and item.end:
+                self._disown(item.key, own, retention=item.retention if item.holds_key else None)
         return written
 
-    def _write(self, item: Write) -> _Call:
-        kept = _ms(item.retention)
-        args = (
-            item.writer,
-            item.place,
-            item.count,
-            item.batch,
-            item.decided,
-            item.end,
-            item.request,
-            kept,
-            kept + _ms(item.tombstone),
-            "1" if item.holds_key else "0",
-            self._channel("s", item.key),
-        )
-        return _Call(scripts.WRITE, self._stream(item.key), args)
-
-    def _disown(self, item: Write, result: Written) -> None:
-        """Notes what `renew` is to do about a stream that no longer runs here."""
-        own = self._own.get(item.key)
-        if own is None or own.writer != item.writer or result.result == "moved":
-            return
-        del self._own[item.key]
-        index = None
-        if result.result == "done" and own.owner and item.holds_key:
-            index = self._indexed(own.owner, item.key, _ms(item.retention), "XX")
-        self._ended[_member(item.writer, item.key)] = index
+    def _disown(self, key: str, own: _Own, *, retention: float | None = None) -> None:
+        """Has `renew` see to it that the stream is no longer among those that run here."""
+        del self._own[key]
+        index = self._index(own.owner, key, retention, "XX") if own.owner and retention is not None else None
+        self._ended[member(own.writer, key)] = index
 
     async def load(self, key: str, place: int, size: int, *, reader: str = "", tell: bytes = b"") -> Page | None:
         """See `Store.load`."""
-        reply = await self._run(
-            scripts.LOAD, self._stream(key), place, size, reader, tell, self._channel("process", "")
-        )
-        if reply is None:
+        args = place, size, reader, tell, self._keys.processes
+        reply = await self._calls.run(scripts.LOAD, self._keys.stream(key), *args)
+        if reply is None or (state := found(reply[0])) is None:
             return None
-        state = found(reply[0])
-        assert state is not None  # noqa: S101 - the script answers nil, or both
         return Page(state=state.state, batches=reply[1])
 
     async def leave(self, key: str, reader: str, *, tell: bytes) -> None:
         """See `Store.leave`."""
-        await self._run(scripts.LEAVE, self._stream(key), reader, tell, self._channel("process", ""))
+        await self._calls.run(scripts.LEAVE, self._keys.stream(key), reader, tell, self._keys.processes)
 
     async def states(self, keys: Sequence[str]) -> Sequence[State | None]:
         """See `Store.states`."""
-        return [state and state.state for state in await self._states(keys, "0")]
+        return [state and state.state for state in await self._states(keys, about=0)]
 
-    async def _states(self, keys: Sequence[str], about: str) -> list[scripts.Found | None]:
-        states: list[scripts.Found | None] = []
+    async def _states(self, keys: Sequence[str], *, about: int) -> list[Found | None]:
+        states: list[Found | None] = []
         for start in range(0, len(keys), self.at_once):
-            part = keys[start : start + self.at_once]
-            states += map(found, await self._pipeline([_Call(scripts.STATE, self._stream(key), [about]) for key in part]))
+            calls = [Call(scripts.STATE, self._keys.stream(key), [about]) for key in keys[start : start + self.at_once]]
+            states += map(found, await self._calls.pipeline(calls))
         return states
 
     async def stop(self, key: str, reason: str, *, tell: bytes) -> State | None:
         """See `Store.stop`."""
-        arguments = encoded(reason), tell, self._channel("process", "")
-        state = found(await self._run(scripts.STOP, self._stream(key), *arguments))
+        args = encoded(reason), tell, self._keys.processes
+        state = found(await self._calls.run(scripts.STOP, self._keys.stream(key), *args))
         return state and state.state
 
     async def claim(self, key: str, dead: str, writer: str) -> State | None:
         """See `Store.claim`."""
-        call = _Call(scripts.CLAIM, self._stream(key), (dead, writer))
-        state = found(await self._after([self._enter(writer, key)], call))
+        call = Call(scripts.CLAIM, self._keys.stream(key), (dead, writer))
+        state = found(await self._calls.after([self._enter(writer, key)], call))
         if state is None:
-            self._ended.setdefault(_member(writer, key), None)
+            self._ended.setdefault(member(writer, key), None)
             return None
-        self._own[key] = _Own(writer, "", 0.0, _now())  # its owner's index is refreshed by nobody
+        self._own[key] = _Own(writer, "", 0.0, _now())  # its time in its owner's index is enough for its end
         return state.state
 
     async def request(self, key: str) -> bytes:
         """See `Store.request`."""
-        return bytes(await self._run(scripts.REQUEST, self._stream(key)))
+        return bytes(await self._calls.run(scripts.REQUEST, self._keys.stream(key)))
 
     async def find(self, owner: str) -> Sequence[tuple[str, State]]:
         """See `Store.find`."""
         if not owner:
             return []
-        keys = [text(key) for key in await self._run(scripts.INDEXED, [self._key("owner", owner)], self.most_found)]
-        kept = [
-            (key, state)
-            for key, state in zip(keys, await self._states(keys, "1"), strict=True)
-            if state is not None and state.state.kept and state.owner == owner
-        ]
+        members = await self._calls.run(sets.INDEXED, [self._keys.owner(owner)], self.most_found)
+        keys = [text(key) for key in members]
+        states = zip(keys, await self._states(keys, about=1), strict=True)
+        kept = [(key, each) for key, each in states if each and each.state.kept and each.owner == owner]
         kept.sort(key=lambda item: item[1].created, reverse=True)
-        return [(key, state.state) for key, state in kept]
+        return [(key, each.state) for key, each in kept]
 
     async def erase(self, key: str) -> None:
         """See `Store.erase`."""
-        await self._run(scripts.ERASE, self._stream(key))
+        await self._calls.run(scripts.ERASE, self._keys.stream(key))
 
     # Processes and messages -------------------------------------------------------------------------------------------
 
     async def renew(self, lease: float) -> Processes:
         """See `Store.renew`."""
-        ended = dict(self._ended)
-        streams = self._key("process", self.process, "streams")
+        ended, streams = dict(self._ended), self._keys.streams_of(self.process)
         calls = [
-            _Call(scripts.TOUCH, [streams], [_KEEP, *ended]),
-            _Call(scripts.RENEW, [self._key("processes", None, "leases")], [self.process, _ms(lease), _KEEP]),
+            Call(sets.TOUCH, [streams], [_KEEP, *ended]),
+            Call(sets.RENEW, [self._keys.leases], [self.process, milliseconds(lease), _KEEP]),
             *filter(None, ended.values()),
             *self._long_running(),
         ]
-        known_set, (known, alive, overdue), *_ = await self._pipeline(calls)
-        for member in ended:
-            self._ended.pop(member, None)
-        if not known_set and self._own:
-            members = [_member(own.writer, key) for key, own in self._own.items()]
-            await self._run(scripts.ENTER, [streams], _KEEP, *members)
-        return Processes(known=bool(known), alive=_names(alive), overdue=_names(overdue))
+        known_streams, (known, alive, overdue), *_ = await self._calls.pipeline(calls)
+        for each in ended:
+            self._ended.pop(each, None)
+        if not known_streams and self._own:
+            members = [member(own.writer, key) for key, own in self._own.items()]
+            await self._calls.run(sets.ENTER, [streams], _KEEP, *members)
+        return Processes(known=bool(known), alive=names(alive), overdue=names(overdue))
 
-    def _long_running(self) -> list[_Call]:
-        """Keeps streams in their owners' indexes as long as they run."""
+    def _long_running(self) -> list[Call]:
+        """Keeps streams in their owners' indexes for as long as they run."""
         now, calls = _now(), []
         for key, own in self._own.items():
             if own.owner and now - own.touched > own.life / 4:
                 self._own[key] = own._replace(touched=now)
-                calls.append(self._indexed(own.owner, key, _ms(own.life), "CH"))
+                calls.append(self._index(own.owner, key, own.life, "CH"))
         return calls
 
     async def streams_of(self, process: str) -> Sequence[str]:
         """See `Store.streams_of`."""
-        members = await self._run(scripts.MEMBERS, [self._key("process", process, "streams")])
-        return list({text(member.partition(b" ")[2]): None for member in members})
+        members = await self._calls.run(sets.MEMBERS, [self._keys.streams_of(process)])
+        return list(dict.fromkeys(map(key_of, members)))
 
     async def bury(self, process: str) -> None:
         """See `Store.bury`."""
-        leases = _Call(scripts.BURY, [self._key("processes", None, "leases")], [process])
-        await self._after([_Call(scripts.DELETE, [self._key("process", process, "streams")], [])], leases)
+        lease = Call(sets.BURY, [self._keys.leases], [process])
+        await self._calls.after([Call(sets.DELETE, [self._keys.streams_of(process)])], lease)
 
     async def follow(self, key: str) -> None:
         """See `Store.follow`."""
         if self._listener is None:
             raise LogUnavailable("The stream log is not open.")
-        await self._bounded(self._listener.add(self._channel("s", key)))
+        await self._calls.bounded(self._listener.add(self._keys.channel(key)))
 
     async def unfollow(self, keys: Collection[str]) -> None:
         """See `Store.unfollow`."""
         if self._listener is not None:
-            self._listener.discard([self._channel("s", key) for key in keys])
+            self._listener.discard([self._keys.channel(key) for key in keys])
 
     async def send(self, process: str, message: bytes) -> int:
         """See `Store.send`."""
-        channel = self._channel("process", process) if process else self._channel("processes")
-        count = int(await self._run(scripts.SEND, [self._key("processes", None, "leases")], channel, message))
-        return -1 if is_cluster(self._client) else count
-
-    # Keys -------------------------------------------------------------------------------------------------------------
-
-    def _key(self, kind: str, name: str | None, part: str = "") -> bytes:
-        """A key: keys with the same braces are in the same slot of a cluster."""
-        tag = kind if name is None else f"{kind}/{name}"
-        return encoded(f"{self._base}{{{tag}}}{part and ':'}{part}")
-
-    def _stream(self, key: str) -> list[bytes]:
-        base = encoded(f"{self._base}{{s/{key}}}:")
-        return [base + b"state", base + b"batches", base + b"hooks"]
-
-    def _channel(self, kind: str, name: str | None = None) -> bytes:
-        return encoded(f"{self._channels}{kind}" if name is None else f"{self._channels}{kind}/{name}")
-
-    def _enter(self, writer: str, key: str) -> _Call:
-        member = _member(writer, key)
-        self._ended.pop(member, None)
-        return _Call(scripts.ENTER, [self._key("process", _process(writer), "streams")], [_KEEP, member])
-
-    def _indexed(self, owner: str, key: str, life: int, how: str) -> _Call:
-        return _Call(scripts.INDEX, [self._key("owner", owner)], [encoded(key), life, how])
+        channel = self._keys.process(process) if process else self._keys.everybody
+        count = int(await self._calls.run(sets.SEND, [self._keys.leases], channel, message))
+        return -1 if self._calls.cluster else count
 
     # Calls ------------------------------------------------------------------------------------------------------------
 
-    async def _run(self, script: Script, keys: Sequence[bytes], *args: Any) -> Any:
-        async def run() -> Any:
-            async with self._slots:
-                try:
-                    return await self._open_client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
-                except NoScriptError:
-                    return await self._open_client.execute_command("EVAL", script.text, len(keys), *keys, *args)
-
-        return await self._bounded(run())
-
-    async def _after(self, before: Sequence[_Call], call: _Call) -> Any:
-        """Runs *call* once the others have run, and returns its result."""
-        if not is_cluster(self._client):
-            return (await self._pipeline([*before, call]))[-1]
-        await self._pipeline(before)  # a cluster's pipeline has no order between nodes
-        return await self._run(call.script, call.keys, *call.args)
-
-    async def _pipeline(self, calls: Sequence[_Call], *, keep_wrong_types: bool = False) -> list[Any]:
-        if not calls:
-            return []
-        replies = await self._bounded(self._replies(calls))
-        for reply in replies:
-            if isinstance(reply, Exception) and not (keep_wrong_types and "WRONGTYPE" in str(reply)):
-                raise self._failed(reply) from reply
-        return replies
-
-    async def _replies(self, calls: Sequence[_Call]) -> list[Any]:
-        async with self._slots:
-            pipe = self._open_client.pipeline(transaction=False)
-            for script, keys, args in calls:
-                # Not `evalsha`, which the pipeline of a cluster refuses.
-                pipe.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
-            replies = list(await pipe.execute(raise_on_error=False))
-            unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:
-                for script, keys, args in (calls[n] for n in unknown):
-                    pipe.execute_command("EVAL", script.text, len(keys), *keys, *args)
-                for n, reply in zip(unknown, await pipe.execute(raise_on_error=False), strict=True):
-                    replies[n] = reply
-            return replies
-
     @property
-    def _open_client(self) -> Client:
-        if self._client is None:
+    def _calls(self) -> Calls:
+        if self._open_calls is None:
             raise LogUnavailable("The stream log is not open.")
-        return self._client
+        return self._open_calls
 
-    async def _bounded(self, call: Any) -> Any:
-        try:
-            async with asyncio.timeout(self.deadline):
-                return await call
-        except ConfigurationError:
-            raise
-        # Not only redis-py's own errors: a connection that breaks at the wrong moment raises others.
-        except Exception as error:
-            raise self._failed(error) from error
+    def _enter(self, writer: str, key: str) -> Call:
+        """Puts a stream into the set of its writer's process."""
+        stream = member(writer, key)
+        self._ended.pop(stream, None)
+        return Call(sets.ENTER, [self._keys.streams_of(process_of(writer))], [_KEEP, stream])
 
-    def _failed(self, error: BaseException) -> LogUnavailable:
-        return unavailable(error, self.prefix)
-
-
-def _member(writer: str, key: str) -> bytes:
-    """A stream in the set of its writer's process. The number tells it from an earlier one with the same key."""
-    return encoded(f"{writer.partition('.')[2]} {key}")
-
-
-def _process(writer: str) -> str:
-    return writer.partition(".")[0]
-
-
-def _others(readers: bytes, writer: str) -> tuple[str, ...]:
-    process = _process(writer)
-    return tuple(reader for reader in readers.decode().split() if reader != process)
-
-
-def _names(replies: Sequence[bytes]) -> frozenset[str]:
-    return frozenset(name.decode() for name in replies)
-
-
-def _ms(seconds: float) -> int:
-    return max(0, round(seconds * 1000))
+    def _index(self, owner: str, key: str, life: float, how: str) -> Call:
+        """Puts a stream into the index of its owner, for *life* seconds."""
+        return Call(sets.INDEX, [self._keys.owner(owner)], [encoded(key), milliseconds(life), how])
 
 
 def _now() -> float:

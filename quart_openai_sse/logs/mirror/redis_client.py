@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -96,7 +97,8 @@ def _sentinel(scheme: str, rest: str, options: dict[str, Any], connections: int)
     secure = {"ssl": True} if scheme == "rediss" else {}
     ssl = {name: value for name, value in kwargs.items() if name.startswith("ssl_")}
     sentinels = [_address(host) for host in hosts.split(",")]
-    manager = Sentinel(sentinels, sentinel_kwargs={**options, **own, **secure, **ssl}, **kwargs, **secure)
+    create: Any = Sentinel
+    manager = create(sentinels, sentinel_kwargs={**options, **own, **secure, **ssl}, **kwargs, **secure)
     client = manager.master_for(unquote(service), connection_pool_class=SentinelConnectionPool)
     client.connection_pool.max_connections = connections
     return client
@@ -174,11 +176,14 @@ def _judge(info: dict[str, str], client: Client) -> None:
     if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         raise ConfigurationError(f"log: this is Redis {version}; version 6.2 or later is needed, or Valkey.")
     if info.get("cluster_enabled") == "1" and not is_cluster(client):
-        raise ConfigurationError("log: this Redis is a node of a cluster: its address must begin with redis+cluster://.")
+        raise ConfigurationError(
+            "log: this Redis is a node of a cluster: its address must begin with redis+cluster://."
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and info.get("maxmemory", "0") != "0":
         _log.warning(
-            "Redis may evict streams that are read, because its maxmemory-policy is %s: noeviction is recommended", policy
+            "Redis may evict streams that are read, because its maxmemory-policy is %s: noeviction is recommended",
+            policy,
         )
 
 
@@ -187,7 +192,7 @@ def unavailable(error: BaseException, prefix: str) -> LogUnavailable:
     if isinstance(error, LogUnavailable):
         return error
     text = str(error)
-    if isinstance(error, RedisError) and (reason := reason_of(error)):
+    if isinstance(error, RedisError) and (reason := _reason(error)):
         hint = f" (now {prefix!r})" if "log_prefix" in reason else ""
         return LogUnavailable(f"The stream log is not available: {reason}{hint}.")
     if isinstance(error, TimeoutError) or "imeout" in type(error).__name__:
@@ -198,10 +203,26 @@ def unavailable(error: BaseException, prefix: str) -> LogUnavailable:
     return LogUnavailable(f"The stream log is not available: Redis cannot be reached ({type(error).__name__}).")
 
 
-def reason_of(error: BaseException) -> str:
+def never_usable(error: BaseException) -> str:
+    """In words, why a server that answers a first write with *error* can never be used; "" if it is not so."""
+    return _reason(error, {"READONLY", "NOPERM", "MOVED"})
+
+
+def is_stale(error: BaseException) -> bool:
+    """Whether the server has become a replica."""
+    return isinstance(error, ResponseError) and bool(_reason(error, {"READONLY"}))
+
+
+async def forget_connections(client: Client) -> None:
+    """Closes the connections that nobody uses now: the address may lead to another server by now."""
+    if not is_cluster(client):  # which follows by itself
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+def _reason(error: BaseException, among: Collection[str] = ()) -> str:
     """The reason in words if it is one that is known, or ""."""
     name, text = type(error).__name__, str(error)
-    known = {
+    codes = {
         "BusyLoadingError": "LOADING",
         "OutOfMemoryError": "OOM",
         "ReadOnlyError": "READONLY",
@@ -211,8 +232,9 @@ def reason_of(error: BaseException) -> str:
         "NoPermissionError": "NOPERM",
         "MovedError": "MOVED",
     }
-    code = known.get(name, "")
-    return next((words for each, words in _REASONS if each == code or each in text), "")
+    code = codes.get(name, "")
+    known = (item for item in _REASONS if not among or item[0] in among)
+    return next((words for each, words in known if each == code or each in text), "")
 
 
 def _without(text: str, url: str) -> str:

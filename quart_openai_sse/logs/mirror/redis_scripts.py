@@ -1,11 +1,9 @@
-"""The scripts that run within Redis, and what they answer. See docs/reference/shared-log.md for the keys."""
+"""The scripts about streams that run within Redis. docs/reference/shared-log.md describes keys and fields."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
-
-from quart_openai_sse.logs.mirror import State
+from typing import NamedTuple
 
 
 class Script(NamedTuple):
@@ -15,20 +13,24 @@ class Script(NamedTuple):
     sha: str
 
 
-def _script(text: str) -> Script:
+def script(text: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-# KEYS of a stream: 1 its state, 2 about, batches and end, 3 what hooks need. The fields of its state: w writer, d digest,
-# c count, o owner, b created, l life in ms, s stop, n attempt, r readers, t when the last of them left, e when it ended,
-# k "0" if it does not hold its key. In each script a command that Redis refuses for lack of memory is the first that
-# writes: after another one it would not be refused.
-_STREAM = """
+NOW = """
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+"""
 
+# KEYS of a stream: 1 its state, 2 about, batches and end, 3 what hooks need. The fields of its state: w writer,
+# d digest, c count, o owner, b created, l life in ms, s stop, n attempt, r readers, t when the last of them left,
+# e when it ended, k "0" if it does not hold its key. In each script the first command that writes is one that Redis
+# refuses for lack of memory: after another one it would not be refused.
+_STREAM = (
+    NOW
+    + """
 local function process(writer)
   return string.match(writer, '^[^.]*')
 end
@@ -51,9 +53,10 @@ local function view(about, even_evicted)
     about and redis.call('LINDEX', KEYS[2], 0) or ''}
 end
 """
+)
 
 # ARGV: writer, digest, about, owner, created, life. The state that holds the key, or nil.
-CREATE = _script(
+CREATE = script(
     _STREAM
     + """
 local s = redis.call('HMGET', KEYS[1], 'w', 'e', 'k')
@@ -72,7 +75,7 @@ return false
 
 # ARGV: writer, place, count, batch, decided, end, request, retention, retention + tombstone, holds_key, channel.
 # The count alone if there is nothing else to say, otherwise result, count, stop, readers.
-WRITE = _script(
+WRITE = script(
     _STREAM
     + """
 local s = redis.call('HMGET', KEYS[1], 'w', 'c', 'e', 's', 'r', 'l')
@@ -112,7 +115,7 @@ return answer('done')
 )
 
 # ARGV: place, size, reader, tell, channel of a process without its name. State and batches.
-LOAD = _script(
+LOAD = script(
     _STREAM
     + """
 local state = view(true)
@@ -153,7 +156,7 @@ return {state, batches}
 )
 
 # ARGV: reader, tell, channel of a process without its name.
-LEAVE = _script(
+LEAVE = script(
     _STREAM
     + """
 local s = redis.call('HMGET', KEYS[1], 'w', 'e', 'r')
@@ -173,10 +176,10 @@ return 1
 )
 
 # ARGV: "1" for the state with about.
-STATE = _script(_STREAM + "return view(ARGV[1] == '1')")
+STATE = script(_STREAM + "return view(ARGV[1] == '1')")
 
 # ARGV: reason, tell, channel of a process without its name. The state before.
-STOP = _script(
+STOP = script(
     _STREAM
     + """
 local state = view(true)
@@ -189,7 +192,7 @@ return state
 )
 
 # ARGV: dead process, new writer. The new state.
-CLAIM = _script(
+CLAIM = script(
     _STREAM
     + """
 local state = view(true, true)
@@ -208,112 +211,12 @@ return view(true)
 """
 )
 
-REQUEST = _script("return redis.call('HGET', KEYS[3], 'r') or ''")
+REQUEST = script("return redis.call('HGET', KEYS[3], 'r') or ''")
 
-ERASE = _script(
+ERASE = script(
     """
 if redis.call('HEXISTS', KEYS[1], 'e') == 0 then return 0 end
 redis.call('HDEL', KEYS[1], 'o', 'b', 's')
 return redis.call('DEL', KEYS[2], KEYS[3])
 """
 )
-
-# The index of an owner has the time until which each stream may be there. ARGV: key, ms, "XX" or "CH".
-INDEX = _script(
-    _STREAM
-    + """
-local time = now()
-redis.call('ZADD', KEYS[1], ARGV[3], time + ARGV[2], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', time)
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 1
-"""
-)
-
-# ARGV: how many at most.
-INDEXED = _script(
-    _STREAM + "return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now(), 'LIMIT', 0, ARGV[1])"
-)
-
-# The set of a process's streams. ARGV: ms, members …
-ENTER = _script(
-    """
-for i = 2, #ARGV do redis.call('SADD', KEYS[1], ARGV[i]) end
-return redis.call('PEXPIRE', KEYS[1], ARGV[1])
-"""
-)
-
-# ARGV: ms, members that are no longer in it … 0: there is no such set.
-TOUCH = _script(
-    """
-local known = redis.call('PEXPIRE', KEYS[1], ARGV[1])
-for i = 2, #ARGV do redis.call('SREM', KEYS[1], ARGV[i]) end
-return known
-"""
-)
-
-MEMBERS = _script("return redis.call('SMEMBERS', KEYS[1])")
-
-DELETE = _script("return redis.call('DEL', KEYS[1])")
-
-# The registry of processes: when each one's lease ends. ARGV: process, lease in ms, ms. Whether it was known; the
-# processes whose leases run; the others.
-RENEW = _script(
-    _STREAM
-    + """
-local time = now()
-local known = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
-redis.call('ZADD', KEYS[1], time + ARGV[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {known, redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', time), '+inf'),
-  redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time)}
-"""
-)
-
-BURY = _script("return redis.call('ZREM', KEYS[1], ARGV[1])")
-
-SEND = _script("return redis.call('PUBLISH', ARGV[1], ARGV[2])")
-
-CHECK = _script("return redis.call('SET', KEYS[1], '', 'PX', 60000)")
-
-
-class Found(NamedTuple):
-    """A state as a script answers it, with what `State` has no member for."""
-
-    state: State
-    owner: str
-    created: float
-
-
-def found(reply: Any) -> Found | None:
-    """The state in the reply of a script."""
-    if reply is None:
-        return None
-    writer, digest, count, end, decided, stop, attempt, readers, kept, ended_ago, left_ago, owner, created, about = reply
-    name = writer.decode()
-    process = name.partition(".")[0]
-    state = State(
-        writer=name,
-        digest=text(digest),
-        count=count,
-        about=about if kept else b"",
-        end=end,
-        decided=decided,
-        stop=text(stop),
-        attempt=attempt,
-        readers=tuple(reader for reader in readers.decode().split() if reader != process),
-        kept=bool(kept),
-        ended_ago=ended_ago / 1000,
-        left_ago=left_ago / 1000,
-    )
-    return Found(state, text(owner), float(created))
-
-
-def text(value: bytes) -> str:
-    """The text that `encoded` has made bytes of."""
-    return value.decode("utf-8", "surrogatepass")
-
-
-def encoded(value: str) -> bytes:
-    """A text as bytes, whatever is in it."""
-    return value.encode("utf-8", "surrogatepass")

@@ -105,7 +105,7 @@ class ProcessesContract(StoreContractBase):
         await ann.store.aclose()
         await ann.store.aclose()
         found = await bob.store.renew(60)
-        assert (found.alive, found.overdue) == ({BOB}, set())
+        assert (found.alive, found.overdue) == (frozenset({BOB}), frozenset())
         await ann.open()
         assert not (await ann.store.renew(60)).known
         assert (await bob.store.renew(60)).alive == NAMES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,8 @@ class StreamsContract(StoreContractBase):
 
     async def test_only_its_writer_can_write(self, ann: Process, bob: Process) -> None:
         await ann.store.create("k", stream())
-        for members in ({}, {"end": end()}, {"decided": end()}, {"request": b"r"}):
+        changes: list[dict[str, Any]] = [{}, {"end": end()}, {"decided": end()}, {"request": b"r"}]
+        for members in changes:
             (written,) = await bob.store.write([write(0, 1, writer=f"{BOB}.1", **members)])
             assert written.result == "lost"
             (written,) = await bob.store.write([write(0, 0, writer=f"{ANN}.2", **members)])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -54,7 +51,7 @@ class TestOneServer(StoreContract):
         return servers[0].url
 
     def other(self, store: RedisStore) -> RedisStore:
-        return type(store)(store._url, prefix=store.prefix)
+        return type(store)(store.url, prefix=store.prefix)
 
     async def cut(self, store: RedisStore) -> None:
         for server in self.running:
