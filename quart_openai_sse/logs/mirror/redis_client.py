@@ -21,6 +21,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
 
@@ -140,7 +141,10 @@ async def connect(client: Client) -> Any:
         if not name.startswith(("maint_", "oss_cluster_", "orig_"))
     }
     kwargs |= {"retry": None, "retry_on_error": [], "protocol": 2, "decode_responses": False}
-    connection = source.connection_class(**kwargs)
+    try:
+        connection = source.connection_class(**kwargs)
+    except TypeError:
+        raise ConfigurationError("log: the address of Redis has an option that there is not.") from None
     try:
         await connection.connect()
     except BaseException:
@@ -162,7 +166,10 @@ async def check_server(client: Client) -> None:
             return
         finally:
             await connection.disconnect(nowait=True)
-    except (AuthenticationError, AuthenticationWrongNumberOfArgsError):
+    except (AuthenticationError, AuthenticationWrongNumberOfArgsError, RedisConnectionError) as error:
+        # Version 8.1 makes a plain ConnectionError of it.
+        if isinstance(error, RedisConnectionError) and not isinstance(error.__cause__ or error, AuthenticationError):
+            raise
         raise ConfigurationError("log: Redis refuses the user name or the password of its address.") from None
     except RedisClusterException as error:
         if "not enabled" in f"{error} {error.__cause__}":
