@@ -10,7 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 from redis.exceptions import NoScriptError
 
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
-from quart_openai_sse.logs.mirror.redis_client import Client, forget_connections, is_cluster, is_stale, unavailable
+from quart_openai_sse.logs.mirror.redis_client import (
+    Client,
+    first_nodes,
+    forget_connections,
+    is_cluster,
+    is_stale,
+    restore_nodes,
+    unavailable,
+)
 from quart_openai_sse.logs.mirror.redis_scripts import Script
 
 T = TypeVar("T")
@@ -39,6 +47,7 @@ class Calls:
         self.prefix = prefix
         self.deadline = deadline
         self._stale = stale
+        self._first_nodes = first_nodes(client)
         self._slots = asyncio.Semaphore(at_once)
 
     async def run(self, script: Script, keys: Sequence[bytes], *args: Any) -> Any:
@@ -76,6 +85,7 @@ class Calls:
             self._stale()
             with suppress(Exception):
                 await forget_connections(self.client)
+        restore_nodes(self.client, self._first_nodes)
         return unavailable(error, self.prefix)
 
     async def _reply(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> Any:

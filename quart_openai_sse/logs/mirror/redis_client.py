@@ -226,6 +226,17 @@ async def forget_connections(client: Client) -> None:
         await client.connection_pool.disconnect(inuse_connections=False)
 
 
+def first_nodes(client: Client) -> dict[str, Any]:
+    """The nodes of a cluster that the client was given."""
+    return dict(client.nodes_manager.startup_nodes) if is_cluster(client) else {}
+
+
+def restore_nodes(client: Client, nodes: dict[str, Any]) -> None:
+    """Version 5 forgets each node that fails: once all have failed, it would never find the cluster again."""
+    if nodes and not client.nodes_manager.startup_nodes:
+        client.nodes_manager.startup_nodes.update(nodes)
+
+
 def _reason(error: BaseException, among: Collection[str] = ()) -> str:
     """The reason in words if it is one that is known, or ""."""
     name, text = type(error).__name__, str(error)
