@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from quart_openai_sse.testing.log_contract_erasing import ErasingContract
 from quart_openai_sse.testing.log_contract_faults import FaultsContract
 from quart_openai_sse.testing.log_contract_keys import KeysContract
+from quart_openai_sse.testing.log_contract_lost import LostContract
 from quart_openai_sse.testing.log_contract_reading import ReadingContract
 
 
-class StreamLogContract(ReadingContract, KeysContract, FaultsContract):
+class StreamLogContract(ReadingContract, KeysContract, ErasingContract, FaultsContract, LostContract):
     """The tests that every `StreamLog` must pass. Inherit from this class and define a pytest fixture `log`.
 
     The fixture returns a new log for each test, which the test opens and closes. The tests are coroutine functions, so

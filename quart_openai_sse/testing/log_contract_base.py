@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, TypeVar
 from unittest import SkipTest
 
-from quart_openai_sse.errors import ErrorValue, OpenAISSEError
+from quart_openai_sse.errors import ErrorValue, OpenAISSEError, ProducerLost
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
 
@@ -86,10 +86,13 @@ def about(name: str = "a", **members: Any) -> About:
     return About(**{"id": name * 32, "owner": "ann", "model": "model", "created": 1.5, **members})
 
 
-async def create(log: StreamLog, key: str, *, digest: str = "", retain: bool = True) -> Writer:
-    """A new stream."""
-    writer = await log.create(key, about=about(), digest=digest, retain=retain)
+async def create(
+    log: StreamLog, key: str, *, known: About | None = None, digest: str = "", retain: bool = True
+) -> Writer:
+    """A new stream, which every process can find."""
+    writer = await log.create(key, about=known or about(), digest=digest, retain=retain)
     assert writer is not None, "create() returned None for a new key"
+    await writer.stored()
     return writer
 
 
@@ -138,6 +141,14 @@ async def drain(reader: Reader) -> tuple[list[tuple[str, Entry]], End | None]:
     return entries, end
 
 
+def check_lost(end: End | None) -> None:
+    """Checks the end of a stream whose producer was lost."""
+    assert end is not None
+    assert (end.outcome, end.reason) == ("failed", "producer_lost")
+    assert end.error is not None
+    assert isinstance(end.error.exception(), ProducerLost)
+
+
 async def take(reader: Reader, count: int) -> list[Entry]:
     """The next *count* entries of a running stream."""
     entries: list[Entry] = []
@@ -165,6 +176,15 @@ async def tasks_wait(log: StreamLog) -> None:
     await asyncio.sleep(0)
     await log.find("nobody")
     await asyncio.sleep(0)
+
+
+async def written(log: StreamLog, key: str, last: str) -> None:
+    """Waits until *log* knows of the entry *last* of a stream."""
+
+    async def is_written() -> bool:
+        return (await log.tail(key))[0] == last
+
+    await until(is_written)
 
 
 async def until(reached: Callable[[], Awaitable[bool]]) -> None:

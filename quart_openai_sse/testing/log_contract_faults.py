@@ -9,18 +9,18 @@ from quart_openai_sse.errors import (
     InvalidLastEventID,
     KeyReused,
     LogUnavailable,
-    ProducerLost,
     StreamExpired,
     StreamTooLong,
 )
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs import StreamLog
-from quart_openai_sse.logs.entries import END_ID, End, Entry
+from quart_openai_sse.logs.entries import END_ID, Entry
 from quart_openai_sse.testing.log_contract_base import (
     COMPLETED,
     ContractBase,
     Watched,
     about,
+    check_lost,
     contract_test,
     create,
     drain,
@@ -81,10 +81,13 @@ class FaultsContract(ContractBase):
         reader = await there.read("a")
         assert await take(reader, 1) == [entry("one")]
         async with self.unreachable(here):
-            for log, key in ((here, "nowhere"), (there, "b")):
+            # A log may know its own process's streams without the store.
+            for new, log, key in (("d", here, "nowhere"), ("e", there, "nowhere" if there is here else "b")):
                 assert not await log.ready()
                 with raises(LogUnavailable):
-                    await log.create("c", about=about(), digest="", retain=True)
+                    await log.create("c", about=about(), digest="x", retain=True)
+                with raises(LogUnavailable):
+                    await create(log, new)
                 with raises(LogUnavailable):
                     await log.read(key)
                 with raises(LogUnavailable):
@@ -149,7 +152,7 @@ class FaultsContract(ContractBase):
         for reader in (*readers, await there.read("a", after="1")):
             entries, end = await drain(reader)
             assert entries == []
-            _check_lost(end)
+            check_lost(end)
         assert await there.tail("a") == ("1", True)
         assert await there.find("ann") == []
         assert await there.create("a", about=about(), digest="x", retain=True) is None
@@ -158,7 +161,7 @@ class FaultsContract(ContractBase):
         except InvalidLastEventID:
             return
         assert entries == []
-        _check_lost(end)
+        check_lost(end)
 
     @contract_test
     async def test_a_producer_that_was_taken_for_dead_is_told_and_fenced(
@@ -177,7 +180,7 @@ class FaultsContract(ContractBase):
         await writer.close(COMPLETED)
         entries, end = await drain(await there.read("a"))
         assert entries == numbered("one")
-        _check_lost(end)
+        check_lost(end)
         assert (watched.stopped.empty(), watched.left.is_set()) == (True, False)
 
     @contract_test
@@ -235,11 +238,3 @@ class FaultsContract(ContractBase):
         await writer.close(COMPLETED)
         assert await drain(reader) == ([], COMPLETED)
         assert not watched.lost.is_set()
-
-
-def _check_lost(end: End | None) -> None:
-    """Checks the end of a stream whose producer was lost."""
-    assert end is not None
-    assert (end.outcome, end.reason) == ("failed", "producer_lost")
-    assert end.error is not None
-    assert isinstance(end.error.exception(), ProducerLost)

@@ -21,7 +21,7 @@ from quart_openai_sse.testing.log_contract_base import (
     numbered,
     raises,
     take,
-    until,
+    written,
 )
 
 
@@ -82,11 +82,8 @@ class KeysContract(ContractBase):
         assert await there.tail("a") == ("", False)
         writer.append([entry("one"), entry("two")])
         assert await here.tail("a") == ("2", False)
-
-        async def is_written() -> bool:
-            return await there.tail("a") == ("2", False)
-
-        await until(is_written)
+        await written(there, "a", "2")
+        assert await there.tail("a") == ("2", False)
         await writer.close(COMPLETED)
         assert await there.tail("a") == ("2", True)
 
@@ -95,11 +92,11 @@ class KeysContract(ContractBase):
     @contract_test
     async def test_a_key_that_is_used_again_belongs_to_its_new_stream(self, here: StreamLog, there: StreamLog) -> None:
         """A reader of the stream that failed before, which is still open, takes nothing from the new one."""
-        writer = await create(here, "a")
+        writer = await create(here, "a", digest="x")
         old = await here.read("a")
         await writer.close(failed(UpstreamTruncated()))
         assert await there.find("ann") == []
-        again = await create(here, "a")
+        again = await create(here, "a", digest="x")
         await old.aclose()
         again.append([entry("one")])
         assert await there.find("ann") == [about()]
@@ -120,7 +117,7 @@ class KeysContract(ContractBase):
             created=1764547200.123456,
             echo=bytes(range(256)) * 256,
         )
-        await here.create("a", about=known, digest="", retain=True)
+        await create(here, "a", known=known)
         assert await there.find("ann") == [known]
         reader = await there.read("a")
         assert reader.about == known
@@ -131,9 +128,9 @@ class KeysContract(ContractBase):
         """`find` returns no stream of another owner, of an anonymous caller, or that is passing."""
         known = [about("a", created=1.0), about("b", created=2.0), about("c", created=3.0)]
         for number, each in enumerate(known):
-            await (here, there)[number % 2].create(each.id, about=each, digest="", retain=True)
+            await create((here, there)[number % 2], each.id, known=each)
         for key, owner, retain in (("d", "bob", True), ("e", "", True), ("f", "ann", False)):
-            await here.create(key, about=about(key, owner=owner), digest="", retain=retain)
+            await create(here, key, known=about(key, owner=owner), retain=retain)
         assert await here.find("ann") == await there.find("ann") == known[::-1]
         assert await there.find("bob") == [about("d", owner="bob")]
         assert await here.find("") == await there.find("") == await there.find("nobody") == []
@@ -143,7 +140,7 @@ class KeysContract(ContractBase):
         """`find` with a *thread* returns only its streams; with "", only streams without a thread."""
         known = [about("a", thread="t"), about("b", thread="u"), about("c"), about("d", thread="t", owner="bob")]
         for each in known:
-            await here.create(each.id, about=each, digest="", retain=True)
+            await create(here, each.id, known=each)
         assert await there.find("ann", thread="t") == [known[0]]
         assert await there.find("ann", thread="") == [known[2]]
         assert await there.find("ann", thread="v") == []
@@ -154,9 +151,8 @@ class KeysContract(ContractBase):
     ) -> None:
         """By default `find` returns running streams only."""
         ended, running = about("a", created=1.0), about("b", created=2.0)
-        writer = await here.create("a", about=ended, digest="", retain=True)
-        await here.create("b", about=running, digest="", retain=True)
-        assert writer is not None
+        writer = await create(here, "a", known=ended)
+        await create(here, "b", known=running)
         writer.append([entry("one")])
         await writer.close(COMPLETED)
         assert await there.find("ann") == [running]
@@ -181,8 +177,8 @@ class KeysContract(ContractBase):
     async def test_a_stop_after_the_end_does_nothing(self, here: StreamLog, there: StreamLog) -> None:
         """The stream keeps its end, and the producer is not told of the stop."""
         writer = await create(here, "a")
-        watched = Watched(writer, linger=0)
         reader = await there.read("a")
+        watched = Watched(writer, linger=0)
         writer.append([entry("one")])
         assert await take(reader, 1) == [entry("one")]
         await writer.close(COMPLETED)

@@ -159,6 +159,44 @@ class ReadingContract(ContractBase):
         assert max(sum(size) for size in sizes if len(size) > 1) <= _BATCH
 
     @contract_test
+    async def test_a_reader_far_behind_catches_up_with_a_running_stream(
+        self, here: StreamLog, there: StreamLog
+    ) -> None:
+        """It gets every entry once while it catches up, also those that are added meanwhile, and then waits."""
+        writer = await create(here, "a")
+        entries = [entry(f"{place} {'x' * 40_000}") for place in range(1, 51)]
+        writer.append(entries[:20])
+        reader = await there.read("a", after="3")
+        caught_up = await take(reader, 1)
+        for each in entries[20:]:
+            writer.append([each])
+        caught_up += await take(reader, len(entries) - 3 - len(caught_up))
+        assert caught_up == entries[3:]
+        draining = asyncio.ensure_future(drain(reader))
+        await tasks_wait(there)
+        assert not draining.done()
+        await writer.close(COMPLETED)
+        assert await draining == ([], COMPLETED)
+
+    @contract_test
+    async def test_a_place_that_a_reader_has_reached_is_valid_in_every_process(
+        self, here: StreamLog, there: StreamLog
+    ) -> None:
+        """A client that reconnects to another process may have had entries that are not stored yet."""
+        writer = await create(here, "a")
+        mine = await here.read("a")
+        for place, text in enumerate(("one", "two", "three"), 1):
+            writer.append([entry(text)])
+            assert await take(mine, 1) == [entry(text)]
+            reader = await there.read("a", after=str(place))
+            with raises(InvalidLastEventID):
+                await there.read("a", after=str(place + 1))
+            await reader.aclose()
+        reader = await there.read("a", after="2")
+        await writer.close(COMPLETED)
+        assert await drain(reader) == (numbered("three", first=3), COMPLETED)
+
+    @contract_test
     async def test_silence_gives_an_empty_batch(self, here: StreamLog, there: StreamLog) -> None:
         """After *heartbeat* seconds without an entry a reader gets an empty batch, and can read on."""
         writer = await create(here, "a")

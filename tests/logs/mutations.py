@@ -72,6 +72,8 @@ LINGER = "a_stream_without_readers_goes_on_for_its_linger"
 STOPPED = "a_stop_reaches_the_producer"
 LOST = "the_streams_of_a_process_that_is_taken_for_dead_fail"
 FENCED = "a_producer_that_was_taken_for_dead_is_told_and_fenced"
+REACHED = "a_place_that_a_reader_has_reached_is_valid_in_every_process"
+CAUGHT_UP = "a_reader_far_behind_catches_up_with_a_running_stream"
 UNREACHABLE = "an_unreachable_store_is_no_missing_stream"
 
 FETCH = 'stream = db.execute("SELECT * FROM streams WHERE key = ?", [key]).fetchone()\n            end'
@@ -173,6 +175,19 @@ MUTATIONS = [
         'parse_place(after, last=stream["last"])',
         "parse_place(after, last=10**9)",
         (INVALID,),
+    ),
+    Mutation(
+        "other processes know a place a moment later",
+        'parse_place(after, last=stream["last"])',
+        'parse_place(after, last=stream["last"] - (stream["process"] != self.process))',
+        (REACHED, PLACES),
+        only_in_two=True,
+    ),
+    Mutation(
+        "a reader far behind skips what it does not get at once",
+        "self._place += len(entries)",
+        "self._place = last",
+        (CAUGHT_UP, "a_reader_far_behind_gets_bounded_batches"),
     ),
     Mutation(
         "an invalid id begins anew",

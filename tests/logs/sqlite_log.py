@@ -11,7 +11,7 @@ import math
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from msgspec import msgpack
 
 from quart_openai_sse import errors
 from quart_openai_sse.flow import Flow
-from quart_openai_sse.logs import END_ID, About, Batch, End, Entry, Reader, Writer
+from quart_openai_sse.logs import END_ID, About, Batch, End, Entry, LostStream, OnLost, Reader, Writer
+from quart_openai_sse.logs.endings import wait_for_ends
 from quart_openai_sse.logs.entries import parse_place
 from quart_openai_sse.logs.memory import MemoryLog
 
@@ -28,18 +29,23 @@ SCHEMA = """
     PRAGMA journal_mode = TRUNCATE;
     PRAGMA synchronous = OFF;  -- after a power failure the file is to be deleted: streams do not live long
     CREATE TABLE IF NOT EXISTS streams (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, digest TEXT, owner TEXT,
-        thread TEXT, about BLOB, process TEXT, last INTEGER DEFAULT 0, bytes INTEGER DEFAULT 0, stop TEXT, end BLOB,
-        ended REAL);
+        thread TEXT, about BLOB, process TEXT, attempt INTEGER DEFAULT 1, last INTEGER DEFAULT 0,
+        bytes INTEGER DEFAULT 0, stop TEXT, request BLOB, decided BLOB, end BLOB, ended REAL);
     CREATE TABLE IF NOT EXISTS entries (stream INTEGER, place INTEGER, entry BLOB, PRIMARY KEY (stream, place));
     CREATE TABLE IF NOT EXISTS readers (id TEXT PRIMARY KEY, stream INTEGER, process TEXT);
     CREATE TABLE IF NOT EXISTS processes (id TEXT PRIMARY KEY, seen REAL);
 """
 LOST = End("failed", "producer_lost", errors.ErrorValue.of(errors.ProducerLost("Its process has ended.")))
 BATCH, TOMBSTONE = 256 << 10, 3600
+MINE = "id = ? AND end IS NULL AND process = ?"
+"""A stream that runs in a process."""
+ENDED = "end = coalesce(decided, ?), ended = ?, request = NULL"
 
 
 class SQLiteLog:
     """A `StreamLog` in the file *path*. A process that was not seen for *lease* seconds is taken for dead."""
+
+    shared = True
 
     def __init__(
         self,
@@ -55,6 +61,8 @@ class SQLiteLog:
         self.clock = clock
         self.process = secrets.token_hex(8)
         self.writers: set[SQLiteWriter] = set()
+        self._on_lost: OnLost | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._passing = MemoryLog()  # a passing stream is read by the request that has started it, so in this process
         self._db: sqlite3.Connection | None = None
 
@@ -84,6 +92,8 @@ class SQLiteLog:
     async def aclose(self) -> None:
         if self._db is not None:
             self._looking.cancel()
+            for task in self._ending:
+                task.cancel()
             with suppress(errors.LogUnavailable), self.transaction() as db:
                 db.execute("DELETE FROM processes WHERE id = ?", [self.process])
             self._db.close()
@@ -138,6 +148,29 @@ class SQLiteLog:
             found = db.execute(f"SELECT about FROM streams WHERE {wanted} ORDER BY id DESC", values)
             return [msgpack.decode(about, type=About) for (about,) in found]
 
+    async def erase(self, key: str) -> None:
+        with suppress(errors.StreamNotFound):
+            await self._passing.erase(key)
+            return
+        with suppress(errors.StreamExpired), self.transaction() as db:
+            stream = self._kept(db, key)
+            if stream["end"] is not None:
+                db.execute("DELETE FROM entries WHERE stream = ?", [stream["id"]])
+                expired = self.clock() - self.retention
+                db.execute("UPDATE streams SET about = NULL, ended = ? WHERE id = ?", [expired, stream["id"]])
+
+    async def forget(self, owner: str) -> None:
+        with self.transaction() as db:
+            keys = [key for (key,) in db.execute("SELECT key FROM streams WHERE owner = ?", [owner]) if owner]
+        try:
+            await wait_for_ends(self, keys)
+        finally:
+            for key in keys:
+                await self.erase(key)
+
+    def on_lost(self, call: OnLost) -> None:
+        self._on_lost = call
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The file: all that is done within the context is done at once, or nothing. Raises `LogUnavailable`."""
@@ -166,13 +199,37 @@ class SQLiteLog:
             db.execute("REPLACE INTO processes VALUES (?, ?)", [self.process, now])
             db.execute("DELETE FROM processes WHERE seen < ?", [now - self.lease])
             db.execute(f"DELETE FROM readers WHERE {dead}")
-            db.execute(
-                f"UPDATE streams SET end = ?, ended = ? WHERE end IS NULL AND {dead}", [msgpack.encode(LOST), now]
-            )
+            lost = f"end IS NULL AND {dead}"
+            if self._on_lost is None:
+                db.execute(f"UPDATE streams SET {ENDED} WHERE {lost}", [msgpack.encode(LOST), now])
+            claimed = db.execute(f"SELECT * FROM streams WHERE {lost}").fetchall()
+            db.execute(f"UPDATE streams SET process = ?, attempt = attempt + 1 WHERE {lost}", [self.process])
             unread = "NOT IN (SELECT stream FROM readers)"
             db.execute(f"DELETE FROM streams WHERE ended < ? AND id {unread}", [now - self.retention - TOMBSTONE])
             kept = "SELECT id FROM streams WHERE end IS NULL OR ended > ?"
             db.execute(f"DELETE FROM entries WHERE stream NOT IN ({kept}) AND stream {unread}", [now - self.retention])
+
+        for stream in claimed:
+            self._ending.add(asyncio.create_task(self._hand_over(stream)))
+
+    async def _hand_over(self, stream: sqlite3.Row) -> None:
+        about = msgpack.decode(stream["about"], type=About)
+        end = LOST if stream["decided"] is None else msgpack.decode(stream["decided"], type=End)
+        batches, attempt = self._batches(stream), stream["attempt"] + 1
+        with suppress(Exception):
+            await self._on_lost(
+                LostStream(about=about, request=stream["request"] or b"", end=end, attempt=attempt, batches=batches)
+            )
+        with self.transaction() as db:
+            values = [msgpack.encode(LOST), self.clock(), stream["id"], self.process]
+            db.execute(f"UPDATE streams SET {ENDED} WHERE {MINE}", values)
+
+    async def _batches(self, stream: sqlite3.Row) -> AsyncIterator[Batch]:
+        reader = SQLiteReader(self, stream, 0, at_end=False, heartbeat=0)
+        async for batch in reader:
+            if not batch.entries:
+                break
+            yield batch
 
     async def _look(self) -> None:
         cleaned = self.clock()
@@ -196,7 +253,7 @@ class SQLiteWriter:
 
     def append(self, entries: Sequence[Entry]) -> Flow:
         with self._log.transaction() as db:
-            stream = db.execute("SELECT * FROM streams WHERE id = ? AND end IS NULL", [self._id]).fetchone()
+            stream = db.execute(f"SELECT * FROM streams WHERE {MINE}", [self._id, self._log.process]).fetchone()
             if stream is None or self._end is not None:
                 return Flow.ENOUGH
             size = stream["bytes"] + sum(len(entry.data) for entry in entries)
@@ -211,6 +268,19 @@ class SQLiteWriter:
     async def room(self) -> None:
         """Returns at once: the file has room."""
 
+    async def stored(self) -> None:
+        """Returns at once: `create` has written to the file."""
+
+    def keep(self, request: bytes) -> None:
+        with suppress(errors.LogUnavailable), self._log.transaction() as db:
+            db.execute(f"UPDATE streams SET request = ? WHERE {MINE}", [request, self._id, self._log.process])
+
+    async def decide(self, end: End) -> bool:
+        with suppress(errors.LogUnavailable), self._log.transaction() as db:
+            values = [msgpack.encode(end), self._id, self._log.process]
+            return db.execute(f"UPDATE streams SET decided = ? WHERE {MINE}", values).rowcount == 1
+        return True
+
     async def close(self, end: End) -> None:
         self._end = self._end or end
         self._log.writers.add(self)  # until the end is in the file
@@ -223,11 +293,11 @@ class SQLiteWriter:
     def look(self) -> None:
         """Saves the end if there is one. Otherwise tells the producer what has happened in other processes."""
         with self._log.transaction() as db:
-            stream = db.execute("SELECT * FROM streams WHERE id = ? AND end IS NULL", [self._id]).fetchone()
+            stream = db.execute(f"SELECT * FROM streams WHERE {MINE}", [self._id, self._log.process]).fetchone()
             readers = db.execute("SELECT count(*) FROM readers WHERE stream = ?", [self._id]).fetchone()[0]
             if stream is not None and self._end is not None:
                 values = [msgpack.encode(self._end), self._log.clock(), self._id]
-                db.execute("UPDATE streams SET end = ?, ended = ? WHERE id = ?", values)
+                db.execute("UPDATE streams SET end = ?, ended = ?, request = NULL WHERE id = ?", values)
         if stream is None or self._end is not None:
             self._log.writers.discard(self)
         if self._end is not None:
@@ -290,6 +360,8 @@ class SQLiteReader:
             stream = db.execute("SELECT * FROM streams WHERE id = ?", [self._stream]).fetchone()
             if stream is None:  # it had failed without an entry, and its key was used again
                 return self._place, LOST, []
+            if stream["about"] is None:
+                raise errors.StreamExpired("This stream was erased.")
             behind = "SELECT entry FROM entries WHERE stream = ? AND place > ? ORDER BY place"
             for (entry,) in db.execute(behind, [self._stream, self._place]):
                 if size <= 0:

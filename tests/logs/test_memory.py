@@ -44,6 +44,12 @@ class TestContract(StreamLogContract):
     test_a_producer_that_was_taken_for_dead_is_told_and_fenced = None
     test_a_stream_that_has_ended_is_not_lost = None
     test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
+    test_a_process_that_was_taken_for_dead_decides_nothing = None
+    test_a_decided_end_is_the_end_of_a_lost_stream = None
+    test_a_stream_that_is_lost_while_it_ends_has_one_end = None
+    test_a_lost_stream_is_handed_to_one_living_process = None
+    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
+    test_every_running_stream_of_a_lost_process_is_handed_over = None
     test_closing_a_log_ends_no_stream_of_another_process = None
 
     async def expire(self, log: MemoryLog) -> None:

@@ -26,6 +26,9 @@ class TestInOneProcess(StreamLogContract):
     max_bytes = 16 << 20
     test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
     test_closing_a_log_ends_no_stream_of_another_process = None
+    test_a_lost_stream_is_handed_to_one_living_process = None
+    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
+    test_every_running_stream_of_a_lost_process_is_handed_over = None
 
     @pytest.fixture
     def log(self, tmp_path: Path) -> SQLiteLog:
@@ -43,6 +46,10 @@ class TestInOneProcess(StreamLogContract):
     async def lose(self, log: SQLiteLog) -> None:
         with log.transaction() as db:
             db.execute("UPDATE processes SET seen = 0 WHERE id = ?", [log.process])
+        await self.find_the_dead(log)
+
+    async def find_the_dead(self, log: SQLiteLog) -> None:
+        """Does what another process does after a while."""
         third = type(log)(log.path, clock=log.clock)
         await third.open()
         await third.aclose()
@@ -57,9 +64,23 @@ class TestInTwoProcesses(TestInOneProcess):
     test_closing_a_log_ends_no_stream_of_another_process = (
         StreamLogContract.test_closing_a_log_ends_no_stream_of_another_process
     )
+    test_a_lost_stream_is_handed_to_one_living_process = (
+        StreamLogContract.test_a_lost_stream_is_handed_to_one_living_process
+    )
+    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = (
+        StreamLogContract.test_a_lost_stream_is_handed_over_with_the_end_that_was_decided
+    )
+    test_every_running_stream_of_a_lost_process_is_handed_over = (
+        StreamLogContract.test_every_running_stream_of_a_lost_process_is_handed_over
+    )
 
     def other(self, log: SQLiteLog) -> SQLiteLog:
-        return type(log)(log.path, poll=POLL, clock=log.clock)
+        self.logs = [log, type(log)(log.path, poll=POLL, clock=log.clock)]
+        return self.logs[1]
+
+    async def find_the_dead(self, log: SQLiteLog) -> None:
+        (living,) = (each for each in self.logs if each is not log)
+        living.clean()
 
 
 # Two apps that share the file -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The faults of one process in front of a store in memory: no connection, missed messages, a frozen process."""
+"""The faults of one process in front of its store: no connection, missed messages, a frozen process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.mirror import Hear
-from tests.logs.mirror.shared_memory import SharedMemory
 
 Fault = Literal["", "before", "after"]
 P = ParamSpec("P")
@@ -18,14 +17,15 @@ ProcessT = TypeVar("ProcessT", bound="FaultyProcess")
 
 
 class FaultyProcess:
-    """What a `MemoryStore` is without the methods of a `Store`. The switches are described there."""
+    """What a store is without the methods of `Store`. The switches are described in `memory_store`."""
 
     _hear: Hear
     _again: Callable[[], object]
 
-    def __init__(self, memory: SharedMemory) -> None:
-        self.memory = memory
+    def __init__(self) -> None:
         self.process = ""
+        self.calls: list[tuple[str, str]] = []
+        self.is_open = False
         self.followed: set[str] = set()
         self.down: Fault = ""
         self.faults: deque[Fault] = deque()
@@ -35,6 +35,10 @@ class FaultyProcess:
         self._missing = 0
         self._held: list[tuple[str, bytes]] = []
 
+    async def network(self) -> None:
+        """What is waited for before and after each call."""
+        await asyncio.sleep(0)
+
     def disconnect(self, *, applied: bool = False) -> None:
         """Cuts the connection. With *applied* calls reach the memory, and their answers are lost."""
         self.down, self.deaf = "after" if applied else "before", True
@@ -42,7 +46,7 @@ class FaultyProcess:
     def connect(self) -> None:
         """Ends `disconnect` and `deaf`, and calls `again`."""
         self.down, self.deaf, self._missing = "", False, 0
-        if self in self.memory.stores:
+        if self.is_open:
             asyncio.get_running_loop().call_soon(lambda: self._again())
 
     def miss(self, count: int) -> None:
@@ -72,7 +76,7 @@ class FaultyProcess:
     def _receive(self, key: str, message: bytes) -> None:
         if not self.thawed.is_set():
             self._held.append((key, message))
-        elif self in self.memory.stores and not self.deaf and (not key or key in self.followed):
+        elif self.is_open and not self.deaf and (not key or key in self.followed):
             self._hear(key, message)
 
 
@@ -82,14 +86,14 @@ def remote(
     """Lets a method cross the network, with its faults."""
 
     async def call(self: ProcessT, /, *args: P.args, **options: P.kwargs) -> T:
-        self.memory.calls.append((self.process, method.__name__))
+        self.calls.append((self.process, method.__name__))
         fault = self.faults.popleft() if self.faults else self.down
-        await self.memory.network()
+        await self.network()
         await self.thawed.wait()
         if fault == "before" or self.down == "before":
             raise LogUnavailable("The test's store cannot be reached.")
         result = await method(self, *args, **options)
-        await self.memory.network()
+        await self.network()
         await self.thawed.wait()
         if fault or self.down:
             raise LogUnavailable("The test's store cannot be reached any more.")

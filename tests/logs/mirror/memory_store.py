@@ -49,8 +49,14 @@ class MemoryStore(FaultyProcess):
     """See `Store`, and above."""
 
     def __init__(self, memory: SharedMemory) -> None:
-        super().__init__(memory)
+        super().__init__()
+        self.memory = memory
+        self.calls = memory.calls
+        memory.all_stores.append(self)
         self.forgetful = memory.forgetful
+
+    async def network(self) -> None:
+        await self.memory.network()
 
     async def open(self, process: str, hear: Hear, again: Callable[[], object]) -> None:
         self.process, self._hear, self._again = process, hear, again
@@ -58,18 +64,19 @@ class MemoryStore(FaultyProcess):
 
     @remote
     async def _open(self) -> None:
-        if self not in self.memory.stores:
-            self.followed = set()
+        if not self.is_open:
+            self.is_open, self.followed = True, set()
             self.memory.stores.append(self)
 
     async def aclose(self) -> None:
-        if self in self.memory.stores:
+        if self.is_open:
+            self.is_open = False
             self.memory.stores.remove(self)
             if not self.down and self.thawed.is_set():
                 self.memory.leases.pop(self.process, None)
 
     async def ready(self) -> bool:
-        return not self.down and self in self.memory.stores
+        return not self.down and self.is_open
 
     @remote
     async def create(self, key: str, stream: NewStream) -> State | None:

@@ -50,6 +50,7 @@ class SharedMemory:
         """When the lease of each registered process runs out."""
         self.stores: list[FaultyProcess] = []
         """Those that are open."""
+        self.all_stores: list[FaultyProcess] = []
         self.calls: list[tuple[str, str]] = []
 
     def flush(self) -> None:
@@ -88,6 +89,10 @@ class SharedMemory:
         """The same, but a running stream whose batches were evicted is unknown: its writer has to write it again."""
         stream = self.look_up(key)
         return None if stream is None or (stream.ended is None and stream.evicted) else stream
+
+    def writes(self, process: str, stream: Stored) -> bool:
+        """Whether *process* has the writer of a running stream."""
+        return stream.ended is None and process_of(stream.state.writer) == process
 
     def bury(self, stream: Stored) -> None:
         """Makes a tombstone of a stream that has ended."""
