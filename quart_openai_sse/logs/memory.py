@@ -153,7 +153,8 @@ class MemoryLog:
         """See `StreamLog.on_lost`. There is no other process."""
 
     def get(self, key: str) -> MemoryStream | None:
-        """The stream with this key that the log holds."""
+        """The stream with this key that the log holds, unless its time is over."""
+        self._sweep()
         return self._streams.get(key)
 
     def streams(self) -> list[MemoryStream]:
@@ -163,6 +164,10 @@ class MemoryLog:
     def keys_of(self, owner: str) -> list[str]:
         """The keys of the kept streams of *owner*, oldest first."""
         return list(self._owners.get(owner, ()))
+
+    def let_go(self, stream: MemoryStream) -> None:
+        """Removes a stream without a trace. Its readers go on."""
+        self._forget(stream)
 
     async def drop(self, stream: MemoryStream) -> None:
         """Removes a stream without a trace, and closes its readers."""

@@ -253,6 +253,10 @@ class MirrorLog:
         """See `Mirroring.mark`."""
         self._writing.mark(stream)
 
+    def let_go(self, stream: OwnStream) -> None:
+        """See `Mirroring.let_go`."""
+        self.memory.let_go(stream)
+
     def look_for_readers(self, stream: OwnStream) -> None:
         """See `Mirroring.look_for_readers`."""
         self._spawn(self._look_for_readers(stream))

@@ -31,6 +31,10 @@ class Mirroring(Protocol):
         """There is something to write."""
         ...
 
+    def let_go(self, stream: OwnStream) -> None:
+        """Another process has ended the stream: whoever reads it from now on reads what the store has."""
+        ...
+
     def look_for_readers(self, stream: OwnStream) -> None:
         """Asks the store whether processes read the stream, and calls `OwnStream.unread` with the answer."""
         ...
@@ -172,6 +176,7 @@ class OwnStream(KeptStream):
         self._stop_timer()
         if self.end is None:
             await super().close(LOST)
+        self._mirroring.let_go(self)
         self.changed()
         if self._lost is not None:
             self._lost()
