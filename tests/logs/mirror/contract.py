@@ -88,6 +88,11 @@ class MirrorContractInOne(MirrorContract):
     def other(self, log: MirrorLog) -> MirrorLog:
         return log
 
+    async def lose(self, log: MirrorLog) -> None:
+        for stream in log._own_streams():  # a reader in this process may have had entries that are not stored
+            await stream.written_out(1)
+        await super().lose(log)
+
     async def find_the_dead(self, memory: SharedMemory, process: str) -> None:
         third = self.log_on(memory)
         await third.open()
