@@ -59,6 +59,8 @@ class OwnStream(KeptStream):
         """Whether it waits to be written."""
         self.request = b""
         """To be written; then empty again."""
+        self.decision: End | None = None
+        """The end that `decide` was given."""
         self.decided: End | None = None
         """To be written; then `None` again."""
         self.is_decided = False
@@ -119,7 +121,7 @@ class OwnStream(KeptStream):
     async def decide(self, end: End) -> bool:
         """See `Writer.decide`."""
         if self.end is None and not self.lost:
-            self.decided = end
+            self.decision = self.decided = end
             self._mirroring.mark(self)
             await self._until(lambda: self.is_decided or self.lost, _DECIDING)
         return not self.lost
@@ -175,7 +177,7 @@ class OwnStream(KeptStream):
         self.lost = True
         self._stop_timer()
         if self.end is None:
-            await super().close(LOST)
+            await super().close(self.decision if self.decision is not None and self.is_decided else LOST)
         self._mirroring.let_go(self)
         self.changed()
         if self._lost is not None:
