@@ -58,6 +58,10 @@ class CompactEntries:
             self._ends.append(end)
             self._latest = data
 
+    def size_behind(self, place: int) -> int:
+        """The bytes of the entries behind *place*."""
+        return self._ends[-1] - (self._ends[place - 1] if place else 0) if self._ends else 0
+
     def batch(self, start: int, size: int) -> list[Entry]:
         """The entries from place *start* on, until they have *size* bytes or there are no more."""
         if start >= len(self._pieces):

@@ -134,7 +134,10 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Disconnects, and forgets the process. Never raises, and takes a second at most."""
+        """Disconnects, and forgets the process unless streams run with a writer of it: others have to end them.
+
+        Never raises, and takes a second at most.
+        """
         ...
 
     async def ready(self) -> bool:

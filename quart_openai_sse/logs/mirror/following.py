@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -20,8 +21,8 @@ _SOONEST, _LATEST = 0.1, 1.0  # seconds until a store that could not be reached 
 class Paging(Protocol):
     """The part of a `MirrorLog` that its mirrors need."""
 
-    async def page(self, key: str, place: int) -> Sequence[Entry]:
-        """The entries behind *place* as the store has them, at least one.
+    def page(self, key: str, place: int) -> asyncio.Task[Sequence[Entry]]:
+        """Loads the entries behind *place* as the store has them, at least one. Several readers may wait for it.
 
         Raises `LogUnavailable`, and `StreamExpired` or `StreamNotFound` for a stream that is no longer kept.
         """
@@ -63,6 +64,9 @@ class MirrorStream(MemoryStream):
         self.discard()
         self._window.clear()
         self.base = self.last = place
+        if place:
+            for reader in self.readers:
+                reader.open()
 
     def extend(self, first: int, entries: Sequence[Entry]) -> bool:
         """Adds entries, those it has already left out. `False`: some before them are missing, and none were added."""
@@ -107,16 +111,16 @@ class MirrorStream(MemoryStream):
         return self._place(after)
 
     def take(self, place: int) -> Sequence[Entry]:
-        """See `MemoryStream.take`. For a place in the window."""
-        return list(islice(self._window, place - self.base, None))
+        """See `MemoryStream.take`. Nothing for a place in front of the window."""
+        return list(islice(self._window, place - self.base, None)) if place >= self.base else ()
 
     def fill(self) -> None:
         """A reader waits for entries that the store has."""
         self._paging.fill(self)
 
-    async def page(self, place: int) -> Sequence[Entry]:
-        """Like `take`, for a place in front of the window."""
-        return await self._paging.page(self.key, place)
+    def page(self, place: int) -> asyncio.Task[Sequence[Entry]]:
+        """Loads the entries behind *place*, which is in front of the window."""
+        return self._paging.page(self.key, place)
 
     def append(self, entries: Sequence[Entry]) -> Flow:
         """Never called: another process writes to it."""
@@ -137,12 +141,14 @@ class MirrorStream(MemoryStream):
 class MirrorReader(MemoryReader):
     """A reader of a stream of another process. While the store cannot be reached, it waits."""
 
-    __slots__ = ("_heartbeat", "_mirror")
+    __slots__ = ("_closing", "_heartbeat", "_mirror")
 
     def __init__(self, stream: MirrorStream, place: int, *, at_end: bool, heartbeat: float | None) -> None:
         super().__init__(stream, place, at_end=at_end, heartbeat=heartbeat)
         self._mirror = stream
         self._heartbeat = heartbeat
+        self._closing: asyncio.Future[None] | None = None
+        """Ends its wait for a page."""
 
     def __anext__(self) -> Awaitable[Batch]:
         mirror = self._mirror
@@ -151,26 +157,40 @@ class MirrorReader(MemoryReader):
             mirror.fill()
         return waiting
 
+    async def aclose(self) -> None:
+        """See `Reader.aclose`."""
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+        await super().aclose()
+
     async def _take(self) -> Batch:
-        if self.place >= self._mirror.base or self.at_end or self._closed:
-            return await super()._take()
+        while self.place >= self._mirror.base or self.at_end or self._closed:
+            batch = await super()._take()
+            if batch.entries or batch.end is not None:
+                return batch  # otherwise its place has left the window in the meantime
         place = self.place
-        entries = await self._page()
-        if self._closed:
-            raise StopAsyncIteration
+        entries = await self._page(place)
         self.place = place + len(entries)
         self.at_end = self._mirror.end is not None and self.place == self._mirror.last
         return Batch(place + 1, entries, self._mirror.end if self.at_end else None)
 
-    async def _page(self) -> Sequence[Entry]:
+    async def _page(self, place: int) -> Sequence[Entry]:
         """The next entries from the store; none after `heartbeat` seconds in which it could not be reached."""
-        began, wait = self._loop.time(), _SOONEST
-        while not self._closed:
-            try:
-                return await self._mirror.page(self.place)
-            except LogUnavailable:
-                if self._heartbeat is not None and self._loop.time() - began >= self._heartbeat:
-                    break
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
-        return ()
+        self._closing = self._loop.create_future()
+        wait = _SOONEST
+        try:
+            async with asyncio.timeout(self._heartbeat):
+                while not self._closed:
+                    page = self._mirror.page(place)
+                    await asyncio.wait([page, self._closing], return_when=asyncio.FIRST_COMPLETED)
+                    if self._closed:
+                        break
+                    with suppress(LogUnavailable):
+                        return page.result()
+                    await asyncio.wait([self._closing], timeout=wait)
+                    wait = min(wait * 2, _LATEST)
+        except TimeoutError:
+            return ()
+        finally:
+            self._closing = None
+        raise StopAsyncIteration

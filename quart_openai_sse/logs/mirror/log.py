@@ -25,7 +25,8 @@ from quart_openai_sse.logs.endings import wait_for_ends
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
-from quart_openai_sse.logs.mirror import State, Store, Write
+from quart_openai_sse.logs.mirror import Processes, State, Store, Write
+from quart_openai_sse.logs.mirror.again import until_answered
 from quart_openai_sse.logs.mirror.lost import LostStreams
 from quart_openai_sse.logs.mirror.mirrors import Mirrors
 from quart_openai_sse.logs.mirror.own import OwnStream
@@ -52,7 +53,6 @@ logger = logging.getLogger("quart_openai_sse")
 
 _MANY = 500  # streams in one call of the store
 _CLOSING = 2.0  # seconds for what is still to be written when the log is closed
-_SOONEST, _LATEST = 0.1, 2.0  # seconds until a store that could not be reached is tried again
 _ABANDONED = End("failed", "start_abandoned", ErrorValue.of(StartAbandoned()))
 
 
@@ -74,16 +74,19 @@ class MirrorLog:
         self._wire = Wire(cipher)
         self._numbers = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writing = Writing(store, self._wire, config)
-        self._lease = Lease(store, lease, forgotten=self._look_again, died=self._died)
+        self._writing = Writing(store, self._wire, config, spawn=self._spawn)
+        self.lease = lease
+        self._lease = Lease(store, lease, self)
         self._questions = Questions(store, self.process, self._count_living)
         self._asked: dict[tuple[str, str], asyncio.Task[int]] = {}
-        self._lost = LostStreams(store, self._wire, self._writing, self._new_writer)
+        self._lost = LostStreams(store, self._wire, self._writing, new_writer=self._new_writer, spawn=self._spawn)
         self._mirrors = Mirrors(
             store, self._wire, process=self.process, memory=self.memory, asking=self, spawn=self._spawn
         )
         self._opening = asyncio.Lock()
         self._is_open = False
+        self._closings = 0
+        """How often it was closed."""
         self._looking = False
 
     @property
@@ -98,9 +101,12 @@ class MirrorLog:
         async with self._opening:
             if self._is_open:
                 return
+            closings = self._closings
             await self.store.open(self.process, self._hear, self._look_again)
             try:
                 await self._lease.renew()
+                if self._closings != closings:
+                    raise LogUnavailable("The stream log was closed while it was opened.")
             except BaseException:
                 await self.store.aclose()
                 raise
@@ -114,6 +120,7 @@ class MirrorLog:
 
     async def aclose(self) -> None:
         """See `StreamLog.aclose`. Streams that are still produced here end as lost."""
+        self._closings += 1
         if not self._is_open:
             return
         self._is_open = False
@@ -131,11 +138,11 @@ class MirrorLog:
         await self.memory.aclose()
 
     async def _leave(self) -> None:
-        """Writes what is not written yet."""
+        """Writes what is not written yet, and leaves the streams of other processes."""
         for stream in self._own_streams():
             await stream.abandon()
         self._writing.hurry()
-        await self._writing.idle()
+        await asyncio.gather(self._mirrors.aclose(), self._writing.idle())
 
     # Start, read, stop, find ------------------------------------------------------------------------------------------
 
@@ -227,8 +234,10 @@ class MirrorLog:
         if isinstance(own, OwnStream) and not own.is_whole:
             await own.close(own.end)  # type: ignore[arg-type]  # it has one
         state = await self._state(key)
-        if state.kept and state.end:
-            await self.store.erase(key)
+        if state.end:
+            if state.kept:
+                await self.store.erase(key)
+            # Also if that was done before: a process may not have been told.
             await self._drop(key)
             await self.store.send("", encode_message(Erased(key)))
 
@@ -262,13 +271,17 @@ class MirrorLog:
         self._spawn(self._look_for_readers(stream))
 
     async def _look_for_readers(self, stream: OwnStream) -> None:
+        joins = stream.joins
         try:
             (state,) = await self.store.states([stream.key])
             readers = () if state is None else state.readers
             if readers:
                 processes = await self._lease.renew()
                 readers = tuple({*readers} & {*processes.alive, *processes.overdue})
-            stream.unread(readers, 1e9 if state is None else state.left_ago)
+            if state is None or stream.joins != joins:  # it is being stored again, or the answer is out of date
+                stream.unread(None, 0)
+            else:
+                stream.unread(readers, state.left_ago)
         except LogUnavailable:
             stream.unread(None, 0)
 
@@ -301,13 +314,13 @@ class MirrorLog:
         if asked is None:
             asked = self._asked[key, stop] = asyncio.get_running_loop().create_task(self._questions.who(key, stop=stop))
             asked.add_done_callback(lambda _: self._asked.pop((key, stop), None))
-        return await asyncio.shield(asked)
+        found = await asyncio.shield(asked)
+        if not found and self._lease.in_doubt:
+            raise LogUnavailable("The store has forgotten its streams, which are being stored again.")
+        return found
 
     async def _count_living(self) -> int:
-        processes = await self._lease.renew()
-        if not processes.known:
-            raise LogUnavailable("The store has forgotten its streams, which are being stored again.")
-        return len(processes.alive)
+        return len((await self._lease.renew()).alive)
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
@@ -335,9 +348,7 @@ class MirrorLog:
             if stream is not None:
                 stream.stop(message.reason)
         elif isinstance(stream, OwnStream):
-            change = {message.process}
-            elsewhere = stream.elsewhere
-            stream.read_elsewhere(elsewhere | change if isinstance(message, Joined) else elsewhere - change)
+            (stream.joined if isinstance(message, Joined) else stream.parted)(message.process)
 
     async def _answer_who(self, message: Who) -> None:
         stream = self.memory.get(message.key)
@@ -346,7 +357,7 @@ class MirrorLog:
             if message.stop:
                 stream.stop(message.stop)
             if isinstance(stream, OwnStream):
-                await self._store_again([stream])
+                await self._store_again([stream], whole=True)
                 await stream.written_out(self.patience)
                 found = STORED
             elif stream.end is None:
@@ -370,6 +381,23 @@ class MirrorLog:
             await self.memory.drop(stream)
         await self._mirrors.cut(key)
 
+    # The processes --------------------------------------------------------------------------------------------------
+
+    def forgotten(self) -> None:
+        """See `Watching.forgotten`."""
+        self._look_again()
+
+    def seen(self, processes: Processes, dead: frozenset[str]) -> None:
+        """See `Watching.seen`."""
+        for process in dead:
+            self._lost.end_all(process)
+        if self._lease.in_doubt:  # a process that reads may not have come back yet
+            return
+        there = (processes.alive | processes.overdue) - dead
+        gone = [(stream, process) for stream in self._own_streams() for process in stream.elsewhere - there]
+        if gone:
+            self._spawn(self._take_out(gone))
+
     # After messages may have been missed, or the store has forgotten something ----------------------------------------
 
     def _look_again(self) -> None:
@@ -382,39 +410,38 @@ class MirrorLog:
         await asyncio.gather(self._mirrors.look(), self._look_at_own())
 
     async def _look_at_own(self) -> None:
-        wait = _SOONEST
-        streams = [stream for stream in self._own_streams() if not stream.is_whole]
-        while streams:
-            try:
-                await self._store_again(streams[:_MANY])
-            except LogUnavailable:
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
-            else:
-                del streams[:_MANY]
+        streams = [stream for stream in self._own_streams() if not stream.unstorable]
+        for first in range(0, len(streams), _MANY):
+            some = streams[first : first + _MANY]
+            await until_answered(lambda some=some: self._store_again(some))  # type: ignore[misc]
 
-    async def _store_again(self, streams: Sequence[OwnStream]) -> None:
-        """Looks at own streams in the store: whether they are there, are to be stopped, are read, are still ours."""
+    async def _store_again(self, streams: Sequence[OwnStream], *, whole: bool = False) -> None:
+        """Looks at own streams in the store: whether they are there, are to be stopped, are read, are still ours.
+
+        With *whole* those that had been stored with their ends are stored again too, if they are not there.
+        """
         states = await self.store.states([stream.key for stream in streams])
         for stream, state in zip(streams, states, strict=True):
-            if state is None and not stream.creating:
-                stream.created, stream.is_whole, stream.written = False, False, 0
-                self._writing.mark(stream)
-            elif state is not None and state.writer != stream.writer and stream.created:
-                await stream.lose()
-            elif state is not None and not state.end:
+            if state is None:
+                if stream.created and (whole or not stream.is_whole):
+                    stream.forgotten()
+            elif not state.kept:  # erased, or expired a little earlier
+                await self._drop(stream.key)
+            elif state.writer != stream.writer:
+                if stream.created:
+                    await stream.lose()
+            elif not state.end:
                 stream.read_elsewhere(state.readers)
                 if state.stop:
                     stream.stop(state.stop)
 
     # Helpers ----------------------------------------------------------------------------------------------------------
 
-    async def _died(self, process: str) -> None:
-        for stream in self._own_streams():
-            if process in stream.elsewhere:
-                await self.store.leave(stream.key, process, tell=b"")
-                stream.read_elsewhere(stream.elsewhere - {process})
-        await self._lost.end_all(process)
+    async def _take_out(self, readers: Sequence[tuple[OwnStream, str]]) -> None:
+        """Takes processes that have died, or have closed without a word, out of the readers of own streams."""
+        for stream, process in readers:
+            await self.store.leave(stream.key, process, tell=b"")
+            stream.parted(process)
 
     async def _begin(self, key: str, about: About, digest: str) -> OwnStream | None:
         """A stream in memory; `None` if *key* exists there."""
@@ -436,15 +463,7 @@ class MirrorLog:
     async def _abandon(self, key: str, writer: str) -> None:
         """Ends a stream that may have been stored and that nobody produces."""
         write = self._writing.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
-        wait = _SOONEST
-        while True:
-            try:
-                await self.store.write([write])
-            except LogUnavailable:
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
-            else:
-                return
+        await until_answered(lambda: self.store.write([write]))
 
     def _own_stream(self, log: OwningLog, key: str, about: About, digest: str) -> OwnStream:
         return OwnStream(log, key, about, digest, mirroring=self)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from contextvars import Context
+from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamExpired, StreamNotFound
 from quart_openai_sse.logs.entries import END_ID, Entry, parse_place
 from quart_openai_sse.logs.memory_stream import OwningLog, size_of
 from quart_openai_sse.logs.mirror import Page, State, Store
+from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn
 from quart_openai_sse.logs.mirror.following import MirrorReader, MirrorStream
 from quart_openai_sse.logs.mirror.own import LOST
 from quart_openai_sse.logs.mirror.wire import END, Joined, Left, Wire, encode_message
 
 _PAGE = 256 << 10  # bytes of one load, or a little more
 _MANY = 500  # streams in one call of the store
-_SOONEST, _LATEST = 0.1, 2.0  # seconds until a store that could not be reached is tried again
+_LEAVING = 0.5  # seconds until a store that could not be told that a stream is left is told again, at most
 _ANY = 10**16
-
-Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-"""Runs a coroutine in a task that ends with the log."""
 
 
 class Asking(Protocol):
@@ -53,6 +52,8 @@ class Mirrors:
         self._spawn = spawn
         self._streams: dict[str, MirrorStream] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._pages: dict[tuple[str, int], asyncio.Task[Sequence[Entry]]] = {}
+        """Those that are being loaded, by key and place."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -75,10 +76,32 @@ class Mirrors:
             if not stream.openers and not stream.readers:
                 self.unread(stream)
 
+    async def aclose(self) -> None:
+        """Closes all readers, and returns when the store knows that."""
+        for stream in list(self._streams.values()):
+            for reader in list(stream.readers):
+                await reader.aclose()
+            self.unread(stream)
+        while self._leaving:
+            await asyncio.wait(list(self._leaving.values()))
+
     # Paging -----------------------------------------------------------------------------------------------------------
 
-    async def page(self, key: str, place: int) -> Sequence[Entry]:
+    def page(self, key: str, place: int) -> asyncio.Task[Sequence[Entry]]:
         """See `Paging.page`."""
+        page = self._pages.get((key, place))
+        if page is None:
+            page = asyncio.get_running_loop().create_task(self._page(key, place), context=Context())
+            self._pages[key, place] = page
+            page.add_done_callback(lambda _: self._loaded(key, place))
+        return page
+
+    def _loaded(self, key: str, place: int) -> None:
+        page = self._pages.pop((key, place))
+        if not page.cancelled():
+            page.exception()  # for asyncio: every reader that has waited for it may have been closed
+
+    async def _page(self, key: str, place: int) -> Sequence[Entry]:
         page = await self.load(key, place, join=False)
         entries: list[Entry] = []
         size = 0
@@ -128,14 +151,14 @@ class Mirrors:
 
     async def look(self) -> None:
         """Brings all mirrors up to date, after messages may have been missed."""
-        wait = _SOONEST
+        wait = SOONEST
         keys = [key for key, stream in self._streams.items() if stream.end is None and stream.opening is None]
         while keys:
             try:
                 states = await self._store.states(keys[:_MANY])
             except LogUnavailable:
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
+                wait = min(wait * 2, LATEST)
                 continue
             for key, state in zip(keys, states, strict=False):
                 if (stream := self._streams.get(key)) is not None and self._is_behind(stream, state):
@@ -169,17 +192,16 @@ class Mirrors:
     async def _open(self, stream: MirrorStream, place: int) -> None:
         key = stream.key
         if (leaving := self._leaving.get(key)) is not None:  # it must not undo what happens here
-            leaving.cancel()
             await asyncio.wait([leaving])
         try:
             await self._store.follow(key)
             page = await self.load(key, place, join=True)
+            if self._streams.get(key) is not stream:  # every read of it was cancelled
+                return
             stream.begin(self._wire.read_about(page.state.about), min(place, page.state.count))
             self._apply(stream, page)
         except BaseException:
-            if self._streams.get(key) is stream:
-                del self._streams[key]
-                self._leaving[key] = self._spawn(self._leave(stream))
+            self.unread(stream)
             raise
         stream.opening = None
         if stream.again:
@@ -215,11 +237,11 @@ class Mirrors:
         """Brings the window to *place*, which the store has."""
         if not any(reader.waits for reader in stream.readers):  # the others find what they need in the store
             stream.begin(stream.about, max(place, stream.last))
-        while True:
-            page = await self.load(stream.key, stream.last, join=True)
-            self._apply(stream, page)
-            if stream.last >= place:
-                return
+        while stream.last < place:
+            before = stream.last
+            self._apply(stream, await self.load(stream.key, before, join=True))
+            if stream.last == before:
+                raise LogUnavailable("The store does not have all entries of the stream yet.")
 
     async def _state(self, stream: MirrorStream) -> State:
         (state,) = await self._store.states([stream.key])
@@ -244,16 +266,17 @@ class Mirrors:
 
     async def _fill(self, stream: MirrorStream) -> None:
         """Loads what the mirror does not have, as long as a reader waits for it."""
-        wait = _SOONEST
+        wait = SOONEST
         try:
             while self._streams.get(stream.key) is stream and stream.end is None and stream.again:
                 stream.again = False
                 try:
                     page = await self.load(stream.key, stream.last, join=True)
-                    self._apply(stream, page)
+                    if self._streams.get(stream.key) is stream:
+                        self._apply(stream, page)
                 except LogUnavailable:
                     await asyncio.sleep(wait)
-                    wait = min(wait * 2, _LATEST)
+                    wait = min(wait * 2, LATEST)
                     stream.again = True
                 except (StreamNotFound, StreamExpired):
                     stream.finish(LOST)
@@ -263,18 +286,18 @@ class Mirrors:
             stream.filling = None
 
     async def _leave(self, stream: MirrorStream) -> None:
-        """Tells the store that this process does not read the stream any more."""
-        key, wait = stream.key, _SOONEST
+        """Tells the store that this process does not read the stream any more, unless it reads it again."""
+        key, wait = stream.key, SOONEST
         try:
             if stream.opening is not None:
                 await asyncio.wait([stream.opening])
             await self._store.unfollow([key])
-            while stream.end is None:
+            while stream.end is None and key not in self._streams:
                 with suppress(LogUnavailable):
                     await self._store.leave(key, self._process, tell=encode_message(Left(key, self._process)))
                     break
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, _LATEST)
+                wait = min(wait * 2, _LEAVING)
         finally:
             if self._leaving.get(key) is asyncio.current_task():
                 del self._leaving[key]

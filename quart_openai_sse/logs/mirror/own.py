@@ -12,7 +12,7 @@ from quart_openai_sse.errors import ErrorValue, LogUnavailable, ProducerLost
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import About, End, Entry
 from quart_openai_sse.logs.kept import KeptStream
-from quart_openai_sse.logs.memory_stream import OwningLog
+from quart_openai_sse.logs.memory_stream import MemoryReader, OwningLog
 
 LOST = End("failed", "producer_lost", ErrorValue.of(ProducerLost("The process that produced the stream has died.")))
 """The end of a stream whose process has died, or was taken for dead."""
@@ -26,6 +26,9 @@ class Mirroring(Protocol):
 
     patience: float
     """Seconds that a writer waits for the store."""
+
+    lease: float
+    """Seconds after which every process that lives has come back to a store that had forgotten everything."""
 
     def mark(self, stream: OwnStream) -> None:
         """There is something to write."""
@@ -58,16 +61,17 @@ class OwnStream(KeptStream):
         self.marked = False
         """Whether it waits to be written."""
         self.request = b""
-        """To be written; then empty again."""
-        self.decision: End | None = None
-        """The end that `decide` was given."""
+        self.is_kept = False
+        """Whether its request is in the store."""
         self.decided: End | None = None
-        """To be written; then `None` again."""
         self.is_decided = False
+        """Whether its decided end is in the store."""
         self.is_whole = False
         """Whether its end is in the store."""
         self.lost = False
         """Whether another process has taken it over."""
+        self.unstorable = False
+        """Whether it cannot be stored: other processes are told that it has failed."""
         self.hurried = False
         """Whether it is to be written at once, because another process has asked for it."""
         self.elsewhere: set[str] = set()
@@ -79,24 +83,43 @@ class OwnStream(KeptStream):
         self._lost: Callable[[], object] | None = None
         self._linger = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_since = 0.0
+        """When the last reader of this process has left, by the loop's time."""
+        self._doubted_until = 0.0
+        """Until then the store may not know all processes that read it, because it has forgotten the stream."""
+        self._joins = 0
+        """How many processes have begun to read it."""
 
     @property
     def urgent(self) -> bool:
         """Whether it is to be written at once."""
         return (
-            not self.written or bool(self.elsewhere) or self.end is not None or self.decided is not None or self.hurried
+            not self.written
+            or bool(self.elsewhere)
+            or self.end is not None
+            or (self.decided is not None and not self.is_decided)
+            or self.hurried
         )
 
     @property
     def behind(self) -> bool:
         """Whether there is something to write."""
-        return not self.lost and (
-            not self.created
-            or self.written < self.last
-            or self.decided is not None
-            or bool(self.request)
-            or (self.end is not None and not self.is_whole)
+        return (
+            not self.lost
+            and not self.unstorable
+            and (
+                not self.created
+                or self.written < self.last
+                or (self.end is not None and not self.is_whole)
+                or (self.decided is not None and not self.is_decided)
+                or (self.request != b"" and not self.is_kept)
+            )
         )
+
+    @property
+    def unwritten_size(self) -> int:
+        """The bytes of the entries that are not in the store."""
+        return self._entries.size_behind(self.written)
 
     # The writer -------------------------------------------------------------------------------------------------------
 
@@ -109,21 +132,24 @@ class OwnStream(KeptStream):
 
     async def stored(self) -> None:
         """See `Writer.stored`."""
-        await self._until(lambda: self.created or self.lost or self.refused, self._mirroring.patience)
+        await self._until(
+            lambda: self.created or self.lost or self.refused or self.unstorable, self._mirroring.patience
+        )
         if not self.created and not self.lost:
             raise LogUnavailable("The stream could not be stored.")
 
     def keep(self, request: bytes) -> None:
         """See `Writer.keep`."""
         self.request = request
-        self._mirroring.mark(self)
+        if not self.creating:  # otherwise it is written afterwards
+            self._mirroring.mark(self)
 
     async def decide(self, end: End) -> bool:
         """See `Writer.decide`."""
         if self.end is None and not self.lost:
-            self.decision = self.decided = end
+            self.decided = end
             self._mirroring.mark(self)
-            await self._until(lambda: self.is_decided or self.lost, _DECIDING)
+            await self._until(lambda: self.is_decided or self.lost or self.unstorable, _DECIDING)
         return not self.lost
 
     async def close(self, end: End) -> None:
@@ -132,7 +158,7 @@ class OwnStream(KeptStream):
             await super().close(end)
             self._stop_timer()
             self._mirroring.mark(self)
-        await self._until(lambda: self.is_whole or self.lost, self._mirroring.patience)
+        await self._until(lambda: self.is_whole or self.lost or self.unstorable, self._mirroring.patience)
         if not self.is_whole and not self.lost:
             raise LogUnavailable("The end of the stream could not be stored yet.")
 
@@ -148,12 +174,14 @@ class OwnStream(KeptStream):
         if self.lost:
             lost()
             return
+        self._unread_since = asyncio.get_running_loop().time()
         self._left, self._lost, self._linger = left, lost, linger
         super().watch(stopped=stopped, left=self._without_readers, lost=lost, linger=linger)
 
     async def written_out(self, patience: float) -> None:
-        """Returns when all that it has is in the store, or after *patience* seconds."""
-        await self._until(lambda: not self.behind, patience)
+        """Returns when all that it has now is in the store, or after *patience* seconds."""
+        last = self.last
+        await self._until(lambda: not self.behind or (self.end is None and self.written >= last > 0), patience)
 
     async def abandon(self) -> None:
         """Ends it as lost: its log is being closed."""
@@ -177,7 +205,7 @@ class OwnStream(KeptStream):
         self.lost = True
         self._stop_timer()
         if self.end is None:
-            await super().close(self.decision if self.decision is not None and self.is_decided else LOST)
+            await super().close(self.decided if self.decided is not None and self.is_decided else LOST)
         self._mirroring.let_go(self)
         self.changed()
         if self._lost is not None:
@@ -193,15 +221,31 @@ class OwnStream(KeptStream):
 
     # Readers in other processes ---------------------------------------------------------------------------------------
 
+    @property
+    def joins(self) -> int:
+        """A number that is another one after a process has begun to read it."""
+        return self._joins
+
+    def forgotten(self) -> None:
+        """The store has forgotten it: it is stored again, and the processes that read it have to come back."""
+        self.created = self.is_kept = self.is_decided = self.is_whole = False
+        self.written = 0
+        self._doubted_until = asyncio.get_running_loop().time() + self._mirroring.lease
+        self._wait(self._mirroring.lease)
+        self._mirroring.mark(self)
+
+    def joined(self, process: str) -> None:
+        """A process has begun to read it."""
+        self._joins += 1
+        self._read_by(self.elsewhere | {process})
+
+    def parted(self, process: str) -> None:
+        """A process does not read it any more."""
+        self._read_by(self.elsewhere - {process})
+
     def read_elsewhere(self, processes: Collection[str]) -> None:
-        """These processes read it now, and no others."""
-        before, self.elsewhere = self.elsewhere, set(processes)
-        if processes:
-            self._stop_timer()
-            if not before and self.behind:
-                self._mirroring.mark(self)
-        elif before and not self.readers:
-            self._wait(self._linger)
+        """These processes read it now as far as the store knows, and no others."""
+        self._read_by({*processes, *self.elsewhere} if self._in_doubt else {*processes})
 
     def unread(self, processes: Collection[str] | None, left_ago: float) -> None:
         """What the store says of its readers: *processes* read it, the last one has left *left_ago* seconds ago.
@@ -210,20 +254,45 @@ class OwnStream(KeptStream):
         """
         if self.end is not None or self.readers or self._left is None:
             return
-        if processes is None:
+        left_ago = min(left_ago, asyncio.get_running_loop().time() - self._unread_since)
+        if processes is None or self._in_doubt:
             self._wait(_AGAIN)
         elif processes:
-            self.read_elsewhere(processes)
-        elif left_ago < self._linger:
+            self._read_by({*processes})
+        elif left_ago < self._linger - 0.001:
+            self.elsewhere = set()
             self._wait(self._linger - left_ago)
-        elif not self.elsewhere:
+        else:
             self._left()
 
+    def leave(self, reader: MemoryReader) -> None:
+        """See `MemoryStream.leave`."""
+        self._unread_since = asyncio.get_running_loop().time()
+        super().leave(reader)
+
+    @property
+    def _in_doubt(self) -> bool:
+        return self._doubted_until > 0 and asyncio.get_running_loop().time() < self._doubted_until
+
+    def _read_by(self, processes: set[str]) -> None:
+        before, self.elsewhere = self.elsewhere, processes
+        if processes:
+            if not self._in_doubt:
+                self._stop_timer()
+            if not before and self.behind:
+                self._mirroring.mark(self)
+        elif before and not self.readers:
+            self._wait(self._linger)
+
     def _without_readers(self) -> None:
-        """No reader in this process has read it for `linger` seconds."""
+        """No reader in this process has read it for `linger` seconds, or it is to be looked at again."""
         self._timer = None
-        if self.end is None and not self.readers and not self.elsewhere:
-            self._mirroring.look_for_readers(self)
+        if self.end is None and not self.readers:
+            if self._in_doubt:
+                self._wait(self._doubted_until - asyncio.get_running_loop().time())
+            elif self._doubted_until or not self.elsewhere:
+                self._doubted_until = 0.0
+                self._mirroring.look_for_readers(self)
 
     def _wait(self, seconds: float) -> None:
         if self.end is None and self._left is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Protocol
 
 from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.mirror import Processes, Store
@@ -16,36 +17,45 @@ _CHECKS = 3
 """After so many checks in a row, with an answer of the store each, an overdue process is taken for dead."""
 
 
+class Watching(Protocol):
+    """What is told of the processes. Neither method waits: the next renewal must not be late."""
+
+    def forgotten(self) -> None:
+        """The store did not know this process any more, which it had known."""
+        ...
+
+    def seen(self, processes: Processes, dead: frozenset[str]) -> None:
+        """The processes that are registered. Those of *dead* are told of again until the store has forgotten them."""
+        ...
+
+
 class Lease:
-    """Renews the lease of this process, four times in each *lease* seconds, and looks at the others meanwhile.
+    """Renews the lease of this process, four times in each *lease* seconds, and looks at the others meanwhile."""
 
-    *forgotten* is called when the store did not know this process any more, and *died* with each process that is taken
-    for dead. That one is called again later if it raises.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        lease: float,
-        *,
-        forgotten: Callable[[], object],
-        died: Callable[[str], Awaitable[None]],
-    ) -> None:
+    def __init__(self, store: Store, lease: float, watching: Watching) -> None:
         self._store = store
         self._lease = lease
-        self._forgotten = forgotten
-        self._died = died
+        self._watching = watching
         self._registered = False
         self._overdue: Counter[str] = Counter()
+        self._doubted_until = float("-inf")
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the store has forgotten its processes less than a lease ago.
+
+        It may have forgotten streams too, and their processes may not have come back to store them again. What the
+        store does not have is not missing then.
+        """
+        return asyncio.get_running_loop().time() < self._doubted_until
 
     async def renew(self) -> Processes:
-        """Renews it now. Raises `LogUnavailable`, and `known` is false only after it was known before."""
+        """Renews it now. Raises `LogUnavailable`."""
         processes = await self._store.renew(self._lease)
         if self._registered and not processes.known:
-            self._forgotten()
-        elif not self._registered:
-            self._registered = True
-            processes = Processes(known=True, alive=processes.alive, overdue=processes.overdue)
+            self._doubted_until = asyncio.get_running_loop().time() + self._lease
+            self._watching.forgotten()
+        self._registered = True
         return processes
 
     def leave(self) -> None:
@@ -66,15 +76,12 @@ class Lease:
                 logger.exception("the lease of this process could not be renewed")
                 self._overdue.clear()
             else:
-                await self._look(processes)
+                self._look(processes)
 
-    async def _look(self, processes: Processes) -> None:
+    def _look(self, processes: Processes) -> None:
         self._overdue = Counter({each: self._overdue[each] + 1 for each in processes.overdue})
-        for process, checks in list(self._overdue.items()):
-            if checks >= _CHECKS:
-                try:
-                    await self._died(process)
-                except LogUnavailable:
-                    continue  # it is tried again
-                except Exception:
-                    logger.exception("the streams of a process that has died could not be ended")
+        try:
+            dead = frozenset(process for process, checks in self._overdue.items() if checks >= _CHECKS)
+            self._watching.seen(processes, dead)
+        except Exception:
+            logger.exception("what the stream log knows of other processes could not be used")

@@ -54,7 +54,8 @@ class SQLiteStore:
         if self._file is not None:
             with suppress(LogUnavailable, ConfigurationError, TimeoutError):
                 async with asyncio.timeout(0.5):
-                    await self.bury(self._process)
+                    if not await self.streams_of(self._process):  # otherwise another process has to end them
+                        await self.bury(self._process)
             await self._close()
 
     async def _close(self) -> None:

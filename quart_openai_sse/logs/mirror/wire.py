@@ -25,7 +25,7 @@ END = b"\xff"
 """The first byte of an end. No batch begins with it: a stream has fewer entries."""
 
 _END_HEADER = struct.Struct(">cIB")  # END, the number of entries, and how it is packed
-_COMPRESSED, _SEALED = 1, 2
+_COMPRESSED, _SEALED, _JSON = 1, 2, 4
 _WORTH = 1024  # bytes: less is not worth the time
 _CHUNK = Kind.CHUNK
 _KINDS = (Kind.CHUNK, Kind.MESSAGE, Kind.ANSWER, Kind.EVENT)  # new ones come last: their numbers are stored
@@ -46,6 +46,7 @@ class _Entry(Struct, frozen=True, array_like=True, gc=False):
 _entries = msgpack.Decoder(list[_Entry])
 _about = msgpack.Decoder(About)
 _end = msgpack.Decoder(End)
+_end_as_json = msgspec.json.Decoder(End)
 
 
 class Wire:
@@ -76,14 +77,19 @@ class Wire:
 
     def end(self, end: End, count: int) -> bytes:
         """The end of a stream with *count* entries."""
-        packing, body = self._pack(msgpack.encode(end))
-        return _END_HEADER.pack(END, count, packing) + body
+        try:
+            form, body = 0, msgpack.encode(end)
+        except OverflowError:  # an upstream may count with numbers of any size
+            form, body = _JSON, msgspec.json.encode(end)
+        packing, body = self._pack(body)
+        return _END_HEADER.pack(END, count, packing | form) + body
 
     def read_end(self, data: bytes) -> tuple[End, int]:
         """The end, and the number of entries before it. Raises `LogUnavailable` if it cannot be read."""
         try:
             _, count, packing = _END_HEADER.unpack_from(data)
-            return _end.decode(self._unpack(packing, memoryview(data)[_END_HEADER.size :])), count
+            decode = _end_as_json.decode if packing & _JSON else _end.decode
+            return decode(self._unpack(packing, memoryview(data)[_END_HEADER.size :])), count
         except (struct.error, zlib.error, msgspec.MsgspecError) as error:
             raise LogUnavailable("The store has an end that this version cannot read.") from error
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Context
 
 from msgspec import structs
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import LogUnavailable
+from quart_openai_sse.errors import ErrorValue, LogUnavailable
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.mirror import NewStream, Store, Write, Written
+from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, until_answered
 from quart_openai_sse.logs.mirror.own import OwnStream
 from quart_openai_sse.logs.mirror.wire import Wire
 
@@ -22,15 +24,16 @@ _LATER = 0.25  # seconds after which a stream is written that nobody reads elsew
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
 _STREAMS = 500  # of one call of the store
-_SOONEST, _LATEST = 0.1, 2.0  # seconds until a store that could not be reached is tried again
+_UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream could not be stored.")))
 
 
 class Writing:
     """Writes the streams of this process to the *store*: at once those that are urgent, the others a moment later."""
 
-    def __init__(self, store: Store, wire: Wire, config: Config) -> None:
+    def __init__(self, store: Store, wire: Wire, config: Config, *, spawn: Spawn) -> None:
         self._store = store
         self._wire = wire
+        self._spawn = spawn
         self._retention = config.retention
         self._tombstone = config.tombstone
         self._life = config.max_duration + config.retention + config.tombstone + 60
@@ -38,7 +41,7 @@ class Writing:
         self._others: dict[OwnStream, None] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._wait = _SOONEST
+        self._wait = SOONEST
         self._busy = False
         self._rested = asyncio.Event()
 
@@ -73,14 +76,14 @@ class Writing:
                 streams = self._next()
                 try:
                     await self._write(streams)
-                    self._wait = _SOONEST
+                    self._wait = SOONEST
                 except Exception as error:
                     if not isinstance(error, LogUnavailable):
                         logger.exception("streams could not be written to the stream log")
                     for stream in streams:
                         self._put_back(stream)
                     await asyncio.sleep(self._wait)
-                    self._wait = min(self._wait * 2, _LATEST)
+                    self._wait = min(self._wait * 2, LATEST)
             self._busy = False
             self._rested.set()
 
@@ -103,7 +106,7 @@ class Writing:
             if streams and (len(streams) == _STREAMS or size > _CALL):
                 break
             streams.append(stream)
-            size += min(stream.size, _BATCH)
+            size += min(stream.unwritten_size, _BATCH)
         for stream in streams:
             del self._urgent[stream]
             stream.marked = False
@@ -120,29 +123,65 @@ class Writing:
     async def _write(self, streams: Sequence[OwnStream]) -> None:
         # The first try to create a stream is a task of its own, which has it written afterwards.
         behind = [stream for stream in streams if stream.behind and not stream.creating]
-        created = await asyncio.gather(
-            *(self.create(stream) for stream in behind if not stream.created), return_exceptions=True
-        )
-        for result in created:
-            if isinstance(result, BaseException):
-                raise result
-        behind = [stream for stream in behind if stream.behind]
-        writes = [self._made(stream) for stream in behind]
+        if new := [stream for stream in behind if not stream.created]:
+            await asyncio.gather(*(self._create(stream) for stream in new))
+        writes = [(stream, write) for stream in behind if stream.created and (write := self._made(stream)) is not None]
         if writes:
-            for stream, write, written in zip(behind, writes, await self._store.write(writes), strict=True):
+            await self._store_all(writes)
+        if any(stream.behind for stream in new):
+            raise LogUnavailable("Streams could not be created.")
+
+    async def _store_all(self, writes: Sequence[tuple[OwnStream, Write]]) -> None:
+        try:
+            results = await self._store.write([write for _, write in writes])
+        except LogUnavailable:
+            raise
+        except Exception:
+            if len(writes) == 1:
+                self._give_up(writes[0][0])
+                return
+            for each in writes:  # the others must not wait for the one that the store does not take
+                await self._store_all([each])
+            return
+        for (stream, write), written in zip(writes, results, strict=True):
+            try:
                 await self._take(stream, write, written)
+            except Exception:
+                logger.exception("stream %s: a producer's function failed", stream.about.id)
+
+    async def _create(self, stream: OwnStream) -> None:
+        with suppress(LogUnavailable):
+            await self.create(stream)
 
     async def create(self, stream: OwnStream) -> None:
         """Stores a stream, or stores it again after the store has forgotten it. Raises `LogUnavailable`."""
-        if stream.end is not None and stream.failed_empty:
-            # Its start was refused. What was stored of it, if anything, gives its key free.
-            await self._store.write([self._made(stream)])
-            stream.created = stream.is_whole = True
-        elif await self._store.create(stream.key, self._new(stream)) is not None:
-            await stream.lose()
-        else:
-            stream.created = True
+        try:
+            if stream.end is not None and stream.failed_empty:
+                # Its start was refused. What was stored of it, if anything, gives its key free.
+                write = self.with_end(Write(key=stream.key, writer=stream.writer, place=0, count=0), stream.end)
+                await self._store.write([write])
+                stream.created = stream.is_whole = True
+            elif await self._store.create(stream.key, self._new(stream)) is not None:
+                await stream.lose()
+            else:
+                stream.created = True
+        except LogUnavailable:
+            raise
+        except Exception:
+            self._give_up(stream)
         stream.changed()
+
+    def _give_up(self, stream: OwnStream) -> None:
+        """A stream cannot be stored: what is stored of it ends as failed."""
+        logger.exception("stream %s cannot be stored: other processes cannot read all of it", stream.about.id)
+        stream.unstorable = True
+        stream.changed()
+        if stream.created:
+            write = Write(key=stream.key, writer=stream.writer, place=stream.written, count=stream.written)
+            self._spawn(self._end(self.with_end(write, _UNSTORABLE)))
+
+    async def _end(self, write: Write) -> None:
+        await until_answered(lambda: self._store.write([write]))
 
     def _new(self, stream: OwnStream) -> NewStream:
         return self.new_stream(stream.writer, stream.digest, stream.about)
@@ -158,7 +197,15 @@ class Writing:
             life=self._life,
         )
 
-    def _made(self, stream: OwnStream) -> Write:
+    def _made(self, stream: OwnStream) -> Write | None:
+        """What is to be written next; `None`: it cannot be encoded."""
+        try:
+            return self._encoded(stream)
+        except Exception:
+            self._give_up(stream)
+            return None
+
+    def _encoded(self, stream: OwnStream) -> Write:
         place = stream.written
         entries = stream.take(place) if place < stream.last else ()
         write = Write(
@@ -167,13 +214,13 @@ class Writing:
             place=place,
             count=place + len(entries),
             batch=self._wire.batch(place + 1, entries) if entries else b"",
-            request=self._wire.blob(stream.request) if stream.request else b"",
+            request=b"" if stream.is_kept or not stream.request else self._wire.blob(stream.request),
         )
         if write.count < stream.last:
             return write
         if stream.end is not None:
             return self.with_end(write, stream.end)
-        if stream.decided is not None:
+        if stream.decided is not None and not stream.is_decided:
             return structs.replace(write, decided=self._wire.end(stream.decided, write.count))
         return write
 
@@ -192,8 +239,7 @@ class Writing:
         if written.result == "lost":
             await stream.lose()
         elif written.result == "gone":
-            stream.created, stream.written = False, 0
-            self._put_back(stream)
+            stream.forgotten()
         elif written.result == "moved":
             if written.count > stream.last:  # nobody else writes to it
                 logger.error("stream %s: the store has more entries than were written", stream.about.id)
@@ -206,11 +252,12 @@ class Writing:
     def _note(self, stream: OwnStream, write: Write, written: Written) -> None:
         stream.written = write.count
         if write.request:
-            stream.request = b""
+            stream.is_kept = True
         if write.decided:
-            stream.decided, stream.is_decided = None, True
+            stream.is_decided = True
         if write.end:
             stream.is_whole = True
+            stream.request = b""
         else:
             stream.read_elsewhere(written.readers)
             if written.stop:

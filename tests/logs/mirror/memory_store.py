@@ -72,7 +72,8 @@ class MemoryStore(FaultyProcess):
         if self.is_open:
             self.is_open = False
             self.memory.stores.remove(self)
-            if not self.down and self.thawed.is_set():
+            runs = any(self.memory.writes(self.process, stream) for stream in self.memory.streams.values())
+            if not self.down and self.thawed.is_set() and not runs:
                 self.memory.leases.pop(self.process, None)
 
     async def ready(self) -> bool:
