@@ -221,7 +221,7 @@ class StreamLog(Protocol):
         ...
 
     async def forget(self, owner: str) -> None:
-        """Stops the kept streams of *owner*, waits for their ends, and erases all of them.
+        """Stops the streams of *owner*, waits for the ends of those that are kept, and erases them on all workers.
 
         Raises `LogUnavailable` also if one of them does not end within some seconds. The others are erased then.
         """

@@ -9,6 +9,9 @@ from contextlib import suppress
 from quart_openai_sse.errors import LogUnavailable, StreamExpired, StreamNotFound
 from quart_openai_sse.logs import StreamLog
 
+ERASED = "erased"
+"""The reason with which a stream is stopped to be erased."""
+
 _PATIENCE = 10.0  # seconds
 
 
@@ -27,7 +30,7 @@ async def wait_for_ends(log: StreamLog, keys: Sequence[str]) -> None:
 
 async def _wait_for_end(log: StreamLog, key: str) -> None:
     with suppress(StreamNotFound, StreamExpired):
-        await log.stop(key, "erased")
+        await log.stop(key, ERASED)
         last, ended = await log.tail(key)
         if ended:
             return

@@ -11,7 +11,7 @@ from contextvars import Context
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import KeyReused, MemoryFull, OpenAISSEError, StreamExpired, StreamNotFound, StreamTooLong
 from quart_openai_sse.logs import OnLost
-from quart_openai_sse.logs.endings import wait_for_ends
+from quart_openai_sse.logs.endings import ERASED, wait_for_ends
 from quart_openai_sse.logs.entries import END_ID, About
 from quart_openai_sse.logs.kept import KeptStream
 from quart_openai_sse.logs.memory_stream import STREAM_OVERHEAD, MemoryReader, MemoryStream, OwningLog
@@ -142,6 +142,7 @@ class MemoryLog:
     async def forget(self, owner: str) -> None:
         """See `StreamLog.forget`."""
         keys = self.keys_of(owner)
+        self.stop_passing(owner, ERASED)
         try:
             await wait_for_ends(self, keys)
         finally:
@@ -164,6 +165,12 @@ class MemoryLog:
     def keys_of(self, owner: str) -> list[str]:
         """The keys of the kept streams of *owner*, oldest first."""
         return list(self._owners.get(owner, ()))
+
+    def stop_passing(self, owner: str, reason: str) -> None:
+        """Stops the passing streams of *owner*, if it is not ""."""
+        for stream in self.streams() if owner else ():
+            if not stream.retain and stream.about.owner == owner:
+                stream.stop(reason)
 
     def let_go(self, stream: MemoryStream) -> None:
         """Removes a stream without a trace. Its readers go on."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.flow import Flow
@@ -182,7 +182,8 @@ class MirrorReader(MemoryReader):
             async with asyncio.timeout(self._heartbeat):
                 while not self._closed:
                     page = self._mirror.page(place)
-                    await asyncio.wait([page, self._closing], return_when=asyncio.FIRST_COMPLETED)
+                    either: list[asyncio.Future[Any]] = [page, self._closing]
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     if self._closed:
                         break
                     with suppress(LogUnavailable):

@@ -21,7 +21,7 @@ from quart_openai_sse.errors import (
     StreamNotFound,
 )
 from quart_openai_sse.logs import OnLost, Reader, Writer
-from quart_openai_sse.logs.endings import wait_for_ends
+from quart_openai_sse.logs.endings import ERASED, wait_for_ends
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
@@ -39,6 +39,7 @@ from quart_openai_sse.logs.mirror.wire import (
     Cipher,
     Erased,
     Flush,
+    Forgotten,
     Joined,
     Message,
     Stop,
@@ -233,24 +234,37 @@ class MirrorLog:
             return
         if isinstance(own, OwnStream) and not own.is_whole:
             await own.close(own.end)  # type: ignore[arg-type]  # it has one
-        state = await self._state(key)
-        if state.end:
-            if state.kept:
-                await self.store.erase(key)
-            # Also if that was done before: a process may not have been told.
-            await self._drop(key)
-            await self.store.send("", encode_message(Erased(key)))
+        if (await self._state(key)).end:
+            await self._erase([key])
 
     async def forget(self, owner: str) -> None:
         """See `StreamLog.forget`."""
         self._check_open()
+        if not owner:
+            return
         keys = list(dict.fromkeys([key for key, _ in await self.store.find(owner)] + self.memory.keys_of(owner)))
+        late: LogUnavailable | None = None
         try:
+            await self._questions.forgotten(owner, ERASED)
             await wait_for_ends(self, keys)
-        finally:
-            for key in keys:
-                with suppress(StreamNotFound):
-                    await self.erase(key)
+        except LogUnavailable as error:  # what has ended is erased nevertheless
+            late = error
+        for first in range(0, len(keys), _MANY):
+            some = keys[first : first + _MANY]
+            states = await self.store.states(some)
+            await self._erase([key for key, state in zip(some, states, strict=True) if state is not None and state.end])
+        if late is not None:
+            raise late
+
+    async def _erase(self, keys: Sequence[str]) -> None:
+        """Also what was erased before: a process may not have been told."""
+        for key in keys:
+            await self.store.erase(key)
+            await self._drop(key)
+        if keys:
+            await self._questions.erased(keys)
+            if self._lease.in_doubt:
+                raise LogUnavailable("A process that has not come back to the store may still have the stream.")
 
     def on_lost(self, call: OnLost) -> None:
         """See `StreamLog.on_lost`."""
@@ -337,13 +351,18 @@ class MirrorLog:
         if isinstance(message, Answer):
             self._questions.take(message)
             return
+        if isinstance(message, Erased):
+            self._spawn(self._answer_erased(message))
+            return
+        if isinstance(message, Forgotten):
+            self.memory.stop_passing(message.owner, message.reason)
+            self._spawn(self._answer(message.process, message.question, 0))
+            return
         stream = self.memory.get(message.key)
         if isinstance(message, Who):
             self._spawn(self._answer_who(message))
         elif isinstance(message, Flush):
             self._spawn(self._answer_flush(message))
-        elif isinstance(message, Erased):
-            self._spawn(self._drop(message.key))
         elif isinstance(message, Stop):
             if stream is not None:
                 stream.stop(message.reason)
@@ -363,6 +382,11 @@ class MirrorLog:
             elif stream.end is None:
                 found = PASSING
         await self._answer(message.process, message.question, found)
+
+    async def _answer_erased(self, message: Erased) -> None:
+        for key in message.keys:
+            await self._drop(key)
+        await self._answer(message.process, message.question, 0)
 
     async def _answer_flush(self, message: Flush) -> None:
         stream = self.memory.get(message.key)

@@ -69,6 +69,8 @@ class Mirrors:
         try:
             if stream.opening is not None:
                 await asyncio.shield(stream.opening)
+            elif stream.end is not None:  # an open reader keeps the mirror, but its time may be over
+                await self.load(key, stream.last, join=False)
             place, at_end = await self._place(stream, place, at_end=after == END_ID)
             return MirrorReader(stream, place, at_end=at_end, heartbeat=heartbeat)
         finally:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.mirror import Store
-from quart_openai_sse.logs.mirror.wire import Answer, Flush, Message, Who, encode_message
+from quart_openai_sse.logs.mirror.wire import Answer, Erased, Flush, Forgotten, Message, Who, encode_message
 
 _PATIENCE = 1.0  # seconds
 
@@ -52,16 +52,27 @@ class Questions:
         Returns `STORED`, `PASSING`, or 0 if nobody has it. Raises `LogUnavailable` if it remains unknown: a process
         that lives has not answered in time.
         """
+        return await self._all(lambda number: Who(key, self._process, number, stop))
+
+    async def erased(self, keys: Sequence[str]) -> None:
+        """Has all processes drop streams. Raises `LogUnavailable` if one of them may not have done so."""
+        await self._all(lambda number: Erased(tuple(keys), self._process, number))
+
+    async def forgotten(self, owner: str, reason: str) -> None:
+        """Has all processes stop the passing streams of *owner*. Raises like `erased`."""
+        await self._all(lambda number: Forgotten(owner, self._process, number, reason))
+
+    async def _all(self, message: Callable[[int], Message]) -> int:
         question, number = self._begin()
         try:
             living = await self._living()
-            reached = await self._store.send("", _encoded(Who(key, self._process, number, stop)))
+            reached = await self._store.send("", encode_message(message(number)))
             question.expected = max(living, reached)
             question.check()
             async with asyncio.timeout(_PATIENCE):
                 await question.done.wait()
         except TimeoutError:
-            raise LogUnavailable("A process that may have the stream does not answer.") from None
+            raise LogUnavailable("Another process of the app does not answer.") from None
         finally:
             del self._open[number]
         return question.found
@@ -71,7 +82,7 @@ class Questions:
         question, number = self._begin()
         question.expected = 1
         try:
-            await self._store.send(process, _encoded(Flush(key, self._process, number)))
+            await self._store.send(process, encode_message(Flush(key, self._process, number)))
             async with asyncio.timeout(_PATIENCE):
                 await question.done.wait()
         except TimeoutError:
@@ -83,7 +94,3 @@ class Questions:
         number = next(self._numbers)
         question = self._open[number] = _Question()
         return question, number
-
-
-def _encoded(message: Message) -> bytes:
-    return encode_message(message)

@@ -185,14 +185,25 @@ class Answer(Struct, frozen=True, array_like=True, tag=6):
 
 
 class Erased(Struct, frozen=True, array_like=True, tag=7):
-    """A stream was erased from the store."""
+    """Streams were erased from the store. Every process drops what it has of them, and answers *process*."""
 
-    key: str
+    keys: tuple[str, ...]
+    process: str
+    question: int
+
+
+class Forgotten(Struct, frozen=True, array_like=True, tag=8):
+    """Every process stops the passing streams of *owner*, and answers *process*."""
+
+    owner: str
+    process: str
+    question: int
+    reason: str
 
 
 STORED, PASSING = 1, 2
 
-Message = Joined | Left | Stop | Flush | Who | Answer | Erased
+Message = Joined | Left | Stop | Flush | Who | Answer | Erased | Forgotten
 
 encode_message = msgpack.Encoder().encode
 _message: msgpack.Decoder[Message] = msgpack.Decoder(Message)

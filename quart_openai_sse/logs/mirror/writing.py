@@ -23,6 +23,7 @@ logger = logging.getLogger("quart_openai_sse")
 _LATER = 0.25  # seconds after which a stream is written that nobody reads elsewhere
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
+_RATE, _BURST = 250.0, 10.0  # calls of the store in a second, and at once before that limit counts
 _STREAMS = 500  # of one call of the store
 _UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream could not be stored.")))
 
@@ -42,6 +43,9 @@ class Writing:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = SOONEST
+        self._calls = _BURST
+        """How many calls of the store may be made at once."""
+        self._counted = 0.0
         self._busy = False
         self._rested = asyncio.Event()
 
@@ -73,6 +77,7 @@ class Writing:
             self._wake.clear()
             while self._urgent:
                 self._busy = True
+                await self._pace()
                 streams = self._next()
                 try:
                     await self._write(streams)
@@ -86,6 +91,15 @@ class Writing:
                     self._wait = min(self._wait * 2, LATEST)
             self._busy = False
             self._rested.set()
+
+    async def _pace(self) -> None:
+        """Waits if there were many calls of the store lately: then each has more streams, and costs less of each."""
+        now = asyncio.get_running_loop().time()
+        self._calls = min(_BURST, self._calls + (now - self._counted) * _RATE)
+        self._counted = now
+        if self._calls < 1:
+            await asyncio.sleep((1 - self._calls) / _RATE)
+        self._calls -= 1
 
     async def idle(self) -> None:
         """Returns when nothing is left to write."""

@@ -1,0 +1,53 @@
+"""Streams are erased in every process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from quart_openai_sse.errors import LogUnavailable, StreamExpired
+from quart_openai_sse.testing.log_contract_base import COMPLETED
+from tests.logs.mirror.processes import Processes, begin, in_virtual_time
+
+
+@pytest.mark.parametrize("fault", ["erase", "send"])
+def test_erasing_again_after_a_failure_erases_everywhere(fault: str) -> None:
+    @in_virtual_time
+    async def run(processes: Processes) -> None:
+        one, two = await processes.new(), await processes.new()
+        writer = await begin(one, "a", "one")
+        await writer.close(COMPLETED)
+        method, failed = getattr(two.store, fault), []
+
+        async def fails(*args: object) -> object:
+            result = None if fault == "send" and not failed else await method(*args)
+            if not failed:
+                failed.append(True)
+                raise LogUnavailable("Lost.")
+            return result
+
+        setattr(two.store, fault, fails)
+        with pytest.raises(LogUnavailable):
+            await two.erase("a")
+        await two.erase("a")
+        await asyncio.sleep(1)
+        for log in (one, two):
+            with pytest.raises(StreamExpired):
+                await log.read("a")
+
+    run()
+
+
+@in_virtual_time
+async def test_a_process_that_missed_the_message_drops_an_erased_stream(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    writer = await begin(one, "a", "one")
+    await writer.close(COMPLETED)
+    one.store.deaf = True
+    with pytest.raises(LogUnavailable):
+        await two.erase("a")
+    one.store.connect()
+    await asyncio.sleep(1)
+    with pytest.raises(StreamExpired):
+        await one.read("a")

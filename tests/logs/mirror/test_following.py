@@ -1,0 +1,84 @@
+"""The streams of other processes, and their readers here."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from quart_openai_sse.logs import Entry
+from quart_openai_sse.testing.log_contract_base import COMPLETED, entry
+from tests.logs.mirror.processes import Processes, begin, in_virtual_time
+
+
+@in_virtual_time
+async def test_a_busy_reader_whose_place_leaves_the_window_goes_on_in_the_store(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    writer = await begin(one, "a")
+    reader = await two.read("a")
+    async with asyncio.timeout(600):
+        texts: list[int] = []
+        for number in range(400):
+            writer.append([Entry(bytes([number % 256]) * (50 << 10))])
+            if number % 10 == 9:
+                await asyncio.sleep(0)
+            if number % 40 == 39:
+                batch = await anext(reader)
+                texts += [each.data[0] for each in batch.entries]
+        await writer.close(COMPLETED)
+        async for batch in reader:
+            texts += [each.data[0] for each in batch.entries]
+    assert texts == [number % 256 for number in range(400)]
+
+
+@in_virtual_time
+async def test_the_memory_of_mirrors_is_given_back(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    writer = await begin(one, "a", "x" * 1000)
+    before = two.size
+    gate = asyncio.Event()
+    load = two.store.load
+
+    async def slow(*args: object, **options: object) -> object:
+        page = await load(*args, **options)
+        await gate.wait()
+        return page
+
+    two.store.load = slow
+    reading = asyncio.ensure_future(two.read("a"))  # the client disconnects while the stream is opened
+    await asyncio.sleep(1)
+    reading.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.sleep(1)
+    assert two.size == before
+
+    reader = await two.read("a")  # the client disconnects while a gap is filled
+    two.store.miss(1)
+    gate.clear()
+    writer.append([entry("y" * 1000)])
+    await asyncio.sleep(1)
+    writer.append([entry("z" * 1000)])
+    await asyncio.sleep(1)
+    await reader.aclose()
+    gate.set()
+    await asyncio.sleep(1)
+    assert two.size == before
+
+
+@in_virtual_time
+async def test_closing_a_reader_that_waits_for_a_page_ends_its_iteration(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    writer = await begin(one, "a")
+    for _ in range(40):
+        writer.append([Entry(b"x" * (50 << 10))])
+    await asyncio.sleep(5)
+    reader = await two.read("a")
+    two.store.freeze()
+    waiting = asyncio.ensure_future(anext(reader))
+    await asyncio.sleep(1)
+    await reader.aclose()
+    async with asyncio.timeout(1):
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+    two.store.thaw()
