@@ -29,6 +29,8 @@ from quart_openai_sse.logs.mirror.redis_values import (
     Keys,
     encoded,
     found,
+    indexed,
+    key_in_index,
     key_of,
     member,
     milliseconds,
@@ -148,7 +150,7 @@ class RedisStore(Store):
         before = [self._enter(stream.writer, key)]
         if stream.owner:
             before.append(self._index(stream.owner, key, stream.life, "CH"))
-        members = stream.writer, encoded(stream.digest), stream.about, encoded(stream.owner), repr(stream.created)
+        members = stream.writer, encoded(stream.digest), stream.about, repr(stream.created)
         call = Call(scripts.CREATE, self._keys.stream(key), (*members, milliseconds(stream.life)))
         holder = found(await self._calls.after(before, call))
         if holder is not None:
@@ -240,9 +242,9 @@ class RedisStore(Store):
         if not owner:
             return []
         members = await self._calls.run(sets.INDEXED, [self._keys.owner(owner)], self.most_found)
-        keys = [text(key) for key in members]
+        keys = [key_in_index(owner, each) for each in members]
         states = zip(keys, await self._states(keys, about=1), strict=True)
-        kept = [(key, each) for key, each in states if each and each.state.kept and each.owner == owner]
+        kept = [(key, each) for key, each in states if each and each.state.kept]
         kept.sort(key=lambda item: item[1].created, reverse=True)
         return [(key, each.state) for key, each in kept]
 
@@ -321,7 +323,7 @@ class RedisStore(Store):
 
     def _index(self, owner: str, key: str, life: float, how: str) -> Call:
         """Puts a stream into the index of its owner, for *life* seconds."""
-        return Call(sets.INDEX, [self._keys.owner(owner)], [encoded(key), milliseconds(life), how])
+        return Call(sets.INDEX, [self._keys.owner(owner)], [indexed(owner, key), milliseconds(life), how])
 
 
 def _now() -> float:

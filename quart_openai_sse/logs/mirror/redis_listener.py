@@ -75,7 +75,10 @@ class Listener:
 
     def discard(self, channels: Iterable[bytes]) -> None:
         """Unsubscribes."""
-        self._wanted.difference_update(channels)
+        gone = set(channels)
+        self._wanted -= gone
+        if self._repeated is not None:
+            self._repeated -= gone
         self._changed.set()
 
     def reconnect(self) -> None:
@@ -192,7 +195,7 @@ class Listener:
         if self.connected or self._repeated is None:
             return
         self._repeated.discard(channel)
-        if not self._repeated & self._wanted:
+        if not self._repeated:
             self.connected = True
             if again:
                 self._again()

@@ -25,7 +25,7 @@ end
 """
 
 # KEYS of a stream: 1 its state, 2 about, batches and end, 3 what hooks need. The fields of its state: w writer,
-# d digest, c count, o owner, b created, l life in ms, s stop, n attempt, r readers, t when the last of them left,
+# d digest, c count, b created, l life in ms, s stop, n attempt, r readers, t when the last of them left,
 # e when it ended, k "0" if it does not hold its key. In each script the first command that writes is one that Redis
 # refuses for lack of memory: after another one it would not be refused.
 _STREAM = (
@@ -36,7 +36,7 @@ local function process(writer)
 end
 
 local function view(about, even_evicted)
-  local s = redis.call('HMGET', KEYS[1], 'w', 'd', 'c', 's', 'n', 'r', 'e', 't', 'o', 'b')
+  local s = redis.call('HMGET', KEYS[1], 'w', 'd', 'c', 's', 'n', 'r', 'e', 't', 'b')
   if not s[1] then return false end
   local kept = redis.call('EXISTS', KEYS[2])
   local time, fin, decided, ended_ago = now(), '', '', 0
@@ -49,13 +49,13 @@ local function view(about, even_evicted)
     decided = redis.call('HGET', KEYS[3], 'x') or ''
   end
   return {s[1], s[2], tonumber(s[3]), fin, decided, s[4] or '', tonumber(s[5] or 1), s[6] or '',
-    (kept == 1 or not s[7]) and 1 or 0, ended_ago, time - s[8], s[9] or '', s[10] or '0',
+    (kept == 1 or not s[7]) and 1 or 0, ended_ago, time - s[8], s[9] or '0',
     about and redis.call('LINDEX', KEYS[2], 0) or ''}
 end
 """
 )
 
-# ARGV: writer, digest, about, owner, created, life. The state that holds the key, or nil.
+# ARGV: writer, digest, about, created, life. The state that holds the key, or nil.
 CREATE = script(
     _STREAM
     + """
@@ -63,12 +63,12 @@ local s = redis.call('HMGET', KEYS[1], 'w', 'e', 'k')
 local again = s[1] == ARGV[1]
 if again and (s[2] or redis.call('EXISTS', KEYS[2]) == 1) then return false end
 if s[1] and not again and s[3] ~= '0' then return view(true, true) end
-redis.call('HSET', KEYS[1], 'w', ARGV[1], 'd', ARGV[2], 'c', 0, 'o', ARGV[4], 'b', ARGV[5], 'l', ARGV[6], 't', now())
+redis.call('HSET', KEYS[1], 'w', ARGV[1], 'd', ARGV[2], 'c', 0, 'b', ARGV[4], 'l', ARGV[5], 't', now())
 if not again then redis.call('HDEL', KEYS[1], 's', 'n', 'r', 'e', 'k') end
 redis.call('DEL', KEYS[2], KEYS[3])
 redis.call('RPUSH', KEYS[2], ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return false
 """
 )
@@ -216,7 +216,7 @@ REQUEST = script("return redis.call('HGET', KEYS[3], 'r') or ''")
 ERASE = script(
     """
 if redis.call('HEXISTS', KEYS[1], 'e') == 0 then return 0 end
-redis.call('HDEL', KEYS[1], 'o', 'b', 's')
+redis.call('HDEL', KEYS[1], 'b', 's')
 return redis.call('DEL', KEYS[2], KEYS[3])
 """
 )

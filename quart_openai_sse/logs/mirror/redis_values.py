@@ -54,7 +54,6 @@ class Found(NamedTuple):
     """A state as a script answers it, with what `State` has no member for."""
 
     state: State
-    owner: str
     created: float
 
 
@@ -62,9 +61,7 @@ def found(reply: Any) -> Found | None:
     """The state in the reply of a script."""
     if reply is None:
         return None
-    writer, digest, count, end, decided, stop, attempt, readers, kept, ended_ago, left_ago, owner, created, about = (
-        reply
-    )
+    writer, digest, count, end, decided, stop, attempt, readers, kept, ended_ago, left_ago, created, about = reply
     name = writer.decode()
     state = State(
         writer=name,
@@ -80,7 +77,7 @@ def found(reply: Any) -> Found | None:
         ended_ago=ended_ago / 1000,
         left_ago=left_ago / 1000,
     )
-    return Found(state, text(owner), float(created))
+    return Found(state, float(created))
 
 
 def text(value: bytes) -> str:
@@ -91,6 +88,17 @@ def text(value: bytes) -> str:
 def encoded(value: str) -> bytes:
     """A text as bytes, whatever is in it."""
     return value.encode("utf-8", "surrogatepass")
+
+
+def indexed(owner: str, key: str) -> bytes:
+    """A stream in the index of its owner. Most keys begin with their owner, and short members take little memory."""
+    return encoded(f"+{key[len(owner) :]}" if key.startswith(owner) else f"={key}")
+
+
+def key_in_index(owner: str, member: bytes) -> str:
+    """The key of the stream in the index of *owner*."""
+    name = text(member)
+    return owner + name[1:] if name.startswith("+") else name[1:]
 
 
 def member(writer: str, key: str) -> bytes:

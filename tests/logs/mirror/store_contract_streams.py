@@ -219,12 +219,12 @@ class StreamsContract(StoreContractBase):
     async def test_the_streams_of_an_owner_are_found_newest_first(self, ann: Process, bob: Process) -> None:
         for number, created in enumerate([3.0, 1.0, 2.0]):
             members = {"owner": "o", "created": created, "about": b"%d" % number}
-            await ann.store.create(f"k{number}", stream(f"{ANN}.{number}", **members))
+            await ann.store.create(f"o:{number}" if number else "k", stream(f"{ANN}.{number}", **members))
         await ann.store.create("other", stream(f"{ANN}.3", owner="p"))
         await ann.store.create("nobody", stream(f"{ANN}.4"))
-        await ann.store.write([write(0, 1, "k2", f"{ANN}.2", end=end())])
+        await ann.store.write([write(0, 1, "o:2", f"{ANN}.2", end=end())])
         found = await bob.store.find("o")
-        assert [(key, state.about) for key, state in found] == [("k0", b"0"), ("k2", b"2"), ("k1", b"1")]
+        assert [(key, state.about) for key, state in found] == [("k", b"0"), ("o:2", b"2"), ("o:1", b"1")]
         assert [state.end for _, state in found] == [b"", end(), b""]
         assert [key for key, _ in await bob.store.find("p")] == ["other"]
         assert await bob.store.find("") == []
