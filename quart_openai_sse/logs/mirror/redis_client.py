@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -68,7 +69,7 @@ def create_client(url: str, *, connections: int, timeout: float) -> Client:
         if kind == "sentinel":
             return _sentinel(base, rest, options, connections)
         if kind == "cluster":
-            return RedisCluster.from_url(f"{base}://{rest}", max_connections=connections, **options)
+            return _cluster(base, rest, {**options, "max_connections": connections})
         if kind == "unix":
             base = "unix"
             del options["socket_keepalive"]
@@ -78,6 +79,18 @@ def create_client(url: str, *, connections: int, timeout: float) -> Client:
         return Redis.from_pool(pool)
     except (ValueError, TypeError, RedisClusterException, OSError) as error:
         raise ConfigurationError(f"log: the address of Redis is invalid: {_without(str(error), url)}.") from None
+
+
+def _cluster(scheme: str, rest: str, options: dict[str, Any]) -> Client:
+    """`redis+cluster://user:password@host:port,host:port`: any nodes, which know the others."""
+    parts = urlsplit(f"//{rest}")
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    if parts.path.strip("/") not in ("", "0"):
+        raise ValueError("a cluster has no databases")
+    kwargs: dict[str, Any] = {**options, **parse_url(f"{scheme}://{credentials}{at}localhost?{parts.query}")}
+    del kwargs["host"]
+    kwargs["ssl"] = kwargs.pop("connection_class", None) is not None
+    return RedisCluster(startup_nodes=[ClusterNode(*_address(host, 6379)) for host in hosts.split(",")], **kwargs)
 
 
 def _sentinel(scheme: str, rest: str, options: dict[str, Any], connections: int) -> Client:
@@ -97,7 +110,7 @@ def _sentinel(scheme: str, rest: str, options: dict[str, Any], connections: int)
         kwargs.pop(name, None)
     secure = {"ssl": True} if scheme == "rediss" else {}
     ssl = {name: value for name, value in kwargs.items() if name.startswith("ssl_")}
-    sentinels = [_address(host) for host in hosts.split(",")]
+    sentinels = [_address(host, 26379) for host in hosts.split(",")]
     create: Any = Sentinel
     manager = create(sentinels, sentinel_kwargs={**options, **own, **secure, **ssl}, **kwargs, **secure)
     client = manager.master_for(unquote(service), connection_pool_class=SentinelConnectionPool)
@@ -105,9 +118,9 @@ def _sentinel(scheme: str, rest: str, options: dict[str, Any], connections: int)
     return client
 
 
-def _address(host: str) -> tuple[str, int]:
-    name, colon, port = host.rpartition(":")
-    return (name.strip("[]"), int(port)) if colon and not host.endswith("]") else (host.strip("[]"), 26379)
+def _address(host: str, port: int) -> tuple[str, int]:
+    name, colon, given = host.rpartition(":")
+    return (name.strip("[]"), int(given)) if colon and not host.endswith("]") else (host.strip("[]"), port)
 
 
 async def close_client(client: Client) -> None:

@@ -33,7 +33,7 @@ class Process:
     async def hears(self, *expected: tuple[str, bytes]) -> None:
         """Waits for as many messages as *expected*, compares them, and forgets them."""
         await self.until(lambda: len(self.heard) >= len(expected))
-        assert self.heard == list(expected)
+        assert self.heard == list(expected), f"heard: {self.heard}"
         self.heard.clear()
 
     async def until(self, condition: Callable[[], object]) -> None:

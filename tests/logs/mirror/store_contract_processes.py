@@ -179,9 +179,8 @@ class ProcessesContract(StoreContractBase):
         await bob.hears(("l", batch(1, b"1,")))
         await bob.store.unfollow(["l"])
         await bob.store.follow("l")
-        await bob.store.follow("k")
-        await ann.store.write([write(1, 2)])
-        await bob.hears(("k", batch(2, b"2,")))
+        await ann.store.write([write(1, 2, "l")])
+        await bob.hears(("l", batch(2, b"2,")))
 
     async def test_many_streams_are_followed_at_once(self, ann: Process, bob: Process) -> None:
         keys = [f"k{number}" for number in range(200)]
