@@ -36,6 +36,7 @@ TYPES = {
     "Mapping[str, PositiveSeconds]": "names and seconds, more than 0",
     "tuple[UpstreamConfig, ...]": "a list of objects",
     "str | ApiKey | None": "text, or a coroutine function",
+    "LogCipher | None": "a pair of functions, or `None`",
 }
 SIDES = {
     "caller": "The caller's side",

@@ -25,6 +25,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
+LogCipher = tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]
+"""Two functions: one encrypts bytes, the other decrypts what the first has returned, or raises."""
+
 Names = str | Sequence[str] | Set[str]
 """Names as an argument: a list or another collection of them, or text with commas."""
 
@@ -179,6 +182,20 @@ class Config:
     tombstone: Seconds = 3600
     """Seconds after `retention` in which the response for such a stream is 410 instead of 404. 0: it is 404."""
 
+    log: str = field(default="memory://", repr=False)
+    """Where streams are kept. `memory://`: in the memory of each worker. `sqlite:///streams.db`: in a file in the app's
+    instance folder (`sqlite:////var/lib/app/streams.db`: at an absolute path), for all workers of one host.
+    `redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://` or `redis+cluster://`: on a Redis server, for all
+    workers of all hosts. The argument may be a function that is given the `Config` and returns a `StreamLog`."""
+    log_lease: PositiveSeconds = 15
+    """Seconds after which a worker that does not reach the shared log any more is taken for dead: then its streams
+    end as `failed`, with `producer_lost`, for the readers on the other workers."""
+    log_prefix: str = "openai-sse"
+    """The beginning of all keys on the Redis server. Apps that share a server need a prefix each."""
+    log_cipher: LogCipher | None = field(default=None, repr=False)
+    """Two functions, bytes to bytes, that encrypt and decrypt what a shared log stores; `None`: it is not encrypted.
+    They cannot be set by an environment variable."""
+
     max_streams: Count = 1000
     """Maximum number of running streams."""
     max_streams_per_principal: Count = 20
@@ -316,7 +333,10 @@ class Config:
 
 
 class Options(TypedDict, total=False):
-    """The options as arguments of `QuartOpenAISSE`; `Config` says what each means."""
+    """The options as arguments of `QuartOpenAISSE`; `Config` says what each means.
+
+    `log` is missing, because its argument may be a function as well.
+    """
 
     api_key: str | ApiKey | None
     base_url: str
@@ -362,6 +382,9 @@ class Options(TypedDict, total=False):
     linger: float
     retention: float
     tombstone: float
+    log_lease: float
+    log_prefix: str
+    log_cipher: LogCipher | None
     max_streams: int
     max_streams_per_principal: int
     tokens_per_principal: int | None
@@ -430,6 +453,10 @@ def _convert(name: str, value: Any, prefix: str) -> Any:
         if value is None or isinstance(value, str) or callable(value):
             return value
         raise ConfigurationError(f"{prefix}API_KEY must be a string or a coroutine function.")
+    if name == "log_cipher":
+        if value is None or (isinstance(value, tuple | list) and len(value) == 2 and all(map(callable, value))):
+            return value if value is None else tuple(value)
+        raise ConfigurationError(f"{prefix}LOG_CIPHER must be two functions, one that encrypts and one that decrypts.")
     hint = _HINTS[name]
     if isinstance(value, str) and tuple[str, ...] in (hint, *get_args(hint)):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -445,4 +472,6 @@ def _convert(name: str, value: Any, prefix: str) -> Any:
         raise ConfigurationError(f"{prefix}{name.upper()}: {error}.") from None
 
 
-_HINTS = {name: hint for name, hint in get_type_hints(Config, include_extras=True).items() if name != "api_key"}
+_FUNCTIONS = ("api_key", "log_cipher")
+"""The options whose values may be functions, which msgspec does not convert."""
+_HINTS = {name: hint for name, hint in get_type_hints(Config, include_extras=True).items() if name not in _FUNCTIONS}

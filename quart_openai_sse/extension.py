@@ -54,7 +54,8 @@ class QuartOpenAISSE(Registration):
 
     *auth* is the auth hook, which says who makes a request. *routes* are the groups of routes that the app gets.
     *upstream*, *log* and *client* are functions that are given the `Config` and return an upstream, a stream log, or
-    the HTTP client for requests upstream; each is called once per app and event loop. Several instances in one app
+    the HTTP client for requests upstream; each is called once per app and event loop. *log* may be the address of a log
+    as well, like the option `log`. Several instances in one app
     need a *name* and a *config_prefix* each, and no prefix may begin with another one. *translations* add languages
     to the sentences that people read: by language, from the English sentence to its translation. *options* are the
     fields of `Config`; they take precedence over `app.config`.
@@ -68,7 +69,7 @@ class QuartOpenAISSE(Registration):
         name: str = "openai_sse",
         config_prefix: str = KEY_PREFIX,
         upstream: Callable[[Config], Upstream] | None = None,
-        log: Callable[[Config], StreamLog] | None = None,
+        log: str | Callable[[Config], StreamLog] | None = None,
         client: Callable[[Config], Any] | None = None,
         routes: Collection[str] = frozenset(ROUTES),
         translations: Catalogues | None = None,
@@ -81,6 +82,8 @@ class QuartOpenAISSE(Registration):
         self.name = name
         self._auth = None if auth is None else admit(auth, name)
         self._config_prefix = config_prefix
+        if isinstance(log, str):
+            options, log = cast(Options, {**options, "log": log}), None
         self._factories = Factories(upstream=upstream, log=log, client=client)
         self._routes = routes
         self._translations = translations
@@ -101,6 +104,7 @@ class QuartOpenAISSE(Registration):
         checks.check_app(app)
         self._hook()
         config = Config.load(self._options, settings=app.config, prefix=self._config_prefix, environ=os.environ)
+        config = self._factories.check_log(config, self._config_prefix, app)
         states = app_states(app)
         if self.name in states:
             raise ConfigurationError(f"This app already has an instance named {self.name!r}: pass another name=.")
@@ -276,7 +280,7 @@ class QuartOpenAISSE(Registration):
     def _create_relay(self, app: Quart, config: Config) -> Relay:
         return Relay(
             config=config,
-            log=self._factories.create_log(config),
+            log=self._factories.create_log(config, app),
             create_upstream=partial(self._factories.create_upstreams, config),
             hooks=self.hooks,
             instance=self.name,

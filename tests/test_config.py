@@ -16,7 +16,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from quart import Quart
 
-from quart_openai_sse.config import KEY_PREFIX, OPENAI_BASE_URL, ApiKey, Config, Names, Options, UpstreamConfig
+from quart_openai_sse.config import (
+    KEY_PREFIX,
+    OPENAI_BASE_URL,
+    ApiKey,
+    Config,
+    LogCipher,
+    Names,
+    Options,
+    UpstreamConfig,
+)
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.principal import Principal
 
@@ -54,6 +63,7 @@ SAMPLES: dict[str, Any] = {
     "upstreams": (UpstreamConfig(base_url=LOCAL),),
     "trusted_origins": ("https://app.example",),
     "url_prefix": "/ai",
+    "log_cipher": (bytes.lower, bytes.upper),
 }
 
 
@@ -108,14 +118,16 @@ ARGUMENTS: dict[Any, Any] = {
     Mapping[str, str]: Mapping[str, str],
     Mapping[str, float]: Mapping[str, float],
     tuple[UpstreamConfig, ...]: Sequence[UpstreamConfig | Mapping[str, Any]],
+    LogCipher | None: LogCipher | None,
 }
 """What an argument may be, by the type of its field without its limits."""
 
 
 def test_an_argument_of_the_extension_has_the_name_and_the_type_of_its_field() -> None:
-    expected = {name: ARGUMENTS[hint] for name, hint in get_type_hints(Config).items()}
+    # `log` is an argument of its own: it may be a function, too.
+    expected = {name: ARGUMENTS[hint] for name, hint in get_type_hints(Config).items() if name != "log"}
     assert get_type_hints(Options) == expected
-    assert list(get_type_hints(Options)) == list(FIELDS)  # in the same order
+    assert list(get_type_hints(Options)) == [name for name in FIELDS if name != "log"]  # in the same order
 
 
 def test_the_defaults_leave_room_for_pictures_and_for_models_that_reason() -> None:
@@ -196,6 +208,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("trusted_origins", value) for value in (None, 5, ["a", 5])),
     *(("headers", value) for value in (None, 5, "a: b", ["a"], {"a": 5}, {"a": None}, {5: "a"})),
     *(("api_key", value) for value in (5, True, [], b"key", {"a": "b"})),
+    *(("log_cipher", value) for value in (5, "a,b", [], [len], (len, None), {len, repr}, len)),
 ]
 
 
@@ -381,7 +394,7 @@ def test_azure_has_its_own_header() -> None:
 
 
 def test_keys_are_in_no_repr() -> None:
-    config = load(api_key=SECRET, headers={"X-Api-Key": SECRET})
+    config = load(api_key=SECRET, headers={"X-Api-Key": SECRET}, log=f"redis://:{SECRET}@localhost")
     for text in (repr(config), str(config), f"{config}", repr([config])):
         assert SECRET not in text
         assert "keepalive=15" in text

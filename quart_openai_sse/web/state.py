@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from quart import Quart, current_app
@@ -11,6 +12,7 @@ from quart import Quart, current_app
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.logs import StreamLog
+from quart_openai_sse.logs.addresses import check_address, file_of, kind_of
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
@@ -45,9 +47,30 @@ class Factories:
         if self.upstream is None:
             config.check_key(prefix)
 
-    def create_log(self, config: Config) -> StreamLog:
-        """The app's own stream log, or one in memory."""
-        return MemoryLog.from_config(config) if self.log is None else self.log(config)
+    def check_log(self, config: Config, prefix: str, app: Quart) -> Config:
+        """*config* with the address of a log that *app* can use. Raises `ConfigurationError`."""
+        if self.log is not None:
+            return config
+        return replace(config, log=check_address(config.log, instance_path=app.instance_path, key=f"{prefix}LOG"))
+
+    def create_log(self, config: Config, app: Quart) -> StreamLog:
+        """The app's own stream log, or the one that *config* names: by default in memory."""
+        if self.log is not None:
+            return self.log(config)
+        # Imported here, because only one of them is needed, and Redis's client is an extra.
+        kind = kind_of(config.log)
+        if kind == "redis":
+            from quart_openai_sse.logs.mirror.redis import redis_log
+
+            return redis_log(config)
+        if kind == "sqlite":
+            from quart_openai_sse.logs.mirror.sqlite import sqlite_log
+
+            folder = file_of(config.log).parent
+            if folder == Path(app.instance_path):  # which Quart does not create
+                folder.mkdir(parents=True, exist_ok=True)
+            return sqlite_log(config)
+        return MemoryLog.from_config(config)
 
 
 @dataclass(frozen=True)
