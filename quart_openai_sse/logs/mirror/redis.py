@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
 from quart_openai_sse.logs.mirror import Hear, NewStream, Page, Processes, State, Store, Write, Written
 from quart_openai_sse.logs.mirror import redis_scripts as scripts
 from quart_openai_sse.logs.mirror import redis_set_scripts as sets
+from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.redis_calls import Call, Calls
 from quart_openai_sse.logs.mirror.redis_client import (
     Client,
@@ -74,6 +76,8 @@ class RedisStore(Store):
         if any(letter in prefix for letter in "{}"):
             raise ConfigurationError("log_prefix: must not contain a brace.")
         self.url, self.client, self.prefix = url, client, prefix
+        if client is None:
+            self._new_client()  # which refuses an invalid address now, and not when the first request comes
         self.process = ""
         self._open_calls: Calls | None = None
         self._listener: Listener | None = None
@@ -87,8 +91,7 @@ class RedisStore(Store):
     async def open(self, process: str, hear: Hear, again: Callable[[], object]) -> None:
         """See `Store.open`."""
         await self._disconnect()
-        # Twice as many connections: those for messages and checks come on top.
-        client = self.client or create_client(self.url, connections=2 * self.connections, timeout=self.socket_timeout)
+        client = self.client or self._new_client()
         self.process, self._keys = process, Keys(self.prefix, database_of(client))
         own, everybody, streams = self._keys.process(process), self._keys.everybody, len(self._keys.streams)
 
@@ -105,6 +108,10 @@ class RedisStore(Store):
         except BaseException:
             await self._disconnect()
             raise
+
+    def _new_client(self) -> Client:
+        # Twice as many connections as commands: those for messages and checks come on top.
+        return create_client(self.url, connections=2 * self.connections, timeout=self.socket_timeout)
 
     async def _check(self) -> None:
         """Writes something. Raises `ConfigurationError` if the server will never allow it."""
@@ -324,6 +331,16 @@ class RedisStore(Store):
     def _index(self, owner: str, key: str, life: float, how: str) -> Call:
         """Puts a stream into the index of its owner, for *life* seconds."""
         return Call(sets.INDEX, [self._keys.owner(owner)], [indexed(owner, key), milliseconds(life), how])
+
+
+def redis_log(config: Config, *, client: Client | None = None) -> MirrorLog:
+    """The log whose streams are in the Redis of the option `log`, or of *client*, one of redis-py's for asyncio.
+
+    A client of the app's own (`Redis` or `RedisCluster`, without `decode_responses`) is used and never closed. It must
+    belong to the event loop of the app. Raises `ConfigurationError` if the address cannot be understood.
+    """
+    store = RedisStore("" if client is not None else config.log, client=client, prefix=config.log_prefix)
+    return MirrorLog(store, config, lease=config.log_lease, cipher=config.log_cipher)
 
 
 def _now() -> float:
