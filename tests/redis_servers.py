@@ -50,7 +50,7 @@ class Server:
         """A client that does not wait for the loop of a test."""
         return Redis(unix_socket_path=str(self.socket), password=self.password or None, protocol=2)
 
-    def send(self, *command: str | bytes | int) -> object:
+    def send(self, *command: str | bytes | int) -> Any:
         """Has the server run a command."""
         with closing(self.client()) as client:
             return client.execute_command(*command)

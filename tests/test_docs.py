@@ -428,6 +428,7 @@ PUBLIC = {
     "limits.starts": [],
     "logs": [],
     "logs.entries": ["parse_place"],
+    "logs.mirror.redis": ["redis_log"],
     "simulator": [],
     "testing": [],
     "errors": ["ConfigurationError", "ErrorValue"],  # docs/reference/errors.md is written from the others

@@ -144,11 +144,15 @@ class RedisStore(Store):
 
     async def ready(self) -> bool:
         """See `Store.ready`."""
+        listener = self._listener
+        if listener is None:
+            return False
         try:
             await self._calls.run(sets.CHECK, [self._keys.check])
+            await self._calls.bounded(listener.ready())
         except LogUnavailable:
             return False
-        return self._listener is not None and self._listener.connected
+        return True
 
     # Streams ----------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,8 @@ class Listener:
         ping: float,
         timeout: float,
     ) -> None:
-        self.connected = False
+        self._connected = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._connect, self._hear, self._again = connect, hear, again
         self._ping, self._timeout = ping, timeout
         self._wanted: set[bytes] = set()
@@ -44,6 +45,16 @@ class Listener:
         self._changed = asyncio.Event()
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether everything is subscribed to."""
+        return self._connected.is_set()
+
+    async def ready(self) -> None:
+        """Tries to connect now, and returns when everything is subscribed to."""
+        self._hurried.set()
+        await self._connected.wait()
 
     async def open(self, channels: Iterable[bytes]) -> None:
         """Connects, and returns when *channels* are subscribed to."""
@@ -103,6 +114,7 @@ class Listener:
     async def _run(self) -> None:
         wait, told = FIRST_WAIT, False
         while True:
+            self._hurried.clear()
             try:
                 connection = await self._new_connection()
                 try:
@@ -110,14 +122,16 @@ class Listener:
                 finally:
                     if self.connected:
                         wait, told = FIRST_WAIT, False
-                    self.connected = False
+                    self._connected.clear()
                     await connection.disconnect(nowait=True)
             # Not only redis-py's own errors: a connection that breaks in mid-read raises whatever comes.
             except Exception as error:
                 if not told:
                     _log.warning("The connection for messages from Redis was lost (%s)", _name(error))
                     told = True
-            await asyncio.sleep(wait)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._hurried.wait()
             wait = min(LONGEST_WAIT, wait * 2)
 
     async def _new_connection(self) -> Any:
@@ -196,7 +210,7 @@ class Listener:
             return
         self._repeated.discard(channel)
         if not self._repeated:
-            self.connected = True
+            self._connected.set()
             if again:
                 self._again()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -10,6 +12,7 @@ from itertools import count
 import pytest
 
 from quart_openai_sse.config import Config
+from quart_openai_sse.logs.mirror import Processes
 from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.redis import RedisStore, redis_log
 from quart_openai_sse.testing import StreamLogContract
@@ -22,11 +25,29 @@ MAX_BYTES = 16 << 20
 pytestmark = pytest.mark.slow
 
 
-class Quick(RedisStore):
-    """A store that does not wait long."""
+class Clock:
+    """The time, and what a test adds to it."""
 
-    deadline = 1.0
-    socket_timeout = 0.4
+    later = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.later
+
+
+class FreezableStore(RedisStore):
+    """A store that does not wait long, and whose process a test can keep from renewing its lease."""
+
+    deadline = 0.6
+    socket_timeout = 0.25
+
+    def __init__(self, url: str, *, prefix: str) -> None:
+        super().__init__(url, prefix=prefix)
+        self.thawed = asyncio.Event()
+        self.thawed.set()
+
+    async def renew(self, lease: float) -> Processes:
+        await self.thawed.wait()
+        return await super().renew(lease)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +66,7 @@ class TestInOneProcess(StreamLogContract):
     """One log. The tests that need a second process are in the class below."""
 
     max_bytes = MAX_BYTES
+    timeout = 30
     test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
     test_closing_a_log_ends_no_stream_of_another_process = None
 
@@ -53,23 +75,56 @@ class TestInOneProcess(StreamLogContract):
         return self.new_log(servers, servers[0].url)
 
     def new_log(self, servers: list[Server], url: str) -> MirrorLog:
-        self.running = servers
+        self.servers, self.clock = servers, Clock()
         self.config = Config(max_bytes=MAX_BYTES, log=url, log_prefix=f"log{next(PREFIXES)}", log_lease=LEASE)
         return self.same_log()
 
     def same_log(self) -> MirrorLog:
-        store = Quick(self.config.log, prefix=self.config.log_prefix)
-        return MirrorLog(store, self.config, lease=LEASE)
+        store = FreezableStore(self.config.log, prefix=self.config.log_prefix)
+        log = MirrorLog(store, self.config, lease=LEASE)
+        log.memory.clock = self.clock
+        return log
 
     @asynccontextmanager
     async def unreachable(self, log: MirrorLog) -> AsyncIterator[None]:
-        for server in self.running:
+        for server in self.servers:
             server.process.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            for server in self.running:
+            for server in self.servers:
                 server.process.send_signal(signal.SIGCONT)
+
+    async def expire(self, log: MirrorLog) -> None:
+        self.clock.later += 301
+        for server, key in self.states():
+            if server.send("HEXISTS", key, "e"):
+                server.send("DEL", key.replace(b":state", b":batches"))
+
+    async def lose(self, log: MirrorLog) -> None:
+        log.store.thawed.clear()
+        self.server_of_leases().send("ZADD", f"{self.config.log_prefix}:1:{{processes}}:leases", 0, log.process)
+        await self.find_the_dead(log.process)
+        log.store.thawed.set()
+
+    async def find_the_dead(self, process: str) -> None:
+        third = self.same_log()
+        await third.open()
+        while self.writes(process):
+            await asyncio.sleep(LEASE / 10)
+        await third.aclose()
+
+    def writes(self, process: str) -> bool:
+        """Whether a running stream has a writer of *process*."""
+        states = [server.send("HMGET", key, "w", "e") for server, key in self.states()]
+        return any(writer and not ended and writer.startswith(process.encode()) for writer, ended in states)
+
+    def states(self) -> list[tuple[Server, bytes]]:
+        pattern = f"{self.config.log_prefix}:1:*:state"
+        return [(server, key) for server in self.servers for key in server.send("KEYS", pattern)]
+
+    def server_of_leases(self) -> Server:
+        return self.servers[0]
 
 
 class TestInTwoProcesses(TestInOneProcess):
@@ -85,6 +140,10 @@ class TestInTwoProcesses(TestInOneProcess):
     def other(self, log: MirrorLog) -> MirrorLog:
         return self.same_log()
 
+    async def find_the_dead(self, process: str) -> None:
+        while self.writes(process):
+            await asyncio.sleep(LEASE / 10)
+
 
 class TestInACluster(TestInTwoProcesses):
     """Two logs on a cluster of three nodes."""
@@ -92,6 +151,10 @@ class TestInACluster(TestInTwoProcesses):
     @pytest.fixture
     def log(self, nodes: list[Server]) -> MirrorLog:
         return self.new_log(nodes, nodes[0].url.replace("redis://", "redis+cluster://"))
+
+    def server_of_leases(self) -> Server:
+        slot = int(self.servers[0].send("CLUSTER", "KEYSLOT", "{processes}"))
+        return self.servers[slot * len(self.servers) // 16384]
 
 
 async def test_the_log_of_the_options(servers: list[Server]) -> None:
