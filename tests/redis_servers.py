@@ -131,7 +131,7 @@ def redis_cluster(folder: Path, nodes: int = 3, *options: str | int) -> Iterator
     with ExitStack() as stack:
         servers = []
         for number, port in enumerate(free_ports(nodes)):
-            cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", 2000)
+            cluster = ("--cluster-enabled", "yes", "--cluster-node-timeout", 30_000)
             servers.append(stack.enter_context(redis_server(folder / f"node{number}", *cluster, *options, port=port)))
         for number, server in enumerate(servers):
             server.send("CLUSTER", "SET-CONFIG-EPOCH", number + 1)

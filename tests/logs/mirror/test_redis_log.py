@@ -102,17 +102,31 @@ class TestInOneProcess(StreamLogContract):
                 server.send("DEL", key.replace(b":state", b":batches"))
 
     async def lose(self, log: MirrorLog) -> None:
-        log.store.thawed.clear()
-        self.server_of_leases().send("ZADD", f"{self.config.log_prefix}:1:{{processes}}:leases", 0, log.process)
-        await self.find_the_dead(log.process)
-        log.store.thawed.set()
-
-    async def find_the_dead(self, process: str) -> None:
+        for stream in log._own_streams():  # a reader in this process may have had entries that are not stored
+            await stream.written_out(1)
         third = self.same_log()
         await third.open()
-        while self.writes(process):
+        await self.lose_to_another(log)
+        while self.is_registered(log.process):
             await asyncio.sleep(LEASE / 10)
         await third.aclose()
+
+    async def lose_to_another(self, log: MirrorLog) -> None:
+        """Waits until another process has claimed the streams of *log*, or forgotten its process."""
+        had = self.writes(log.process)
+        log.store.thawed.clear()
+        self.server_of_leases().send("ZADD", self.leases, 0, log.process)
+        while self.is_registered(log.process) and (not had or self.writes(log.process)):
+            await asyncio.sleep(LEASE / 10)
+        log.store.thawed.set()
+
+    @property
+    def leases(self) -> str:
+        return f"{self.config.log_prefix}:1:{{processes}}:leases"
+
+    def is_registered(self, process: str) -> bool:
+        """Whether the process has a lease, valid or not."""
+        return self.server_of_leases().send("ZSCORE", self.leases, process) not in (None, b"", b"-1")
 
     def writes(self, process: str) -> bool:
         """Whether a running stream has a writer of *process*."""
@@ -140,9 +154,8 @@ class TestInTwoProcesses(TestInOneProcess):
     def other(self, log: MirrorLog) -> MirrorLog:
         return self.same_log()
 
-    async def find_the_dead(self, process: str) -> None:
-        while self.writes(process):
-            await asyncio.sleep(LEASE / 10)
+    async def lose(self, log: MirrorLog) -> None:
+        await self.lose_to_another(log)
 
 
 class TestInACluster(TestInTwoProcesses):
