@@ -40,8 +40,13 @@ class SQLiteStore:
         await self.aclose()
         self._process = process
         self._news = news = News(process, hear, again, self._steady)
-        cleaning = Cleaning(self._streams.clock)
-        self._file = SQLiteThread(self._path, SCHEMA, connected=news.connected, look=[news.look, cleaning.look])
+        cleaning = Cleaning(self._streams.clock, self._steady)
+
+        def look(db: Connection) -> None:
+            news.look(db)
+            cleaning.look(db)
+
+        self._file = SQLiteThread(self._path, SCHEMA, connected=news.connected, look=look)
         news.deliver = self._file.notify
         try:
             await self._do(lambda db: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from sqlite3 import Connection
 
@@ -37,27 +36,31 @@ _ABANDONED = (
 
 
 class Cleaning:
-    """Every process does it, in short transactions between others. *clock* is the one by which streams expire."""
+    """Every process does it, in short transactions between others. For the clocks see `Streams`."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], steady: Callable[[], float]) -> None:
         self._clock = clock
+        self._steady = steady
         self._due = 0.0
         self._marked = 0.0
         self._marks = (0, 0)  # the last rows of the log, `KEPT` seconds apart
 
     def look(self, db: Connection) -> None:
         """Takes a step if it is time for one."""
-        now = time.monotonic()
+        now = self._steady()
         if now < self._due:
             return
+        self._due = now + _PAUSE  # also if it fails
         if now - self._marked >= KEPT:
             self._marked, self._marks = now, (self._marks[1], last_row(db))
         more = transaction(db, self._step)
         (free,), (pages,) = (db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_count"))
         if free > max(_FREE_PAGES, pages // 2):
-            db.execute(f"PRAGMA incremental_vacuum({_ROWS})").fetchall()
+            # A script, because `execute` of Python 3.11 takes one step of a statement without columns: one page.
+            db.executescript(f"PRAGMA incremental_vacuum({_ROWS})")
             more = True
-        self._due = 0.0 if more else now + _PAUSE
+        if more:
+            self._due = now
 
     def _step(self, db: Connection) -> bool:
         """Removes rows. Returns whether there may be more."""

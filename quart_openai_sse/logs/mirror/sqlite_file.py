@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
@@ -25,11 +26,11 @@ def create_file(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_local(path)
-        # An existing file is not opened here: closing it would release the locks of this process's other connections.
-        path.touch(mode=0o600, exist_ok=False)
-    except FileExistsError:
-        pass
+        check_local(path, _read_mounts())
+        if not path.exists():
+            # Not for an existing file: closing it would release the locks of this process's other connections.
+            with suppress(FileExistsError):
+                path.touch(mode=0o600, exist_ok=False)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LogUnavailable(f"{path} cannot be created, because the disk is full.") from error
@@ -76,8 +77,18 @@ def identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def check_local(path: Path, mounts: str) -> None:
+    """Raises `ConfigurationError` if *path* is on a network file system, by a text like Linux's `mountinfo`."""
+    kind = file_system(mounts, os.path.realpath(path))
+    if _NETWORK.fullmatch(kind):
+        raise ConfigurationError(
+            f"{path} is on a network file system ({kind}), where SQLite's locks do not work reliably. "
+            "Use a local disk, or Redis."
+        )
+
+
 def file_system(mounts: str, path: str) -> str:
-    """The type of the file system that has *path*, absolute and without links, by a text like Linux's `mountinfo`."""
+    """The type of the file system with *path*, which is absolute and has no links; "" if *mounts* does not have it."""
     longest, found = "", ""
     for line in mounts.splitlines():
         mount, _, source = line.partition(" - ")
@@ -88,17 +99,11 @@ def file_system(mounts: str, path: str) -> str:
     return found
 
 
-def _check_local(path: Path) -> None:
+def _read_mounts() -> str:
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     except OSError:  # not Linux
-        return
-    kind = file_system(mounts, os.path.realpath(path))
-    if _NETWORK.fullmatch(kind):
-        raise ConfigurationError(
-            f"{path} is on a network file system ({kind}), where SQLite's locks do not work reliably. "
-            "Use a local disk, or Redis."
-        )
+        return ""
 
 
 def _prepare(db: sqlite3.Connection, path: Path, schema: str) -> None:

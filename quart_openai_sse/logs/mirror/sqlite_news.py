@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from sqlite3 import Connection, Row
 
@@ -45,11 +44,11 @@ class News:
         """Begins behind what is in the file."""
         db.row_factory = Row
         self._missed = self._looked is not None
-        self._last, self._seen, self._looked = last_row(db), None, time.monotonic()
+        self._last, self._seen, self._looked = last_row(db), None, self._steady()
 
     def look(self, db: Connection) -> None:
         """Delivers what is new. As long as nobody writes, it asks SQLite for one number."""
-        now = time.monotonic()
+        now = self._steady()
         if self._looked is not None and now - self._looked > KEPT / 2:  # the process was frozen
             self._missed = True
         (version,) = db.execute("PRAGMA data_version").fetchone()  # of the changes by others

@@ -7,7 +7,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -47,7 +47,7 @@ class _Job(NamedTuple):
 class SQLiteThread:
     """The file at *path*, with the tables of *schema*: statements that do nothing if they are run again.
 
-    In the thread, *connected* is called with each new connection, and the functions in *look* every `POLL` seconds.
+    In the thread, *connected* is called with each new connection, and *look* with the connection every `POLL` seconds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SQLiteThread:
         schema: str,
         *,
         connected: Callable[[sqlite3.Connection], object],
-        look: Sequence[Callable[[sqlite3.Connection], object]],
+        look: Callable[[sqlite3.Connection], object],
     ) -> None:
         self._path = path
         self._schema = schema
@@ -78,8 +78,7 @@ class SQLiteThread:
         Raises `LogUnavailable`, or `ConfigurationError` if the file can never be used.
         """
         done: asyncio.Future[T] = self._loop.create_future()
-        silent = LogUnavailable(f"The disk with {self._path} does not answer.")
-        timer = self._loop.call_later(_DISK_TIMEOUT, _settle, done, None, silent, context=Context())
+        timer = self._loop.call_later(_DISK_TIMEOUT, self._give_up, done, context=Context())
         self._jobs.put(_Job(work, begin, time.monotonic() + _TURN_TIMEOUT, done))
         try:
             return await done
@@ -90,6 +89,9 @@ class SQLiteThread:
         """Closes the file after what was to be done before."""
         self._jobs.put(None)
         await asyncio.shield(self._closed)
+
+    def _give_up(self, done: asyncio.Future[Any]) -> None:
+        _settle(done, None, LogUnavailable(f"The disk with {self._path} does not answer."))
 
     def notify(self, function: Callable[..., object], *arguments: Any) -> None:
         """Has *function* called by the event loop. For code that runs in the thread."""
@@ -108,12 +110,20 @@ class SQLiteThread:
                 if not job.done.done():
                     self.notify(_settle, job.done, *self._attempt(job))
             if time.monotonic() >= look_at:
-                with suppress(LogUnavailable, ConfigurationError):  # the next look may succeed
-                    for look in self._look:
-                        self._guarded(look)
+                self._look_around()
                 look_at = time.monotonic() + POLL
         self._disconnect()
         self.notify(_settle, self._closed, None, None)
+
+    def _look_around(self) -> None:
+        try:
+            self._guarded(self._look)
+        except (LogUnavailable, ConfigurationError):
+            pass  # the next look may succeed
+        except Exception as error:  # a fault of ours, which must not end the thread
+            self._disconnect()
+            context = {"message": f"Looking for news in {self._path} failed.", "exception": error}
+            self.notify(self._loop.call_exception_handler, context)
 
     def _attempt(self, job: _Job) -> tuple[Any, Exception | None]:
         if time.monotonic() > job.until:  # what was before it has waited in vain
@@ -126,7 +136,9 @@ class SQLiteThread:
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Runs *work* with a connection to the file that is there now. Raises `LogUnavailable` for SQLite's errors."""
         try:
-            return work(self._connection())
+            result = work(self._connection())
+            self._failure = ""
+            return result
         except sqlite3.Error as error:
             # `IOERR` and others have many extended codes, which have the code in their lowest byte.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -145,6 +157,7 @@ class SQLiteThread:
             raise LogUnavailable(self._failure)
         try:
             create_file(self._path)
+            file = identity(self._path)
             self._db = connect(self._path, self._schema)
         except ConfigurationError as error:
             if self._identity is None:
@@ -152,7 +165,7 @@ class SQLiteThread:
             self._failure = error.message  # it could be used before, so it may be put right
             self._open_at = time.monotonic() + _REOPEN_AFTER
             raise LogUnavailable(self._failure) from error
-        self._identity = identity(self._path)
+        self._identity = file
         self._connected(self._db)
         return self._db
 
