@@ -10,8 +10,11 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import TypeVar
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
+from quart_openai_sse.logs.addresses import file_of
 from quart_openai_sse.logs.mirror import Hear, NewStream, Page, Processes, State, Write, Written
+from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.sqlite_cleaning import Cleaning
 from quart_openai_sse.logs.mirror.sqlite_news import News
 from quart_openai_sse.logs.mirror.sqlite_streams import SCHEMA, Streams, send
@@ -162,3 +165,8 @@ class SQLiteStore:
         """See `Store.send`."""
         await self._do(lambda db: send(db, process, message))
         return -1
+
+
+def sqlite_log(config: Config) -> MirrorLog:
+    """The log in the file that *config* names. Raises `ConfigurationError` when it is opened."""
+    return MirrorLog(SQLiteStore(file_of(config.log)), config, lease=config.log_lease, cipher=config.log_cipher)

@@ -110,7 +110,8 @@ def _prepare(db: sqlite3.Connection, path: Path, schema: str) -> None:
     try:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # The limits may be counted in the same file, and have come first.
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master WHERE name NOT LIKE '%limits_%'").fetchone()
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise ConfigurationError(f"{path} is not an SQLite database.") from error
