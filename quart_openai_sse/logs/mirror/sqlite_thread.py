@@ -153,7 +153,7 @@ class SQLiteThread:
                 return self._db
             self._failure = f"{self._path} was removed or replaced."
             self._disconnect()
-        if time.monotonic() < self._open_at:
+        if time.monotonic() < self._open_at and identity(self._path) != self._identity:
             raise LogUnavailable(self._failure)
         try:
             create_file(self._path)
