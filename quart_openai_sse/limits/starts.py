@@ -16,7 +16,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from limits.storage import storage_from_string
 
 from quart_openai_sse.errors import LimitsUnavailable, TooManyStarts
-from quart_openai_sse.limits.windows import SOON, MemoryWindow
+from quart_openai_sse.limits.windows import SOON, MemoryWindow, SQLiteWindow
 from quart_openai_sse.principal import Principal, owner_key
 
 __all__ = ["limit_starts"]
@@ -33,9 +33,11 @@ def limit_starts(
     """Returns a hook for `ai.prepare` that limits the starts of each principal, on all routes together.
 
     A principal can start up to *count* streams in any *period*, which is a whole number of seconds. *storage* is where
-    they are counted: `"memory://"` in this process; for several processes the URI of another storage of the `limits`
-    library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object of `limits.aio.storage`, which the app
-    closes. In a storage other than memory, hooks with the same *count*, *period* and *name* share a count.
+    they are counted: `"memory://"` in this process; for the processes of one machine an SQLite file
+    (`"sqlite:///instance/limits.db"`, which may be that of the stream log); for several machines the URI of another
+    storage of the `limits` library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object of
+    `limits.aio.storage`, which the app closes. In a storage other than memory, hooks with the same *count*, *period*
+    and *name* share a count.
 
     Raises `ValueError` for a *count* below 1, a *period* that is not a whole number of seconds from 1 on, and a
     *storage* that cannot be used. The hook raises `TooManyStarts`, with the seconds to wait as `retry_after`, and
@@ -47,6 +49,8 @@ def limit_starts(
     window: _Window
     if isinstance(storage, str) and storage.removeprefix("async+").startswith("memory:"):
         window = _InMemory(MemoryWindow(count, seconds))
+    elif isinstance(storage, str) and storage.startswith("sqlite:"):
+        window = _InFile(SQLiteWindow(_path_of(storage), count, seconds, name))
     else:
         window = _OnStorage(RateLimitItemPerSecond(count, seconds, namespace="quart_openai_sse"), storage, name)
     return _StartLimit(f"You may start {count} streams in {seconds} s.", window)
@@ -92,6 +96,22 @@ class _InMemory:
         pass
 
 
+class _InFile:
+    def __init__(self, window: SQLiteWindow) -> None:
+        self._window = window
+
+    async def take(self, key: str) -> float:
+        """The seconds to wait, or 0 for a start that is counted. Raises `LimitsUnavailable`."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._window.take(key)
+        except Exception as error:
+            raise _unavailable(error) from error
+
+    async def aclose(self) -> None:
+        self._window.close()
+
+
 @dataclass
 class _Connected:
     """A storage on one event loop: its connections and its lock belong to that."""
@@ -120,8 +140,7 @@ class _OnStorage:
                     return 0.0
                 stats = await connected.limiter.get_window_stats(self._item, self._name, key)
         except Exception as error:
-            logger.warning("starts could not be counted, and are refused: %s: %s", type(error).__name__, error)
-            raise LimitsUnavailable("The storage that counts starts could not be reached.") from error
+            raise _unavailable(error) from error
         return max(stats.reset_time - time.time(), SOON)
 
     async def aclose(self) -> None:
@@ -150,6 +169,18 @@ class _OnStorage:
             return _Connected(storage, MovingWindowRateLimiter(storage))
         except NotImplementedError:
             raise ValueError(f"limit_starts: {type(storage).__name__} of limits has no moving windows.") from None
+
+
+def _unavailable(error: Exception) -> LimitsUnavailable:
+    logger.warning("starts could not be counted, and are refused: %s: %s", type(error).__name__, error)
+    return LimitsUnavailable("The storage that counts starts could not be reached.")
+
+
+def _path_of(uri: str) -> str:
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path:
+        raise ValueError("limit_starts: storage=sqlite:…: it is not sqlite:/// and a path.")
+    return path
 
 
 def _storage_of(uri: str) -> Storage:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+
+from msgspec import structs
+
+from quart_openai_sse.limits import Holding, Others
 
 
 class TokenBudget:
@@ -46,7 +50,7 @@ class TokenBudget:
 
     def reserve(self, key: Hashable, tokens: int) -> None:
         """Reserves *tokens* for *key*. A negative number gives reserved tokens back."""
-        reserved = self.reserved(key) + tokens
+        reserved = self._reserved.get(key, 0) + tokens
         if reserved > 0:
             self._reserved[key] = reserved
         else:
@@ -58,3 +62,83 @@ class TokenBudget:
             return end, spent
         self._spent.pop(key, None)
         return now + self.window, 0
+
+
+class SharedTokenBudget(TokenBudget):
+    """A budget whose limit and windows are those of all workers together.
+
+    It knows what this process has spent and reserved, and what the others had when the store was asked last.
+    """
+
+    def __init__(self, limit: int, window: float) -> None:
+        super().__init__(limit, window)
+        self.changed: Callable[[str], object] = lambda owner: None
+        """Called when an owner's tokens have changed."""
+        self._windows: dict[Hashable, tuple[float, int]] = {}
+        """The end of an owner's window here, and in the store."""
+        self._others: dict[Hashable, tuple[float, int, int]] = {}
+        """The end of the window, and the tokens that other workers have spent in it and have reserved."""
+
+    def left(self, key: Hashable, now: float) -> int:
+        """See `TokenBudget.left`."""
+        end, spent, _ = self._others.get(key, (0.0, 0, 0))
+        return super().left(key, now) - (spent if end > now else 0)
+
+    def reserved(self, key: Hashable) -> int:
+        """The tokens that are reserved for *key* by all workers."""
+        return super().reserved(key) + self._others.get(key, (0.0, 0, 0))[2]
+
+    def spend(self, key: Hashable, tokens: int, now: float) -> None:
+        """See `TokenBudget.spend`."""
+        super().spend(key, tokens, now)
+        self.changed(str(key))
+
+    def reserve(self, key: Hashable, tokens: int) -> None:
+        """See `TokenBudget.reserve`."""
+        super().reserve(key, tokens)
+        if tokens:
+            self.changed(str(key))
+
+    def owners(self, now: float) -> list[str]:
+        """The owners that have spent tokens in a window that has not ended, or have reserved some."""
+        return [str(key) for key, (end, _) in self._spent.items() if end > now] + [str(key) for key in self._reserved]
+
+    def alone(self) -> None:
+        """Forgets what the others have reserved: nothing will say when they give it back."""
+        self._others = {key: (end, spent, 0) for key, (end, spent, _) in self._others.items()}
+
+    def keeps(self, key: Hashable) -> bool:
+        """Whether the others' tokens still matter to a stream of this process; if not, they are forgotten."""
+        if key in self._reserved:
+            return True
+        self._others.pop(key, None)
+        return False
+
+    def fill(self, holding: Holding, now: float) -> Holding:
+        """*holding* with the tokens of this process."""
+        key = holding.owner
+        end, spent = self._window(key, now)
+        known_end, window = self._windows.get(key, (0.0, 0))
+        return structs.replace(
+            holding,
+            reserved=super().reserved(key),
+            spent=spent,
+            window=window if known_end == end else 0,
+            remaining=round((end - now) * 1000),
+            most_tokens=self.limit,
+        )
+
+    def learn(self, key: Hashable, others: Others, now: float) -> None:
+        """Takes over what the store knows of the others."""
+        own_end, spent = self._window(key, now)
+        end = now + others.remaining / 1000
+        if others.window:
+            # A stream knows the window in which it was charged by its end, which therefore stays if it is about right.
+            if key in self._spent and abs(end - own_end) < 1:
+                end = own_end
+            self._spent[key] = (end, spent)
+            self._windows.pop(key, None)
+            self._windows[key] = (end, others.window)
+        self._others[key] = (end, others.spent, others.reserved)
+        while self._windows and next(iter(self._windows.values()))[0] <= now:
+            del self._windows[next(iter(self._windows))]

@@ -1,11 +1,16 @@
-"""How many starts a key has had in a moving window of time, in the memory of this process."""
+"""How many starts a key has had in a moving window of time, in the memory of this process or in an SQLite file."""
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from threading import Lock
+
+from quart_openai_sse.limits.sqlite_file import CountsFile
 
 SOON = 0.001
 """The least seconds to wait; never 0, which would let the start pass."""
@@ -45,3 +50,37 @@ class MemoryWindow:
             starts.append(now)
             self._starts.move_to_end(key)
             return 0.0
+
+
+class SQLiteWindow:
+    """The same, for all processes that use the file at *path* with the same *count*, *seconds* and *name*."""
+
+    def __init__(self, path: str | Path, count: int, seconds: float, name: str) -> None:
+        self._file = CountsFile(path)
+        self._count = count
+        self._seconds = seconds
+        self._name = f"{name}/{count}/{seconds:g}"
+
+    async def take(self, key: str) -> float:
+        """Counts a start of *key* and returns 0; if there is no room for it, the seconds until there is.
+
+        Raises `sqlite3.Error`.
+        """
+        return await self._file.run(partial(self._take, f"{self._name}/{key}"))
+
+    def close(self) -> None:
+        """Closes the file. A further start opens it again."""
+        self._file.close()
+
+    def _take(self, key: str, database: sqlite3.Connection) -> float:
+        now = time.time()  # that of the machine, which all of these processes share
+        over = now - self._seconds
+        database.execute("DELETE FROM limits_starts WHERE key = ? AND at <= ?", (key, over))
+        [(count, oldest)] = database.execute("SELECT count(*), min(at) FROM limits_starts WHERE key = ?", (key,))
+        if count >= self._count:
+            return float(max(oldest + self._seconds - now, SOON))
+        database.execute("INSERT INTO limits_starts VALUES (?, ?, ?)", (key, now, now + self._seconds))
+        # A few of other keys, so that the file does not grow with those that never come back.
+        gone = "SELECT rowid FROM limits_starts WHERE until <= ? LIMIT 10"
+        database.execute(f"DELETE FROM limits_starts WHERE rowid IN ({gone})", (now,))  # noqa: S608
+        return 0.0

@@ -7,17 +7,24 @@ from collections import Counter
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import TooManyReaders
+from quart_openai_sse.limits.sharing import Sharing
 from quart_openai_sse.logs import Reader
 from quart_openai_sse.relay.running import StreamHandle
+from quart_openai_sse.relay.shares import raise_refusal, reader_wish
+
+_PATIENCE = 0.25  # seconds that a reader waits for the counts of the other workers; then it counts here alone
 
 
 class Readers:
     """The readers that are open, and the limits of each stream and of each principal.
 
-    The reader of a plain answer is not counted: it has one, and streams are limited themselves.
+    The reader of a plain answer is not counted: it has one, and streams are limited themselves. With *sharing*, the
+    limits hold for all workers.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sharing: Sharing | None = None) -> None:
+        self._config = config
+        self._sharing = sharing
         self._per_stream = config.max_readers_per_stream
         self._per_principal = config.max_readers_per_principal
         self._open: dict[Reader, StreamHandle] = {}
@@ -45,8 +52,26 @@ class Readers:
         self._of_streams[handle.key] += 1
         self._of_owners[handle.owner] += 1
 
+    async def share(self, handle: StreamHandle) -> None:
+        """Counts a reader that was reserved among those of all workers.
+
+        Raises `TooManyReaders`; then it is not reserved any more.
+        """
+        if self._sharing is not None:
+            wish = reader_wish(handle.id, self._config, anonymous=not handle.owner)
+            try:
+                raise_refusal(await self._sharing.take(_owner(handle), wish, patience=_PATIENCE))
+            except BaseException:
+                self._forget(handle)
+                raise
+
     def give_back(self, handle: StreamHandle) -> None:
-        """Undoes `reserve`."""
+        """Undoes `reserve` and `share`."""
+        self._forget(handle)
+        if self._sharing is not None:
+            self._sharing.give_back(_owner(handle), reader=handle.id)
+
+    def _forget(self, handle: StreamHandle) -> None:
         for counter, key in ((self._of_streams, handle.key), (self._of_owners, handle.owner)):
             counter[key] -= 1
             if not counter[key]:
@@ -82,3 +107,8 @@ class Readers:
         except TimeoutError:
             return False
         return True
+
+
+def _owner(handle: StreamHandle) -> str:
+    """The owner's key, which `StreamHandle.owner` does not have for anonymous callers."""
+    return handle.key.partition(":")[0]

@@ -20,6 +20,7 @@ from quart_openai_sse.errors import (
     InvalidRequest,
     LogUnavailable,
 )
+from quart_openai_sse.limits import SharedCounts
 from quart_openai_sse.limits.memory import MemoryAccount
 from quart_openai_sse.logs import Reader, StreamLog, Writer
 from quart_openai_sse.logs.entries import About
@@ -30,13 +31,14 @@ from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.protocol.member_rules import MemberRules
 from quart_openai_sse.protocol.requests import body_size, check_idempotency_key, digest, validate
 from quart_openai_sse.protocol.trace_context import current_trace_id
-from quart_openai_sse.relay.admission import Admission
+from quart_openai_sse.relay.admission import Admission, Place
 from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
 from quart_openai_sse.relay.claims import Claims
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
+from quart_openai_sse.relay.shares import Share
 from quart_openai_sse.relay.streams import SHUTTING_DOWN, Streams
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.upstreams.several import Upstreams
@@ -47,7 +49,8 @@ logger = logging.getLogger("quart_openai_sse")
 class Relay:
     """All streams of one instance on one event loop. *scope* is entered around producers and `on_end`.
 
-    *create_upstream* is called when the upstream is first needed, and not at all while `use` names another one.
+    *create_upstream* is called when the upstream is first needed, and not at all while `use` names another one. With
+    *counts* the limits of a principal hold for all workers that share them.
     """
 
     def __init__(
@@ -58,15 +61,16 @@ class Relay:
         create_upstream: Callable[[], Upstream],
         hooks: Hooks,
         instance: str = "",
+        counts: SharedCounts | None = None,
         scope: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
     ) -> None:
         self.config = config
         self.log = log
         self.hooks = hooks
         self.memory = MemoryAccount(config.max_memory, log)
-        self.admission = Admission(config, self.memory)
+        self.admission = Admission(config, self.memory, counts=counts, instance=instance)
         self._members = MemberRules(allowed=config.allowed_members, denied=config.denied_members)
-        self.readers = Readers(config)
+        self.readers = Readers(config, self.admission.sharing)
         self.draining = False
         """Whether a drain has begun."""
         self.refusing = False
@@ -139,10 +143,13 @@ class Relay:
         fingerprint = digest(body) if idempotency_key else ""
         create = partial(self.log.create, handle.key, about=about, digest=fingerprint, retain=retain)
         await self.open()
-        reserve = partial(self.admission.reserve, principal, body, size=size)
+        reads = stream_id if read and retain else ""
+        reserve = partial(self.admission.reserve, principal, body, size=size, reads=reads)
         writer: Writer | None = None
         if not idempotency_key:
             place = reserve()
+            if place.share is not None:
+                await place.confirm()
         elif (claimed := await self._claims.claim(handle, reserve, create)) is None:
             return structs.replace(handle, attached=True)
         else:
@@ -151,11 +158,7 @@ class Relay:
         try:
             sent = body
             if self.hooks.prepare:
-                body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
-                place.hold(body_size(body) - size)
-                self.memory.check()
-                if place.spending is not None:
-                    place.spending.estimate(body)
+                body = await self._prepare(body, principal, place, size=size)
             record.model = body["model"]
             producer = choose_producer(
                 body,
@@ -177,7 +180,8 @@ class Relay:
                 writer = cast(Writer, await create())
             # Before the producer runs: a stream that does not linger must never be without its reader.
             if read or not retain:
-                reader = await self._open_reader(handle, heartbeat=bool(body.get("stream")), counted=retain)
+                heartbeat = bool(body.get("stream"))
+                reader = await self._open_reader(handle, heartbeat=heartbeat, counted=retain, share=place.share)
                 handle = structs.replace(handle, reader=reader)
                 record.readers = 1
             record.upstream = producer.upstream
@@ -206,6 +210,19 @@ class Relay:
             await self.streams.take_back(handle, writer, reader, error)
             raise
         return handle
+
+    async def _prepare(
+        self, body: dict[str, Any], principal: Principal, place: Place, *, size: int
+    ) -> Mapping[str, Any]:
+        """The request as the hooks leave it, which the place is measured by from now on."""
+        body = await self.hooks.run_prepare(body, principal, calls=self.hook_calls)
+        place.hold(body_size(body) - size)
+        self.memory.check()
+        if place.share is not None:
+            await place.share.grow(body)
+        elif place.spending is not None:
+            place.spending.estimate(body)
+        return body
 
     # The upstream -------------------------------------------------------------------------------------------------
 
@@ -237,10 +254,18 @@ class Relay:
         return reader
 
     async def _open_reader(
-        self, handle: StreamHandle, *, after: str = "", heartbeat: bool, counted: bool = True
+        self,
+        handle: StreamHandle,
+        *,
+        after: str = "",
+        heartbeat: bool,
+        counted: bool = True,
+        share: Share | None = None,
     ) -> Reader:
         if counted:  # before the log is asked: others may be asking at the same time
             self.readers.reserve(handle)
+            if self.admission.sharing is not None and (share is None or not share.pass_reader()):
+                await self.readers.share(handle)
         try:
             seconds = self.config.keepalive or None if heartbeat else None
             reader = await self.log.read(handle.key, after=after, heartbeat=seconds)
@@ -280,6 +305,8 @@ class Relay:
         if not self._log_is_open:
             await self.log.open()
             self._log_is_open = True
+            if self.admission.sharing is not None:
+                self.admission.sharing.open()
 
     async def ready(self) -> bool:
         """Whether a proxy should send requests here: the log can be reached, and no drain has begun."""
@@ -312,6 +339,8 @@ class Relay:
         async with AsyncExitStack() as closing:
             closing.callback(self.memory.close)
             closing.push_async_callback(self._close_log)
+            if self.admission.sharing is not None:
+                closing.push_async_callback(self.admission.sharing.aclose)
             for upstream in (self._own_upstream, self._override):
                 if upstream is not None:
                     closing.push_async_callback(upstream.aclose)

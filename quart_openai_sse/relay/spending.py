@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from quart_openai_sse.errors import ErrorValue, RequestTooLarge, TokensSpent, TooManyStreams
 from quart_openai_sse.limits.tokens import TokenBudget
@@ -13,6 +13,18 @@ from quart_openai_sse.protocol.completeness import Completion
 from quart_openai_sse.protocol.estimates import completion_tokens, prompt_tokens
 
 _SOON = 5.0  # seconds in which a running answer may end, and give back what it has reserved
+
+
+class Demand(NamedTuple):
+    """The tokens that a start needs."""
+
+    prompt: int
+    tokens: int
+    """The whole estimate."""
+    instead: int
+    """The tokens that the stream has reserved already."""
+    grows: bool
+    """Whether the prompt is larger than that of the last estimate."""
 
 
 class Spending:
@@ -60,6 +72,28 @@ class Spending:
         # More than the whole limit makes no difference, and a caller may name any number.
         self._estimate = prompt + min(completion_tokens(body, default=self._reserve), self._budget.limit)
         self._reserve_rest()
+
+    def demand(self, body: Mapping[str, Any]) -> Demand:
+        """What *body* needs of a budget that workers share: `grant` or `refuse` follows, after all were asked."""
+        prompt = prompt_tokens(body, attachment=self._attachment)
+        answer = min(completion_tokens(body, default=self._reserve), self._budget.limit)
+        return Demand(prompt, prompt + answer, instead=self._reserved, grows=prompt > self._prompt)
+
+    def grant(self, demand: Demand) -> None:
+        """Takes over what has been reserved in the budget."""
+        self._prompt, self._estimate = demand.prompt, demand.tokens
+        self._reserved += demand.tokens - demand.instead
+        self._reserve_rest()
+
+    def refuse(self, demand: Demand) -> NoReturn:
+        """Raises `TokensSpent`."""
+        self._check(demand.prompt, reserved=self._budget.reserved(self._key) - demand.instead)
+        raise self._in_use()  # the others have given something back since they were asked
+
+    def drop(self) -> None:
+        """Gives back what is reserved, so that `estimate` begins anew."""
+        self._budget.reserve(self._key, -self._reserved)
+        self._reserved = self._prompt = self._estimate = 0
 
     def follow(self, completion: Completion) -> RequestCost:
         """See `TokenMeter.follow`."""
@@ -162,13 +196,16 @@ class Spending:
         if prompt > left:
             raise self._spent(f"The prompt has about {prompt} tokens, and {left} of your {limit} are left.")
         if left <= reserved or prompt > left - reserved:
-            error = TokensSpent(
-                f"Your running answers may use the rest of your {limit} tokens. Wait for one to end.",
-                retry_after=_SOON,
-            )
-            error.should_retry = True
-            error.user_message = TooManyStreams.user_message
-            raise error
+            raise self._in_use()
+
+    def _in_use(self) -> TokensSpent:
+        error = TokensSpent(
+            f"Your running answers may use the rest of your {self._budget.limit} tokens. Wait for one to end.",
+            retry_after=_SOON,
+        )
+        error.should_retry = True
+        error.user_message = TooManyStreams.user_message
+        return error
 
     def _spent(self, message: str = "") -> TokensSpent:
         budget = self._budget
