@@ -80,18 +80,20 @@ end
 local others = look(KEYS[1])
 local late = it.number <= others.number
 local window, most = others.window, it.most_tokens
-if not late and it.spent > 0 then
+local counts = it.window == 0 or it.window > now  -- what was spent in an ended window is over
+local own = counts and it.spent or 0
+if not late and own > 0 then
     if window == 0 then
         window = now + it.remaining
-        if it.window > now and it.window < window + 60000 then window = it.window end
-    elseif it.window > now and it.window < window then
+        if it.window > 0 and it.window < window + 60000 then window = it.window end
+    elseif it.window > 0 and it.window < window then
         window = it.window
     end
 end
-if not late and window > 0 and (it.window == 0 or it.window > now) then
-    redis.call('HSET', KEYS[1], 'w', text(window), 't' .. me, text(it.spent))
+if not late and counts and window > 0 then
+    redis.call('HSET', KEYS[1], 'w', text(window), 't' .. me, text(own))
 end
-local spent = others.spent + (window > 0 and it.spent or 0)
+local spent = others.spent + own
 
 local streams, keys, readers = {}, {}, {}
 for i = 2, #KEYS do

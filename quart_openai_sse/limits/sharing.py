@@ -295,7 +295,5 @@ class Sharing:
         for stream in holding.reading:
             if not held.reading[stream] and stream not in held.changed:
                 del held.reading[stream]
-        if held.streams or held.readers or held.reading or owner in self._due or owner in self._asked:
-            return
-        if self.budget is None or not self.budget.keeps(owner):
+        if not (held.streams or held.readers or held.reading or owner in self._due or owner in self._asked):
             del self._held[owner]

@@ -12,6 +12,8 @@ from pathlib import Path
 from quart_openai_sse.limits import Holding, Leases, Others, Refusal, Wish
 from quart_openai_sse.limits.sqlite_file import CountsFile
 
+_SKEW = 60_000  # milliseconds by which the end of a window may be later than expected, and is believed
+
 
 class SQLiteCounts:
     """Counts of all workers that use the same file at *path*. *lease* is in seconds, by the machine's clock."""
@@ -43,8 +45,8 @@ class SQLiteCounts:
         alive = {process for (process,) in database.execute("SELECT process FROM limits_processes")}
         database.execute("REPLACE INTO limits_processes VALUES (?, ?)", (self._process, now + self.lease))
         ended = "SELECT owner FROM limits_windows WHERE until <= ?"
-        database.execute(f"DELETE FROM limits_spent WHERE owner IN ({ended})", (now,))  # noqa: S608
-        database.execute("DELETE FROM limits_windows WHERE until <= ?", (now,))
+        database.execute(f"DELETE FROM limits_spent WHERE owner IN ({ended})", (now * 1000,))  # noqa: S608
+        database.execute("DELETE FROM limits_windows WHERE until <= ?", (now * 1000,))
         return Leases(known=self._process in alive, alive=frozenset({*alive, self._process}))
 
     def _leave(self, database: sqlite3.Connection) -> None:
@@ -55,8 +57,7 @@ class SQLiteCounts:
         now = time.time()
         owner = holding.owner
         streams, readers, reserved = self._of_others(database, owner, "", now)
-        spent, window = self._tokens(database, holding, now)
-        own = holding.spent if window else 0
+        spent, own, window = self._tokens(database, holding, int(now * 1000))
         reading = {stream: self._of_others(database, owner, stream, now)[1] for stream in holding.reading}
         mine = _Mine(holding, left=holding.most_tokens - spent - own)
         refusals = [mine.take(wish, streams, readers, reserved, reading) for wish in holding.wishes]
@@ -67,8 +68,8 @@ class SQLiteCounts:
             refusals=refusals,
             spent=spent,
             reserved=reserved,
-            window=round(window * 1000),
-            remaining=round(max(0.0, window - now) * 1000),
+            window=window,
+            remaining=max(0, window - int(now * 1000)),
         )
 
     def _of_others(self, database: sqlite3.Connection, owner: str, stream: str, now: float) -> tuple[int, int, int]:
@@ -81,26 +82,27 @@ class SQLiteCounts:
         ).fetchone()
         return found
 
-    def _tokens(self, database: sqlite3.Connection, holding: Holding, now: float) -> tuple[int, float]:
-        """The tokens that others have spent in the window, and its end, after those of *holding* are written."""
-        owner, claimed = holding.owner, holding.window / 1000
+    def _tokens(self, database: sqlite3.Connection, holding: Holding, now: int) -> tuple[int, int, int]:
+        """The tokens that others and this process have spent in the window, and its end in milliseconds."""
+        owner, claimed = holding.owner, holding.window
         [window] = database.execute("SELECT max(until) FROM limits_windows WHERE owner = ?", (owner,)).fetchone()
         if window is None or window <= now:
-            window = 0.0
+            window = 0
             database.execute("DELETE FROM limits_spent WHERE owner = ?", (owner,))
-        if holding.spent and not window:
-            window = now + holding.remaining / 1000
-            if now < claimed < window + 60:
+        own = holding.spent if not claimed or claimed > now else 0  # what was spent in an ended window is over
+        if own and not window:
+            window = now + holding.remaining
+            if claimed and claimed < window + _SKEW:
                 window = claimed
-        elif holding.spent and now < claimed < window:
+        elif own and 0 < claimed < window:
             window = claimed
         if window and (not claimed or claimed > now):
             database.execute("REPLACE INTO limits_windows VALUES (?, ?)", (owner, window))
-            database.execute("REPLACE INTO limits_spent VALUES (?, ?, ?)", (owner, self._process, holding.spent))
+            database.execute("REPLACE INTO limits_spent VALUES (?, ?, ?)", (owner, self._process, own))
         [spent] = database.execute(
             "SELECT coalesce(sum(spent), 0) FROM limits_spent WHERE owner = ? AND process <> ?", (owner, self._process)
         ).fetchone()
-        return spent, window
+        return spent, own, window
 
     def _tell(self, database: sqlite3.Connection, owner: str, stream: str, held: tuple[int, int, int]) -> None:
         if any(held):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,12 +14,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_PATIENCE = 0.9  # seconds to wait for another process's transaction
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS limits_processes (process TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS limits_held (
     owner TEXT, stream TEXT, process TEXT, streams INTEGER, readers INTEGER, reserved INTEGER,
     PRIMARY KEY (owner, stream, process)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS limits_windows (owner TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS limits_windows (owner TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS limits_spent (
     owner TEXT, process TEXT, spent INTEGER, PRIMARY KEY (owner, process)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS limits_starts (key TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL);
@@ -61,7 +64,15 @@ class _Thread:
 
     def transact(self, call: Callable[[sqlite3.Connection], T]) -> T:
         if self._database is None:
-            self._database = self._open()
+            until = time.monotonic() + _PATIENCE
+            while self._database is None:
+                try:
+                    self._database = self._open()
+                except sqlite3.OperationalError:
+                    # For the change to WAL, which another process makes as well, SQLite does not wait.
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
         self._database.execute("BEGIN IMMEDIATE")
         try:
             result = call(self._database)
@@ -78,7 +89,7 @@ class _Thread:
                 self._database.close()
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=0.9, isolation_level=None)
+        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")

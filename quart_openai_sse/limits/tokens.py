@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from msgspec import structs
 
 from quart_openai_sse.limits import Holding, Others
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class TokenBudget:
@@ -107,13 +110,6 @@ class SharedTokenBudget(TokenBudget):
         """Forgets what the others have reserved: nothing will say when they give it back."""
         self._others = {key: (end, spent, 0) for key, (end, spent, _) in self._others.items()}
 
-    def keeps(self, key: Hashable) -> bool:
-        """Whether the others' tokens still matter to a stream of this process; if not, they are forgotten."""
-        if key in self._reserved:
-            return True
-        self._others.pop(key, None)
-        return False
-
     def fill(self, holding: Holding, now: float) -> Holding:
         """*holding* with the tokens of this process."""
         key = holding.owner
@@ -130,15 +126,20 @@ class SharedTokenBudget(TokenBudget):
 
     def learn(self, key: Hashable, others: Others, now: float) -> None:
         """Takes over what the store knows of the others."""
-        own_end, spent = self._window(key, now)
-        end = now + others.remaining / 1000
+        end, spent = self._window(key, now)
         if others.window:
+            told = now + others.remaining / 1000
             # A stream knows the window in which it was charged by its end, which therefore stays if it is about right.
-            if key in self._spent and abs(end - own_end) < 1:
-                end = own_end
+            if key not in self._spent or abs(told - end) >= 1:
+                end = told
             self._spent[key] = (end, spent)
-            self._windows.pop(key, None)
-            self._windows[key] = (end, others.window)
-        self._others[key] = (end, others.spent, others.reserved)
-        while self._windows and next(iter(self._windows.values()))[0] <= now:
-            del self._windows[next(iter(self._windows))]
+            _renew(self._windows, key, (end, others.window), now)
+        _renew(self._others, key, (end, others.spent, others.reserved), now)
+
+
+def _renew(found: dict[Hashable, T], key: Hashable, value: T, now: float) -> None:
+    """Sets a value that begins with its end, as the last one, and removes those at the front that have ended."""
+    found.pop(key, None)
+    found[key] = value
+    while next(iter(found.values()))[0] <= now and len(found) > 1:
+        del found[next(iter(found))]
