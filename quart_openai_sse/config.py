@@ -197,13 +197,14 @@ class Config:
     They cannot be set by an environment variable."""
 
     max_streams: Count = 1000
-    """Maximum number of running streams."""
+    """Maximum number of running streams of one process. It protects the process, so each counts on its own."""
     max_streams_per_principal: Count = 20
-    """Maximum number of running streams of one principal. For anonymous callers only `max_streams` counts."""
+    """Maximum number of running streams of one principal, on all workers that share a log. For anonymous callers only
+    `max_streams` counts."""
     tokens_per_principal: Count | None = None
     """Tokens that a principal may use in each window, prompts included; `None`: no limit. A stream counts from its
     start, with an estimate that its `usage` corrects; a start that does not fit is refused, and a stream that exceeds
-    the limit fails. Each process counts on its own."""
+    the limit fails. All workers that share a log count together."""
     token_window: PositiveSeconds = 3600
     """Length of that window in seconds. It begins with a principal's first token."""
     token_reserve: Count = 1000
@@ -213,10 +214,10 @@ class Config:
     """Tokens that the estimate of a stream has for each picture, file or sound in its request. For text it has a token
     for every four characters."""
     max_readers_per_stream: Count = 100
-    """Maximum number of readers that a stream has at a time."""
+    """Maximum number of readers that a stream has at a time, on all workers that share a log."""
     max_readers_per_principal: Count = 200
-    """Maximum number of readers that the streams of one principal have at a time. Plain answers of the OpenAI
-    route and anonymous callers do not count."""
+    """Maximum number of readers that the streams of one principal have at a time, on all workers that share a log.
+    Plain answers of the OpenAI route and anonymous callers do not count."""
     max_memory: Count = 1 << 30
     """Maximum size, in bytes, of all requests, streams in the log and unread output that the process holds. Beyond it
     no stream is started: the response is 503 with `Retry-After`."""

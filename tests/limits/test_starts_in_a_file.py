@@ -1,0 +1,108 @@
+"""Starts in a period that several apps and processes share by an SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections import Counter
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from quart_openai_sse.limits import starts
+from quart_openai_sse.limits.starts import limit_starts
+from quart_openai_sse.testing import ScriptedUpstream
+from tests.conftest import BOB, CreateApp, Serve
+from tests.limits.test_starts import BODY, MINUTE, passed
+from tests.limits.test_starts_on_redis import PROCESS
+
+
+@pytest.mark.parametrize("at_once", [15, 200])
+async def test_apps_share_a_count_and_let_no_more_pass(
+    create_app: CreateApp, serve: Serve, tmp_path: Path, at_once: int
+) -> None:
+    clients = []
+    for _ in range(2):
+        app, ai = create_app(ScriptedUpstream("hello"), max_streams_per_principal=1000)
+        ai.prepare(limit_starts(7, MINUTE, storage=f"sqlite:///{tmp_path / 'limits.db'}"))
+        clients.append(await serve(app))
+    asked = [clients[number % 2].post("/v1/streams", json=BODY) for number in range(at_once)]
+    answers = await asyncio.gather(*asked)
+    assert Counter(each.status_code for each in answers) == {201: 7, 429: at_once - 7}
+    refused = next(each for each in answers if each.status_code == 429)
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert (await clients[0].post("/v1/streams", json=BODY, headers=BOB)).status_code == 201
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [15, 200])
+async def test_processes_share_a_count(tmp_path: Path, at_once: int) -> None:
+    command = [sys.executable, "-W", "error", "-c", PROCESS, f"sqlite:///{tmp_path / 'limits.db'}", str(at_once)]
+    processes = [
+        await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2])
+        for _ in range(2)
+    ]
+    assert sum([int((await process.communicate())[0]) for process in processes]) == 7
+
+
+async def test_starts_pass_again_after_the_period_and_old_ones_are_removed(tmp_path: Path) -> None:
+    hook = limit_starts(2, timedelta(seconds=1), storage=f"sqlite:///{tmp_path / 'limits.db'}")
+    others = limit_starts(2, timedelta(seconds=1), storage=f"sqlite:///{tmp_path / 'limits.db'}", name="pictures")
+    assert (await passed(hook, 3), await passed(others, 3)) == (2, 2)
+    with closing(sqlite3.connect(tmp_path / "limits.db")) as database:
+
+        def kept() -> int:
+            [(count,)] = database.execute("SELECT count(*) FROM limits_starts WHERE key LIKE 'pictures%'")
+            return int(count)
+
+        assert kept() == 2
+        async with asyncio.timeout(10):
+            while not await passed(hook, 1) or kept():
+                await asyncio.sleep(0.05)
+    await hook.aclose()  # type: ignore[attr-defined]
+    await others.aclose()  # type: ignore[attr-defined]
+
+
+def test_event_loops_share_the_file_and_a_hook_that_was_closed_opens_it_again(tmp_path: Path) -> None:
+    hook, counts = limit_starts(5, MINUTE, storage=f"sqlite:///{tmp_path / 'limits.db'}"), list[int]()
+
+    async def run() -> None:
+        counts.append(await passed(hook, 20))
+        await hook.aclose()  # type: ignore[attr-defined]
+
+    threads = [Thread(target=lambda: asyncio.run(run())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counts) == 5
+
+
+async def test_starts_are_refused_while_the_file_cannot_be_written(
+    create_app: CreateApp,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(starts, "_PATIENCE", 0.05)
+    app, ai = create_app(upstream := ScriptedUpstream("hello"))
+    ai.prepare(limit_starts(3, MINUTE, storage=f"sqlite:///{tmp_path / 'limits.db'}"))
+    client = await serve(app)
+    assert (await client.post("/v1/streams", json=BODY)).status_code == 201
+    with closing(sqlite3.connect(tmp_path / "limits.db", isolation_level=None)) as locking:
+        locking.execute("BEGIN IMMEDIATE")
+        answer = await client.post("/v1/streams", json=BODY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "limits_unavailable")
+    assert len(upstream.requests) == 1
+    assert "starts could not be counted" in caplog.text
+
+
+@pytest.mark.parametrize("storage", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:limits.db", "sqlite://limits.db"])
+def test_an_address_without_a_path_is_refused(storage: str) -> None:
+    with pytest.raises(ValueError, match="limit_starts: storage=sqlite:"):
+        limit_starts(5, MINUTE, storage=storage)
