@@ -141,7 +141,7 @@ if not late then
     end
     tell(KEYS[1], mine[1], mine[2], mine[3])
     for id, key in pairs(keys) do
-        if it.number > streams[id].number then tell(key, readers[id], 0, 0) end
+        tell(key, readers[id], 0, 0)
         redis.call('PEXPIRE', key, kept)
     end
     redis.call('PEXPIRE', KEYS[1], text(math.max(kept, window - now + 60000)))

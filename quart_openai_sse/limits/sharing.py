@@ -189,9 +189,8 @@ class Sharing:
         if self.away:
             self.away = False
             logger.warning("limits are counted for all workers again")
-        if not found.known:  # the store may have forgotten everything
-            for owner in (*self._held, *(() if self.budget is None else self.budget.owners(now))):
-                self._due[owner] = None
+        if not found.known and self.budget is not None:  # the store may have forgotten what was spent, too
+            self._due.update(dict.fromkeys(self.budget.owners(now)))
         for owner, held in self._held.items():
             if not found.known or held.told < now - _REFRESH:
                 held.changed.update(dict.fromkeys(held.reading))

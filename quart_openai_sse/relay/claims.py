@@ -6,14 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
-from quart_openai_sse.errors import (
-    MemoryFull,
-    StreamExpired,
-    StreamNotFound,
-    TokensSpent,
-    TooManyReaders,
-    TooManyStreams,
-)
+from quart_openai_sse.errors import MemoryFull, StreamExpired, StreamNotFound, TokensSpent, TooManyStreams
 from quart_openai_sse.logs import StreamLog, Writer
 from quart_openai_sse.relay.admission import Place
 from quart_openai_sse.relay.running import StreamHandle
@@ -47,7 +40,7 @@ class Claims:
                 place = reserve()
                 if place.share is not None:
                     await place.confirm()
-            except (TooManyStreams, TooManyReaders, TokensSpent, MemoryFull):
+            except (TooManyStreams, TokensSpent, MemoryFull):
                 if await self._exists(handle, create):
                     return None
                 raise

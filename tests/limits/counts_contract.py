@@ -151,7 +151,9 @@ class SharedCountsContract:
             while (answer := await second.tell(most_tokens=1000)).spent:
                 assert answer.window == window
         assert answer.window == 0
-        await first.tell(spent=100, window=window, remaining=60_000, most_tokens=1000)  # told too late
+        late = await first.tell(tokens(1), spent=1000, window=window, remaining=60_000, most_tokens=1000)
+        assert (late.window, late.refusals) == (0, [""])
+        await first.tell(most_tokens=1000)
         later = await second.tell(spent=7, remaining=60_000, most_tokens=1000)
         assert later.window > window
         assert (await first.tell(spent=100, window=window, most_tokens=1000)).spent == 7

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quart_openai_sse.limits.sqlite import SQLiteCounts
-from tests.limits.counts_contract import NewCounts, SharedCountsContract
+from tests.limits.counts_contract import STREAM, NewCounts, Process, SharedCountsContract
 
 
 class TestCounts(SharedCountsContract):
@@ -18,3 +19,16 @@ class TestCounts(SharedCountsContract):
             return SQLiteCounts(tmp_path / "counts.db", **options)
 
         return create
+
+
+async def test_what_a_dead_process_holds_is_free_without_a_look_at_the_processes(tmp_path: Path) -> None:
+    dead, process = (Process(SQLiteCounts(tmp_path / "counts.db", lease=lease)) for lease in (0.2, 15))
+    for each in (dead, process):
+        await each.counts.renew()
+    await dead.tell(streams=7)
+    assert (await process.tell(STREAM)).refusals == ["streams"]
+    async with asyncio.timeout(10):
+        while (await process.tell(STREAM)).refusals == ["streams"]:
+            await asyncio.sleep(0.01)
+    for each in (dead, process):
+        await each.counts.aclose()

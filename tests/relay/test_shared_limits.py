@@ -365,8 +365,8 @@ class SharedLimits:
 
     async def test_a_running_stream_ends_when_the_others_have_spent_the_rest(self, relays: Any) -> None:
         words = [step for _ in range(3000) for step in (chunk("w"), lambda: asyncio.sleep(0.005))]
-        one = relays(ScriptedUpstream([*words, finish()]), tokens_per_principal=3000)
-        other = relays(ScriptedUpstream([chunk("Hi"), finish(usage=usage(4000))]), tokens_per_principal=3000)
+        one = relays(ScriptedUpstream([*words, finish()]), tokens_per_principal=9000)
+        other = relays(ScriptedUpstream([chunk("Hi"), finish(usage=usage(9001))]), tokens_per_principal=9000)
         running = await start(one, asks(max_tokens=10))
         assert (await end_of(other, await start(other, asks(max_tokens=10)))).outcome == "completed"
         end = await end_of(one, running)
@@ -462,10 +462,16 @@ class TestOnRedis(SharedLimits):
             relays(ScriptedUpstream([Gate()]), max_streams_per_principal=2, tokens_per_principal=9000, lease=1)
             for _ in range(2)
         )
+        one.use(ScriptedUpstream([chunk("Hi"), finish()]))
+        plain = await start(one, principal=(bob := Principal("bob")), retain=False)
+        async for _ in plain.reader:
+            pass
+        await one.readers.leave(plain.reader)
+        one.use(None)
         handles = [await start(one, read=True) for _ in range(2)]
         async with Redis(unix_socket_path=str(redis_server)) as client:
             before = {key for key in await client.keys() if not key.endswith(b"processes")}
-            assert len(before) == 3
+            assert len(before) == 4  # ann, two streams of hers, bob
             await client.flushdb()
 
             async def is_there_again() -> bool:
@@ -474,6 +480,7 @@ class TestOnRedis(SharedLimits):
             await until(is_there_again)
         assert isinstance(await start(other), TooManyStreams)
         assert handles[0].reader is not None
+        assert isinstance(await start(other, asks(4 * 8999), principal=bob), TokensSpent)
 
     async def test_a_redis_that_stands_still_holds_up_nothing_and_counts_for_all_again(
         self, relays: Any, redis_server: Path
