@@ -22,6 +22,7 @@ from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol.requests import check_thread
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
+from quart_openai_sse.relay.stored_requests import check_metadata
 from quart_openai_sse.upstreams import Upstream
 from quart_openai_sse.web import checks
 from quart_openai_sse.web.blueprint import BODY_PATHS, ROUTES, create_blueprint
@@ -191,8 +192,12 @@ class QuartOpenAISSE(Registration):
         """Starts a stream that can be resumed, for a Chat Completions request *body*.
 
         Every refusal is raised here, as an `OpenAISSEError`. *body* and *thread* are checked like those of a caller.
+        On a log that workers share, *metadata* must be JSON, since `on_end` may be called on another worker: raises
+        `TypeError` otherwise.
         """
         relay = current_relay(self.name)
+        if metadata and relay.log.shared:
+            check_metadata(metadata)
         asked = {**body, "stream": True}
         handle = await relay.start(
             asked,
@@ -208,6 +213,15 @@ class QuartOpenAISSE(Registration):
         relay = current_relay(self.name)
         running = await relay.find(principal, thread=thread)
         return Stream(relay, relay.handle(running[0].id, principal), self._formats) if running else None
+
+    async def forget(self, principal: Principal) -> None:
+        """Stops the principal's running streams, and removes all that is kept of its streams, on every worker.
+
+        They are `StreamExpired` (410) from then on. It returns when all is removed; what the app's own hooks have
+        stored stays. Raises `LogUnavailable` if that was not possible now, and then may be called again, and
+        `InvalidRequest` for an anonymous principal.
+        """
+        await current_relay(self.name).forget(principal)
 
     async def complete(
         self, body: Mapping[str, Any], *, principal: Principal, metadata: Mapping[str, Any] | None = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from quart_openai_sse.errors import OpenAISSEError
 from quart_openai_sse.flow import ENOUGH, Flow
-from quart_openai_sse.logs import Writer
 from quart_openai_sse.logs.entries import Entry, Kind
 from quart_openai_sse.observers import APP, StreamRecord
 from quart_openai_sse.producers.costs import RequestCost
@@ -18,6 +17,18 @@ from quart_openai_sse.protocol.assembly import Assembly
 from quart_openai_sse.upstreams import Attempt
 
 _EVENT = Kind.EVENT
+
+
+class EntryWriter(Protocol):
+    """The part of a `Writer` that takes entries."""
+
+    def append(self, entries: Sequence[Entry]) -> Flow:
+        """See `Writer.append`."""
+        ...
+
+    async def room(self) -> None:
+        """See `Writer.room`."""
+        ...
 
 
 class Intake:
@@ -30,7 +41,7 @@ class Intake:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: EntryWriter,
         record: StreamRecord,
         *,
         assemble: int = 0,

@@ -54,6 +54,9 @@ class StreamEnd:
     finish_reasons: Mapping[int, str]
     usage: Mapping[str, Any] | None
     record: StreamRecord
+    attempt: int = 1
+    """How many workers have had the stream. With 2 or more, on a log that workers share, a worker died: `on_end` may
+    have been called for this stream before, and may have been cut half-way."""
 
     @property
     def text(self) -> str:

@@ -16,13 +16,16 @@ from msgspec import structs
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
+    ConfigurationError,
     Draining,
     InvalidRequest,
     LogUnavailable,
+    StreamNotFound,
 )
 from quart_openai_sse.limits import SharedCounts
 from quart_openai_sse.limits.memory import MemoryAccount
 from quart_openai_sse.logs import Reader, StreamLog, Writer
+from quart_openai_sse.logs.endings import wait_for_ends
 from quart_openai_sse.logs.entries import About
 from quart_openai_sse.observers import StreamRecord
 from quart_openai_sse.principal import Principal, owner_key, stream_key
@@ -36,6 +39,7 @@ from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.choice import choose_producer
 from quart_openai_sse.relay.claims import Claims
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
+from quart_openai_sse.relay.lost_streams import LostStreams
 from quart_openai_sse.relay.readers import Readers
 from quart_openai_sse.relay.running import RunningStream, StreamHandle
 from quart_openai_sse.relay.shares import Share
@@ -92,6 +96,7 @@ class Relay:
             scope=scope,
         )
         self._claims = Claims(log, self.streams)
+        self._lost_streams = LostStreams(config, hooks=hooks, calls=self.hook_calls, memory=self.memory, scope=scope)
 
     # Start ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,8 @@ class Relay:
         `commit_after` seconds; a retry upstream whose wait would end later is not begun.
 
         Every refusal is raised here: `Draining`, `InvalidRequest`, `ModelNotFound`, `TooManyStreams`, `TokensSpent`,
-        `TooManyReaders`, `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises.
+        `TooManyReaders`, `MemoryFull`, `KeyReused`, `LogUnavailable`, and whatever a `prepare` hook raises. On a shared
+        log *metadata* must have passed `check_metadata`.
         """
         if self.refusing:
             raise Draining(SHUTTING_DOWN)
@@ -124,6 +130,7 @@ class Relay:
         size = body_size(body) if size is None else size
         retain = retain or bool(idempotency_key)
         stream_id = _id_of_key(idempotency_key, principal) if idempotency_key else secrets.token_hex(16)
+        shared = retain and self.log.shared
         handle = self.handle(stream_id, principal)
         record = StreamRecord(
             id=handle.id,
@@ -204,12 +211,12 @@ class Relay:
                     charge=None if place.spending is None else place.spending.charge,
                 ),
             )
-            self.streams.run(stream, linger=self.config.linger if retain else 0)
+            self.streams.run(stream, linger=self.config.linger if retain else 0, shared=shared)
         except BaseException as error:
             place.release()
             await self.streams.take_back(handle, writer, reader, error)
             raise
-        return handle
+        return await self.streams.stored(stream) if shared else handle
 
     async def _prepare(
         self, body: dict[str, Any], principal: Principal, place: Place, *, size: int
@@ -291,6 +298,29 @@ class Relay:
         await self.open()
         await self.log.stop(handle.key, reason)
 
+    async def erase(self, handle: StreamHandle, reason: str) -> None:
+        """Stops the stream, and removes all that is kept of it, on every worker: it is `StreamExpired` from then on.
+
+        Raises `StreamNotFound`, and `LogUnavailable` also if the stream does not end within some seconds.
+        """
+        await self.stop(handle, reason)
+        await wait_for_ends(self.log, [handle.key])
+        with suppress(StreamNotFound):  # of a plain call, of which nothing is kept
+            await self.log.erase(handle.key)
+
+    async def forget(self, principal: Principal) -> None:
+        """Stops the principal's streams, and removes all that the log keeps of them, on every worker.
+
+        Plain calls on other workers go on; nothing of them is kept. Raises `LogUnavailable`, and `InvalidRequest` for
+        an anonymous caller: such callers are not told apart.
+        """
+        if principal.anonymous:
+            raise InvalidRequest("Streams of anonymous callers cannot be erased: nothing tells the callers apart.")
+        await self.open()
+        owner = owner_key(self._instance, principal)
+        self.streams.stop_all(owner, "stopped by its owner")
+        await self.log.forget(owner)
+
     async def find(self, principal: Principal, *, thread: str | None = None) -> list[About]:
         """The principal's running streams that can be resumed, newest first; none for anonymous callers."""
         if principal.anonymous:
@@ -303,6 +333,7 @@ class Relay:
     async def open(self) -> None:
         """Opens the log, unless that is done. Raises `LogUnavailable`."""
         if not self._log_is_open:
+            self.log.on_lost(self._lost_streams.end)
             await self.log.open()
             self._log_is_open = True
             if self.admission.sharing is not None:
@@ -314,6 +345,9 @@ class Relay:
             await self.open()
             return not self.draining and await self.log.ready()
         except LogUnavailable:
+            return False
+        except ConfigurationError:  # which has not shown before: the server started while the log was unavailable
+            logger.exception("the stream log cannot be used")
             return False
 
     async def drain(self, timeout: float, *, grace: float = 0) -> None:
@@ -352,7 +386,11 @@ class Relay:
 
     async def _close_log(self) -> None:
         self._log_is_open = False
-        await self.log.aclose()
+        try:
+            async with asyncio.timeout(CLEAN_UP):
+                await self.log.aclose()
+        except TimeoutError:
+            logger.warning("the stream log could not be closed in time")
 
 
 def _id_of_key(idempotency_key: str, principal: Principal) -> str:

@@ -35,6 +35,8 @@ logger = logging.getLogger("quart_openai_sse")
 
 Interruption = Literal["failed", "stopped"]
 
+LOST_TO_ANOTHER = "Another process has ended this stream."
+
 
 class StreamHandle(msgspec.Struct, frozen=True):
     """A stream that was started, or attached to. *reader* is set if the stream is not retained."""
@@ -114,7 +116,7 @@ class RunningStream:
     def lose(self) -> None:
         """Ends the production of a stream that another process has ended."""
         self.lost = True
-        self.interrupt("failed", "producer_lost", ProducerLost("Another process has ended this stream."))
+        self.interrupt("failed", "producer_lost", ProducerLost(LOST_TO_ANOTHER))
 
     def end(self, outcome: Outcome, reason: str = "", error: OpenAISSEError | None = None) -> End:
         """An end with the finish reasons and the usage that have arrived. It keeps nothing of *error* but its value."""
@@ -139,25 +141,7 @@ class RunningStream:
 
     def stream_end(self, end: End) -> StreamEnd:
         """The argument of `on_end`."""
-        assembled = self.intake.message
-        return StreamEnd(
-            id=self.handle.id,
-            outcome=end.outcome,
-            reason=end.reason,
-            error=None if end.error is None else end.error.exception(),
-            principal=self.principal,
-            thread=self.record.thread,
-            model=self.record.model,
-            body=self.body,
-            metadata=self.record.metadata,
-            message=None if assembled is None else assembled.first_message(),
-            reasoning="" if assembled is None else readable(assembled.reasoning),
-            details={} if assembled is None else assembled.details,
-            events=tuple(self.intake.events),
-            finish_reasons=end.finish_reasons,
-            usage=end.usage,
-            record=replace(self.record),
-        )
+        return stream_end(end, principal=self.principal, body=self.body, intake=self.intake)
 
     def _end_by(self, error: Exception) -> End:
         """The end of a producer that raised."""
@@ -166,3 +150,29 @@ class RunningStream:
         if isinstance(error, ModelFailed) or not isinstance(error, OpenAISSEError):
             logger.error("stream %s failed", self.handle.id, exc_info=error)
         return self.failed(error if isinstance(error, OpenAISSEError) else OpenAISSEError("The stream failed."))
+
+
+def stream_end(
+    end: End, *, principal: Principal, body: Mapping[str, Any], intake: Intake, attempt: int = 1
+) -> StreamEnd:
+    """The argument of `on_end` for a stream whose entries *intake* has had."""
+    assembled, record = intake.message, intake.record
+    return StreamEnd(
+        id=record.id,
+        outcome=end.outcome,
+        reason=end.reason,
+        error=None if end.error is None else end.error.exception(),
+        principal=principal,
+        thread=record.thread,
+        model=record.model,
+        body=body,
+        metadata=record.metadata,
+        message=None if assembled is None else assembled.first_message(),
+        reasoning="" if assembled is None else readable(assembled.reasoning),
+        details={} if assembled is None else assembled.details,
+        events=tuple(intake.events),
+        finish_reasons=end.finish_reasons,
+        usage=end.usage,
+        record=replace(record),
+        attempt=attempt,
+    )

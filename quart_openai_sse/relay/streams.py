@@ -12,7 +12,14 @@ from functools import partial
 from typing import Any
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import ErrorValue, OpenAISSEError, ServerShutdown, StartAbandoned
+from quart_openai_sse.errors import (
+    ErrorValue,
+    LogUnavailable,
+    OpenAISSEError,
+    ProducerLost,
+    ServerShutdown,
+    StartAbandoned,
+)
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End
 from quart_openai_sse.observers import EventKind, StreamRecord
@@ -21,7 +28,8 @@ from quart_openai_sse.relay.background import Background
 from quart_openai_sse.relay.departures import Departures
 from quart_openai_sse.relay.hooks import HookCalls, Hooks
 from quart_openai_sse.relay.readers import Readers
-from quart_openai_sse.relay.running import RunningStream, StreamHandle
+from quart_openai_sse.relay.running import LOST_TO_ANOTHER, RunningStream, StreamHandle
+from quart_openai_sse.relay.stored_requests import encode_request
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -61,8 +69,20 @@ class Streams:
         """The running stream of this key, if there is one."""
         return self._running.get(key)
 
-    def run(self, stream: RunningStream, *, linger: float) -> None:
-        """Starts the producer of *stream*. It is stopped when no reader has read it for *linger* seconds."""
+    def stop_all(self, owner: str, reason: str) -> None:
+        """Stops the streams of *owner*."""
+        for stream in self._running.values():
+            if stream.handle.owner == owner:
+                stream.interrupt("stopped", reason)
+
+    def run(self, stream: RunningStream, *, linger: float, shared: bool) -> None:
+        """Starts the producer of *stream*. It is stopped when no reader has read it for *linger* seconds.
+
+        *shared*: other processes can see it, and call `on_end` if this one dies.
+        """
+        if shared and self._hooks.on_end:
+            request = encode_request(principal=stream.principal, body=stream.body, record=stream.record)
+            stream.writer.keep(request)
         stream.writer.watch(
             stopped=partial(stream.interrupt, "stopped"),
             left=partial(self._departures.add, stream),
@@ -76,6 +96,22 @@ class Streams:
         self.observe("started", stream.record)
         # Last: an eager task may run to the end of the stream here.
         stream.task = loop.create_task(self._live(stream))
+
+    async def stored(self, stream: RunningStream) -> StreamHandle:
+        """The stream's handle, once other processes can find it: only then is a client told its id.
+
+        Raises `LogUnavailable`, and then ends the stream, which has begun to run meanwhile.
+        """
+        try:
+            await stream.writer.stored()
+        except BaseException as error:
+            if isinstance(error, LogUnavailable):
+                stream.interrupt("failed", error.code or "", error)
+            # If the request was cancelled, the stream lingers like any other whose client has left.
+            if stream.handle.reader is not None:
+                await self._readers.leave(stream.handle.reader)
+            raise
+        return stream.handle
 
     async def close(self, handle: StreamHandle, writer: Writer, end: End) -> None:
         """Writes the end of a stream to its log. If the log fails, the readers end without it, which is a failure."""
@@ -126,9 +162,13 @@ class Streams:
                     stream.intake.on_first = first
                 end = await stream.produce(self._background)
                 if self._hooks.on_end and not stream.lost:
-                    stream.complete_record(end)
-                    # Before the readers see the end: a client that reads "completed" can rely on what was stored.
-                    await self._hooks.run_on_end(stream.stream_end(end), calls=self._calls)
+                    if await stream.writer.decide(end):
+                        stream.complete_record(end)
+                        # Before the readers see the end: a client that reads "completed" can rely on what was stored.
+                        await self._hooks.run_on_end(stream.stream_end(end), calls=self._calls)
+                    else:  # another process has ended it, and calls the hooks
+                        stream.lose()
+                        end = stream.failed(ProducerLost(LOST_TO_ANOTHER))
         except Exception:
             logger.exception("stream %s: the app context raised", stream.handle.id)
         finally:

@@ -114,13 +114,16 @@ export class StreamClient {
   }
 
   /**
-   * Stops a stream; all its readers get the event `stopped`. A stream that has ended is not changed. Throws
-   * StreamError.
+   * Stops a stream; all its readers get the event `stopped`. A stream that has ended is not changed. With *erase* the
+   * server also removes what it keeps of the stream. Throws StreamError.
    * @param {string} url
+   * @param {{ erase?: boolean }} [options]
    * @returns {Promise<void>}
    */
-  async stop(url) {
-    await this.#ask(url, { method: "DELETE" });
+  async stop(url, { erase = false } = {}) {
+    const target = new URL(url, this.#base);
+    if (erase) target.searchParams.set("erase", "1");
+    await this.#ask(target.href, { method: "DELETE" });
   }
 
   /**

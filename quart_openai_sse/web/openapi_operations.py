@@ -132,8 +132,8 @@ OPERATIONS: Mapping[str, Schema] = {
         "errors": (*_ALWAYS, InvalidLastEventID, StreamNotFound, StreamExpired, TooManyReaders, LogUnavailable),
     },
     "stop_stream": {
-        "parameters": ("stream_id",),
-        "answers": {"204": {"description": "The stream has been stopped, or had ended."}},
+        "parameters": ("stream_id", "erase"),
+        "answers": {"204": {"description": "The stream has been stopped, or had ended; with `erase`, it is removed."}},
         "errors": (*_ALWAYS, OriginDenied, StreamNotFound, LogUnavailable),
     },
     "client": {

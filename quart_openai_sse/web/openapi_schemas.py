@@ -79,6 +79,7 @@ PARAMETERS: Schema = {
     "last_event_id": _parameter("last_event_id", "query", "The same, for a client that cannot set headers."),
     "format": _parameter("format", "query", "The format of the events.", enum=sorted(FORMATS), default="text"),
     "thread": _parameter("thread", "query", "Only the streams of this thread."),
+    "erase": _parameter("erase", "query", "Whether to remove the stream as well.", enum=["0", "1"], default="0"),
     "traceparent": _parameter("traceparent", "header", "A W3C trace context; its trace id is used if it is valid."),
     "X-Trace-ID": _parameter("X-Trace-ID", "header", "A trace id of up to 64 letters, digits, dots, dashes and `_`."),
     "Accept-Language": _parameter("Accept-Language", "header", "The language of `user_message`."),

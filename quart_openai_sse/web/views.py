@@ -12,7 +12,7 @@ from typing import Any
 from quart import Response, request, url_for
 
 from quart_openai_sse.auth.authentication import Authenticate, authenticate
-from quart_openai_sse.errors import ModelNotFound, StreamNotFound
+from quart_openai_sse.errors import InvalidRequest, ModelNotFound, StreamNotFound
 from quart_openai_sse.formats import Reading
 from quart_openai_sse.formats.registry import Formats, Wire
 from quart_openai_sse.logs import About
@@ -122,10 +122,13 @@ class Views:
         return await resumed_response(relay, handle, wire, after=last_event_id(), late=False)
 
     async def stop_stream(self, stream_id: str) -> Response:
-        """Stops the stream. Idempotent."""
+        """Stops the stream; with `?erase=1`, also removes it and everything that is kept of it. Idempotent."""
         relay = self._relay()
         handle = self._find(relay, await self._principal(relay), stream_id)
-        await relay.stop(handle, "stopped by its owner")
+        erase = request.args.get("erase", "0")
+        if erase not in ("0", "1"):
+            raise InvalidRequest("erase must be 0 or 1.", param="erase")
+        await (relay.erase if erase == "1" else relay.stop)(handle, "stopped by its owner")
         return Response(status=204)
 
     async def client(self) -> Response:
