@@ -185,7 +185,7 @@ class Config:
     log: str = field(default="memory://", repr=False)
     """Where streams are kept. `memory://`: in the memory of each worker. `sqlite:///streams.db`: in a file in the app's
     instance folder (`sqlite:////var/lib/app/streams.db`: at an absolute path), for all workers of one host.
-    `redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://` or `redis+cluster://`: on a Redis server, for all
+    `redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://` or `redis+cluster://`: in Redis or Valkey, for all
     workers of all hosts. The argument may be a function that is given the `Config` and returns a `StreamLog`."""
     log_lease: PositiveSeconds = 15
     """Seconds after which a worker that does not reach the shared log any more is taken for dead: then its streams

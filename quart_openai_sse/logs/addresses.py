@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from quart_openai_sse.errors import ConfigurationError
 
-_REDIS = ("redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster")
+_REDIS = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _SCHEMES = ("memory", "sqlite", *_REDIS)
 _SQLITE = "sqlite:///"
 
@@ -70,15 +70,16 @@ def _check_redis(parts: SplitResult, key: str) -> None:
         if not names[0]:
             raise ConfigurationError(f"{key} must name a socket: redis+unix:///run/redis/redis.sock.")
         return
-    several = parts.scheme in ("redis+sentinel", "redis+cluster")
+    watched = parts.scheme.endswith("+sentinel")
+    several = watched or parts.scheme.endswith("+cluster")
     if not all(_is_host(host) for host in (hosts.split(",") if several else [hosts])):
         more = ",host:port" if several else ""
         raise ConfigurationError(f"{key} must name a server, and may name its port: {parts.scheme}://host:port{more}.")
-    if parts.scheme == "redis+sentinel" and not names[0]:
+    if watched and not names[0]:
         raise ConfigurationError(
             f"{key} must name the service that the sentinels watch: {parts.scheme}://host/service."
         )
-    number = names[1:] if parts.scheme == "redis+sentinel" else [name for name in names if name]
+    number = names[1:] if watched else [name for name in names if name]
     if number and (len(number) > 1 or not number[0].isdecimal()):
         raise ConfigurationError(f"{key} must end with the number of a database, or without one.")
 

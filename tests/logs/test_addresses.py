@@ -19,7 +19,9 @@ TAKEN = [
     ("rediss://user:pass@[::1]:6379/15?ssl_cert_reqs=none", "redis"),
     ("redis+unix:///run/redis.sock?db=2", "redis"),
     ("redis+sentinel://:pass@one:26379,two:26379/mymaster/1", "redis"),
+    ("rediss+sentinel://one/mymaster?sentinel_password=x", "redis"),
     ("redis+cluster://one:7000,two:7001", "redis"),
+    ("rediss+cluster://one", "redis"),
 ]
 REFUSED = {
     "": "must begin with one of memory://, sqlite://, redis://",
