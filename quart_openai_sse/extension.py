@@ -20,6 +20,7 @@ from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol.requests import check_thread
+from quart_openai_sse.relay.counts import counts_of
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.stored_requests import check_metadata
@@ -294,10 +295,11 @@ class QuartOpenAISSE(Registration):
     def _create_relay(self, app: Quart, config: Config) -> Relay:
         return Relay(
             config=config,
-            log=self._factories.create_log(config, app),
+            log=self._factories.create_log(config),
             create_upstream=partial(self._factories.create_upstreams, config),
             hooks=self.hooks,
             instance=self.name,
+            counts=counts_of(config) if self._factories.log is None else None,
             scope=app.app_context,
         )
 

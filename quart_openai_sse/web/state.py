@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from quart import Quart, current_app
@@ -12,7 +11,7 @@ from quart import Quart, current_app
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.logs import StreamLog
-from quart_openai_sse.logs.addresses import check_address, file_of, kind_of
+from quart_openai_sse.logs.addresses import check_address, kind_of
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
@@ -53,7 +52,7 @@ class Factories:
             return config
         return replace(config, log=check_address(config.log, instance_path=app.instance_path, key=f"{prefix}LOG"))
 
-    def create_log(self, config: Config, app: Quart) -> StreamLog:
+    def create_log(self, config: Config) -> StreamLog:
         """The app's own stream log, or the one that *config* names: by default in memory."""
         if self.log is not None:
             return self.log(config)
@@ -66,9 +65,6 @@ class Factories:
         if kind == "sqlite":
             from quart_openai_sse.logs.mirror.sqlite import sqlite_log
 
-            folder = file_of(config.log).parent
-            if folder == Path(app.instance_path):  # which Quart does not create
-                folder.mkdir(parents=True, exist_ok=True)
             return sqlite_log(config)
         return MemoryLog.from_config(config)
 

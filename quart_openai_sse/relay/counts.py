@@ -1,0 +1,38 @@
+"""The counts that workers share, in the same Redis or the same file as the log that they share."""
+
+from __future__ import annotations
+
+from quart_openai_sse.config import Config
+from quart_openai_sse.limits import SharedCounts
+from quart_openai_sse.logs.addresses import file_of, kind_of
+
+_CONNECTIONS = 4  # to Redis: what is told together takes one round trip
+_TIMEOUT = 1.0  # seconds
+
+
+def counts_of(config: Config) -> SharedCounts | None:
+    """The counts for the log that *config* names; `None` for a log in memory: then each process counts on its own.
+
+    Raises `ConfigurationError`.
+    """
+    # Imported here, because only one of them is needed, and Redis's client is an extra.
+    kind = kind_of(config.log)
+    if kind == "redis":
+        from quart_openai_sse.limits.redis import RedisCounts
+        from quart_openai_sse.logs.mirror.redis_client import close_client, create_client
+
+        client = create_client(config.log, connections=_CONNECTIONS, timeout=_TIMEOUT)
+
+        class OwnClient(RedisCounts):
+            """Counts that close their client."""
+
+            async def aclose(self) -> None:
+                await super().aclose()
+                await close_client(client)
+
+        return OwnClient(client, prefix=config.log_prefix, lease=config.log_lease)
+    if kind == "sqlite":
+        from quart_openai_sse.limits.sqlite import SQLiteCounts
+
+        return SQLiteCounts(file_of(config.log), lease=config.log_lease)
+    return None
