@@ -171,6 +171,24 @@ async def test_the_pages_headers_and_cookies_reach_the_origin_of_the_base_only(w
     assert "Authorization" not in str(web.heads[2:])
 
 
+async def test_a_stream_that_is_stopped_can_be_erased_as_well(web: Web) -> None:
+    asked = await web.run(
+        """
+        const asked = [];
+        const fetch = async (url, { method }) => {
+            asked.push(`${method} ${new URL(url, location).search}`);
+            return new Response(null, { status: 204 });
+        };
+        const client = new StreamClient("/api", { fetch });
+        await client.stop("streams/1");
+        await client.stop("streams/1", { erase: true });
+        await client.stop("streams/1?a=b", { erase: true });
+        return asked;
+        """
+    )
+    assert asked == ["DELETE ", "DELETE ?erase=1", "DELETE ?a=b&erase=1"]
+
+
 @pytest.mark.parametrize("status", [302, 303, 307, 308])
 async def test_a_redirect_is_not_followed(web: Web, status: int) -> None:
     web.answers = [(b"", status, {"Location": f"{web.elsewhere}/api/streams"})] * 3
