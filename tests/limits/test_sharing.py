@@ -78,7 +78,9 @@ async def test_wishes_that_come_meanwhile_go_together_in_the_next_round_trip(sha
     ]
 
 
-async def test_a_wish_that_is_given_up_while_it_is_granted_is_taken_back(sharing: Sharing, store: Store) -> None:
+async def test_a_wish_that_is_given_up_while_it_is_granted_is_taken_back(
+    sharing: Sharing, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     store.opened.clear()
     taking = asyncio.ensure_future(sharing.take("ann", Wish(streams=1, prompt=5, tokens=10)))
     await store.asked.wait()
@@ -88,7 +90,7 @@ async def test_a_wish_that_is_given_up_while_it_is_granted_is_taken_back(sharing
     store.opened.set()
     await store.is_told(lambda holding: not holding.wishes)
     assert (store.told[-1].streams, store.told[-1].reserved) == (0, 0)
-    assert not sharing.away
+    assert not caplog.records
 
 
 async def test_a_reader_that_waits_for_too_long_counts_here(sharing: Sharing, store: Store) -> None:
