@@ -186,6 +186,8 @@ class MirrorReader(MemoryReader):
                     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     if self._closed:
                         break
+                    if page.cancelled():  # the log was closed
+                        break
                     with suppress(LogUnavailable):
                         return page.result()
                     await asyncio.wait([self._closing], timeout=wait)

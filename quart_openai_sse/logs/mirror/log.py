@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.errors import (
@@ -26,7 +26,7 @@ from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
 from quart_openai_sse.logs.mirror import Processes, State, Store, Write
-from quart_openai_sse.logs.mirror.again import until_answered
+from quart_openai_sse.logs.mirror.again import result_of, until_answered
 from quart_openai_sse.logs.mirror.lost import LostStreams
 from quart_openai_sse.logs.mirror.mirrors import Mirrors
 from quart_openai_sse.logs.mirror.own import OwnStream
@@ -57,6 +57,9 @@ _CLOSING = 2.0  # seconds for what is still to be written when the log is closed
 _ABANDONED = End("failed", "start_abandoned", ErrorValue.of(StartAbandoned()))
 
 
+T = TypeVar("T")
+
+
 class MirrorLog:
     """See `StreamLog`. *lease* is the seconds after which a process that does not answer is taken for dead.
 
@@ -74,7 +77,7 @@ class MirrorLog:
         """The streams that are produced here."""
         self._wire = Wire(cipher)
         self._numbers = count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._writing = Writing(store, self._wire, config, spawn=self._spawn)
         self.lease = lease
         self._lease = Lease(store, lease, self)
@@ -326,9 +329,9 @@ class MirrorLog:
         """Asks all processes, once for all that want to know the same."""
         asked = self._asked.get((key, stop))
         if asked is None:
-            asked = self._asked[key, stop] = asyncio.get_running_loop().create_task(self._questions.who(key, stop=stop))
+            asked = self._asked[key, stop] = self._spawn(self._questions.who(key, stop=stop))
             asked.add_done_callback(lambda _: self._asked.pop((key, stop), None))
-        found = await asyncio.shield(asked)
+        found = await result_of(asked)
         if not found and self._lease.in_doubt:
             raise LogUnavailable("The store has forgotten its streams, which are being stored again.")
         return found
@@ -375,7 +378,9 @@ class MirrorLog:
         if stream is not None:
             if message.stop:
                 stream.stop(message.stop)
-            if isinstance(stream, OwnStream):
+            if stream.failed_empty:  # it does not hold its key, and there is nothing to read
+                found = 0
+            elif isinstance(stream, OwnStream):
                 await self._store_again([stream], whole=True)
                 await stream.written_out(self.patience)
                 found = STORED
@@ -425,6 +430,7 @@ class MirrorLog:
     # After messages may have been missed, or the store has forgotten something ----------------------------------------
 
     def _look_again(self) -> None:
+        self._writing.try_again()
         if self._is_open and not self._looking:
             self._looking = True
             self._spawn(self._look())
@@ -502,13 +508,13 @@ class MirrorLog:
         if not self._is_open:
             raise LogUnavailable("The stream log is not open.")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         # The others are of a mirror that could not be opened: those who asked for it have raised them.

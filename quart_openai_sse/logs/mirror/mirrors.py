@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import Context
 from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamExpired, StreamNotFound
 from quart_openai_sse.logs.entries import END_ID, Entry, parse_place
 from quart_openai_sse.logs.memory_stream import OwningLog, size_of
 from quart_openai_sse.logs.mirror import Page, State, Store
-from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn
+from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, result_of
 from quart_openai_sse.logs.mirror.following import MirrorReader, MirrorStream
 from quart_openai_sse.logs.mirror.own import LOST
 from quart_openai_sse.logs.mirror.wire import END, Joined, Left, Wire, encode_message
@@ -68,7 +67,7 @@ class Mirrors:
         stream.openers += 1
         try:
             if stream.opening is not None:
-                await asyncio.shield(stream.opening)
+                await result_of(stream.opening)
             elif stream.end is not None:  # an open reader keeps the mirror, but its time may be over
                 await self.load(key, stream.last, join=False)
             place, at_end = await self._place(stream, place, at_end=after == END_ID)
@@ -93,15 +92,10 @@ class Mirrors:
         """See `Paging.page`."""
         page = self._pages.get((key, place))
         if page is None:
-            page = asyncio.get_running_loop().create_task(self._page(key, place), context=Context())
+            page = self._spawn(self._page(key, place))
             self._pages[key, place] = page
-            page.add_done_callback(lambda _: self._loaded(key, place))
+            page.add_done_callback(lambda _: self._pages.pop((key, place)))
         return page
-
-    def _loaded(self, key: str, place: int) -> None:
-        page = self._pages.pop((key, place))
-        if not page.cancelled():
-            page.exception()  # for asyncio: every reader that has waited for it may have been closed
 
     async def _page(self, key: str, place: int) -> Sequence[Entry]:
         page = await self.load(key, place, join=False)

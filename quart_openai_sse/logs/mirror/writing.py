@@ -14,7 +14,7 @@ from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ErrorValue, LogUnavailable
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.mirror import NewStream, Store, Write, Written
-from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, until_answered
+from quart_openai_sse.logs.mirror.again import SOONEST, Spawn, until_answered
 from quart_openai_sse.logs.mirror.own import OwnStream
 from quart_openai_sse.logs.mirror.wire import Wire
 
@@ -23,6 +23,7 @@ logger = logging.getLogger("quart_openai_sse")
 _LATER = 0.25  # seconds after which a stream is written that nobody reads elsewhere
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
+_LATEST = 1.0  # seconds until a store that could not be reached is tried again, less than a writer waits for it
 _RATE, _BURST = 250.0, 10.0  # calls of the store in a second, and at once before that limit counts
 _STREAMS = 500  # of one call of the store
 _UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream could not be stored.")))
@@ -46,6 +47,7 @@ class Writing:
         self._calls = _BURST
         """How many calls of the store may be made at once."""
         self._counted = 0.0
+        self._reached = asyncio.Event()
         self._busy = False
         self._rested = asyncio.Event()
 
@@ -87,10 +89,21 @@ class Writing:
                         logger.exception("streams could not be written to the stream log")
                     for stream in streams:
                         self._put_back(stream)
-                    await asyncio.sleep(self._wait)
-                    self._wait = min(self._wait * 2, LATEST)
+                    await self._rest()
             self._busy = False
             self._rested.set()
+
+    def try_again(self) -> None:
+        """The store can be reached again."""
+        self._reached.set()
+
+    async def _rest(self) -> None:
+        """Waits before a store is tried again that could not be reached."""
+        self._reached.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait):
+                await self._reached.wait()
+        self._wait = min(self._wait * 2, _LATEST)
 
     async def _pace(self) -> None:
         """Waits if there were many calls of the store lately: then each has more streams, and costs less of each."""
