@@ -158,7 +158,7 @@ def redis_with_sentinel(folder: Path, password: str = "") -> Iterator[tuple[Serv
         fast = ("--repl-diskless-sync-delay", 0, "--repl-ping-replica-period", 1)
         master = stack.enter_context(redis_server(folder / "master", *fast, port=first, password=password))
         replica = stack.enter_context(
-            redis_server(folder / "replica", *fast, "--replicaof", f"127.0.0.1 {first}", port=second, password=password)
+            redis_server(folder / "replica", *fast, "--replicaof", "127.0.0.1", first, port=second, password=password)
         )
         config = folder / "sentinel.conf"
         lines = [f"port {watching}", "bind 127.0.0.1", f"sentinel monitor streams 127.0.0.1 {first} 1"]
