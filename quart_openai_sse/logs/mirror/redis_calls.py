@@ -61,11 +61,11 @@ class Calls:
         await self.pipeline(before)  # a cluster's pipeline has no order between nodes
         return await self.run(call.script, call.keys, *call.args)
 
-    async def pipeline(self, calls: Sequence[Call], *, keep_wrong_types: bool = False) -> list[Any]:
-        """The replies of many scripts. With *keep_wrong_types* an error about a key of another program is one."""
+    async def pipeline(self, calls: Sequence[Call]) -> list[Any]:
+        """The replies of many scripts."""
         replies: list[Any] = await self.bounded(self._replies(calls)) if calls else []
         for reply in replies:
-            if isinstance(reply, Exception) and not (keep_wrong_types and "WRONGTYPE" in str(reply)):
+            if isinstance(reply, Exception):
                 raise await self._failure(reply) from reply
         return replies
 

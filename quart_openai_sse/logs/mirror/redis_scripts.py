@@ -73,44 +73,67 @@ return false
 """
 )
 
-# ARGV: writer, place, count, batch, decided, end, request, retention, retention + tombstone, holds_key, channel.
-# The count alone if there is nothing else to say, otherwise result, count, stop, readers.
+# The keys of each stream in turn. ARGV: for each stream place, count, retention, retention + tombstone, holds_key,
+# writer, batch, decided, end, request, channel, each with its length before it. One argument, because arguments and
+# commands are what costs the client time. For each stream the count alone if there is nothing else to say, otherwise
+# result, count, stop, readers. Keys of another program are as good as none: `create` will say so.
 WRITE = script(
-    _STREAM
+    NOW
     + """
-local s = redis.call('HMGET', KEYS[1], 'w', 'c', 'e', 's', 'r', 'l')
-if not s[1] then return {'gone', 0, '', ''} end
-local place, count, stored = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(s[2])
-local function answer(result)
-  return {result, stored, s[4] or '', s[5] or ''}
+local call, replies = redis.call, {}
+
+local function write(state, batches, hooks, values)
+  local place, count, kept, known, holds_key, writer, batch, decided, fin, request, channel =
+    struct.unpack('>I4I4I8I8BI4c0I4c0I4c0I4c0I4c0I4c0', values)
+  local s = call('HMGET', state, 'w', 'c', 'e', 's', 'r', 'l')
+  if not s[1] then return {'gone', 0, '', ''} end
+  local stored = tonumber(s[2])
+  local function answer(result)
+    return {result, stored, s[4] or '', s[5] or ''}
+  end
+  if s[1] ~= writer then return answer('lost') end
+  if s[3] then return answer(count <= stored and 'done' or 'lost') end
+  if stored ~= place and stored ~= count then return answer('moved') end
+  if stored == place and batch ~= '' then
+    if call('RPUSHX', batches, batch) == 0 then return {'gone', 0, '', ''} end
+    call('HSET', state, 'c', count)
+    call('PUBLISH', channel, batch)
+    stored = count
+  elseif call('EXISTS', batches) == 0 then
+    return {'gone', 0, '', ''}
+  end
+  if fin ~= '' then
+    call('RPUSH', batches, fin)
+    call('HSET', state, 'e', now())
+    call('HDEL', state, 'r')
+    if holds_key == 0 then call('HSET', state, 'k', '0') end
+    call('DEL', hooks)
+    call('PUBLISH', channel, fin)
+    call('PEXPIRE', state, known)
+    call('PEXPIRE', batches, kept)
+  else
+    if decided ~= '' then call('HSET', hooks, 'x', decided) end
+    if request ~= '' then call('HSET', hooks, 'r', request) end
+    if decided ~= '' or request ~= '' or call('PTTL', state) < 0.75 * s[6] then
+      call('PEXPIRE', state, s[6])
+      call('PEXPIRE', batches, s[6])
+      call('PEXPIRE', hooks, s[6])
+    end
+  end
+  if not s[4] and not s[5] then return stored end
+  return answer('done')
 end
-if s[1] ~= ARGV[1] then return answer('lost') end
-if s[3] then return answer(count <= stored and 'done' or 'lost') end
-if stored ~= place and stored ~= count then return answer('moved') end
-if stored == place and ARGV[4] ~= '' then
-  if redis.call('RPUSHX', KEYS[2], ARGV[4]) == 0 then return {'gone', 0, '', ''} end
-  redis.call('HSET', KEYS[1], 'c', count)
-  redis.call('PUBLISH', ARGV[11], ARGV[4])
-  stored = count
-elseif redis.call('EXISTS', KEYS[2]) == 0 then
-  return {'gone', 0, '', ''}
+
+for n, values in ipairs(ARGV) do
+  local fine, reply = pcall(write, KEYS[3 * n - 2], KEYS[3 * n - 1], KEYS[3 * n], values)
+  if not fine then
+    local text = type(reply) == 'table' and reply.err or tostring(reply)
+    if not string.find(text, 'WRONGTYPE', 1, true) then return redis.error_reply(text) end
+    reply = {'gone', 0, '', ''}
+  end
+  replies[n] = reply
 end
-if ARGV[6] ~= '' then
-  redis.call('RPUSH', KEYS[2], ARGV[6])
-  redis.call('HSET', KEYS[1], 'e', now())
-  redis.call('HDEL', KEYS[1], 'r')
-  if ARGV[10] == '0' then redis.call('HSET', KEYS[1], 'k', '0') end
-  redis.call('DEL', KEYS[3])
-  redis.call('PUBLISH', ARGV[11], ARGV[6])
-  redis.call('PEXPIRE', KEYS[1], ARGV[9])
-  redis.call('PEXPIRE', KEYS[2], ARGV[8])
-else
-  if ARGV[5] ~= '' then redis.call('HSET', KEYS[3], 'x', ARGV[5]) end
-  if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], 'r', ARGV[7]) end
-  for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], s[6]) end
-end
-if not s[4] and not s[5] then return stored end
-return answer('done')
+return replies
 """
 )
 

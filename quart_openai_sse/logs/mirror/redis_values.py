@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from quart_openai_sse.logs.mirror import State
+from quart_openai_sse.logs.mirror import State, Write
 
 VERSION = 1
 """The version of keys and scripts, which is part of each key."""
@@ -99,6 +100,19 @@ def key_in_index(owner: str, member: bytes) -> str:
     """The key of the stream in the index of *owner*."""
     name = text(member)
     return owner + name[1:] if name.startswith("+") else name[1:]
+
+
+_NUMBERS, _LENGTH = struct.Struct(">IIQQB"), struct.Struct(">I")
+
+
+def packed(write: Write, channel: bytes) -> bytes:
+    """A write as the script takes it."""
+    kept = milliseconds(write.retention)
+    known = kept + milliseconds(write.tombstone)
+    parts = [_NUMBERS.pack(write.place, write.count, kept, known, write.holds_key)]
+    for value in (encoded(write.writer), write.batch, write.decided, write.end, write.request, channel):
+        parts += _LENGTH.pack(len(value)), value
+    return b"".join(parts)
 
 
 def member(writer: str, key: str) -> bytes:
