@@ -20,7 +20,7 @@ from quart_openai_sse.errors import ConfigurationError, OpenAISSEError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.principal import Principal
 from quart_openai_sse.protocol.requests import check_thread
-from quart_openai_sse.relay.counts import counts_of
+from quart_openai_sse.relay.counts import CreateCounts, counts_of
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.relay.stored_requests import check_metadata
@@ -46,7 +46,7 @@ from quart_openai_sse.web.state import (
 from quart_openai_sse.web.stream import Stream
 from quart_openai_sse.web.writes import CutOff
 
-_ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "client", "routes", "translations")
+_ARGUMENTS = ("auth", "name", "config_prefix", "upstream", "log", "counts", "client", "routes", "translations")
 _LOGGED = f"{EXTENSION}.logged"
 _GRACE = 2.0  # seconds
 
@@ -55,12 +55,12 @@ class QuartOpenAISSE(Registration):
     """OpenAI-compatible streaming routes for a Quart app, and streams for the app's own routes.
 
     *auth* is the auth hook, which says who makes a request. *routes* are the groups of routes that the app gets.
-    *upstream*, *log* and *client* are functions that are given the `Config` and return an upstream, a stream log, or
-    the HTTP client for requests upstream; each is called once per app and event loop. *log* may be the address of a log
-    as well, like the option `log`. Several instances in one app
-    need a *name* and a *config_prefix* each, and no prefix may begin with another one. *translations* add languages
-    to the sentences that people read: by language, from the English sentence to its translation. *options* are the
-    fields of `Config`; they take precedence over `app.config`.
+    *upstream*, *log*, *counts* and *client* are functions that are given the `Config` and return an upstream, a stream
+    log, what counts the limits of a principal for all workers, or the HTTP client for requests upstream; each is called
+    once per app and event loop. *log* may be the address of a log as well, like the option `log`; then *counts* is not
+    needed. Several instances in one app need a *name* and a *config_prefix* each, and no prefix may begin with another
+    one. *translations* add languages to the sentences that people read: by language, from the English sentence to its
+    translation. *options* are the fields of `Config`; they take precedence over `app.config`.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class QuartOpenAISSE(Registration):
         config_prefix: str = KEY_PREFIX,
         upstream: Callable[[Config], Upstream] | None = None,
         log: str | Callable[[Config], StreamLog] | None = None,
+        counts: CreateCounts | None = None,
         client: Callable[[Config], Any] | None = None,
         routes: Collection[str] = frozenset(ROUTES),
         translations: Catalogues | None = None,
@@ -86,7 +87,7 @@ class QuartOpenAISSE(Registration):
         self._config_prefix = config_prefix
         if isinstance(log, str):
             options, log = cast(Options, {**options, "log": log}), None
-        self._factories = Factories(upstream=upstream, log=log, client=client)
+        self._factories = Factories(upstream=upstream, log=log, counts=counts, client=client)
         self._routes = routes
         self._translations = translations
         self._options = options
@@ -299,7 +300,7 @@ class QuartOpenAISSE(Registration):
             create_upstream=partial(self._factories.create_upstreams, config),
             hooks=self.hooks,
             instance=self.name,
-            counts=counts_of(config) if self._factories.log is None else None,
+            counts=counts_of(config, own=self._factories.counts, own_log=self._factories.log is not None),
             scope=app.app_context,
         )
 

@@ -425,6 +425,7 @@ PUBLIC = {
     "flask": [],
     "flow": ["Flow"],
     "formats": [],
+    "limits.redis": ["RedisCounts"],
     "limits.starts": [],
     "logs": [],
     "logs.entries": ["parse_place"],

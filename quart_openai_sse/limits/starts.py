@@ -33,10 +33,10 @@ def limit_starts(
     """Returns a hook for `ai.prepare` that limits the starts of each principal, on all routes together.
 
     A principal can start up to *count* streams in any *period*, which is a whole number of seconds. *storage* is where
-    they are counted: `"memory://"` in this process; for the processes of one machine an SQLite file
-    (`"sqlite:///instance/limits.db"`, which may be that of the stream log); for several machines the URI of another
-    storage of the `limits` library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object of
-    `limits.aio.storage`, which the app closes. In a storage other than memory, hooks with the same *count*, *period*
+    they are counted: `"memory://"` in this process; for the processes of one machine an SQLite file, seen from the
+    working directory (`"sqlite:///instance/limits.db"`), which may be that of the stream log; for several machines the
+    URI of another storage of the `limits` library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object
+    of `limits.aio.storage`, which the app closes. In a storage other than memory, hooks with the same *count*, *period*
     and *name* share a count.
 
     Raises `ValueError` for a *count* below 1, a *period* that is not a whole number of seconds from 1 on, and a

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quart_openai_sse.config import Config
 from quart_openai_sse.limits import SharedCounts
 from quart_openai_sse.logs.addresses import file_of, kind_of
+
+CreateCounts = Callable[[Config], SharedCounts]
+"""Returns what counts for all workers, for one app and event loop."""
 
 _CONNECTIONS = 4  # to Redis: what is told together takes one round trip
 _TIMEOUT = 1.0  # seconds
 
 
-def counts_of(config: Config) -> SharedCounts | None:
-    """The counts for the log that *config* names; `None` for a log in memory: then each process counts on its own.
+def counts_of(config: Config, *, own: CreateCounts | None, own_log: bool) -> SharedCounts | None:
+    """The app's *own* counts, or those for the log that *config* names, unless the app has its own log as well.
 
-    Raises `ConfigurationError`.
+    `None`: each process counts on its own, as with a log in memory. Raises `ConfigurationError`.
     """
+    if own is not None:
+        return own(config)
+    if own_log:
+        return None
     # Imported here, because only one of them is needed, and Redis's client is an extra.
     kind = kind_of(config.log)
     if kind == "redis":

@@ -13,6 +13,7 @@ from quart_openai_sse.errors import ConfigurationError
 from quart_openai_sse.logs import StreamLog
 from quart_openai_sse.logs.addresses import check_address, kind_of
 from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.relay.counts import CreateCounts
 from quart_openai_sse.relay.engines import Engines
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.upstreams import Upstream
@@ -25,14 +26,15 @@ EXTENSION = "quart_openai_sse"
 
 @dataclass(frozen=True, kw_only=True)
 class Factories:
-    """The functions that create an instance's upstream, stream log and HTTP client, once per app and event loop."""
+    """The functions that create an instance's upstream, log, counts and HTTP client, once per app and event loop."""
 
     upstream: Callable[[Config], Upstream] | None
     log: Callable[[Config], StreamLog] | None
+    counts: CreateCounts | None
     client: Callable[[Config], Any] | None
 
     def __post_init__(self) -> None:
-        for name in ("upstream", "log", "client"):
+        for name in ("upstream", "log", "counts", "client"):
             check_factory(name, getattr(self, name))
 
     def create_upstreams(self, config: Config) -> Upstreams:

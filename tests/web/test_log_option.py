@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ConfigurationError
+from quart_openai_sse.limits.sqlite import SQLiteCounts
 from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish, read
 from tests.conftest import QUESTION, CreateApp, Serve
 
@@ -61,6 +63,16 @@ async def test_a_password_is_in_no_sentence(create_app: CreateApp, redis_server:
     with pytest.raises(ConfigurationError) as raised:
         await app.startup()
     assert "very-secret" not in f"{raised.value} {ai.config(app)!r} {raised.value.__context__}"
+
+
+async def test_an_app_says_itself_where_limits_are_counted(create_app: CreateApp, serve: Serve, tmp_path: Path) -> None:
+    def counts(config: Config) -> SQLiteCounts:
+        return SQLiteCounts(tmp_path / "counts.db", lease=config.log_lease)
+
+    options = {"counts": counts, "max_streams_per_principal": 1}
+    one, other = [await serve(create_app(ScriptedUpstream([Gate()]), **options)[0]) for _ in range(2)]
+    assert (await one.post("/v1/streams", json=BODY)).status_code == 201
+    assert (await other.post("/v1/streams", json=BODY)).status_code == 429
 
 
 async def read_all(client: httpx.AsyncClient, url: str) -> Any:
