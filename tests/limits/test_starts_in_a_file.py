@@ -89,13 +89,13 @@ async def test_starts_are_refused_while_the_file_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(starts, "_PATIENCE", 0.05)
     app, ai = create_app(upstream := ScriptedUpstream("hello"))
     ai.prepare(limit_starts(3, MINUTE, storage=f"sqlite:///{tmp_path / 'limits.db'}"))
     client = await serve(app)
     assert (await client.post("/v1/streams", json=BODY)).status_code == 201
     with closing(sqlite3.connect(tmp_path / "limits.db", isolation_level=None)) as locking:
         locking.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(starts, "_PATIENCE", 0.05)
         answer = await client.post("/v1/streams", json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "limits_unavailable")
     assert len(upstream.requests) == 1
