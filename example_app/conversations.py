@@ -119,7 +119,10 @@ class Conversations:
         return conversation
 
     async def add(self, conversation_id: str, *, owner: str, **message: Any) -> None:
-        """Adds a message of these columns."""
+        """Adds a message of these columns, in place of an answer of the same stream.
+
+        `on_end` runs twice for a stream if a worker dies while it runs.
+        """
         columns = {name: storable(value) if isinstance(value, str) else value for name, value in message.items()}
         added = Message(conversation_id=conversation_id, **columns)
         await self._update(conversation_id, owner, added, updated=time.time())
@@ -146,6 +149,8 @@ class Conversations:
         async with self._session.begin() as session:
             query = update(Conversation).where(_is(conversation_id, owner)).values(**values).returning(Conversation.id)
             _found(await session.scalar(query), conversation_id)
+            for stream in [message.stream for message in added if message.stream]:
+                await session.execute(delete(Message).filter_by(conversation_id=conversation_id, stream=stream))
             session.add_all(added)
 
 

@@ -25,6 +25,7 @@ from openai import AsyncOpenAI
 
 from example_app import create_app
 from example_app.__main__ import main
+from example_app.conversations import Conversations
 from example_app.handbook import HANDBOOK
 from example_app.logins import LoginTries, TooManyTries
 from quart_openai_sse.simulator import answer, serve_simulator
@@ -401,6 +402,19 @@ async def test_a_conversation_is_renamed_and_deleted_with_its_running_answer(ser
     page = await client.get(f"/c/{started['conversation']['id']}")
     assert page.status_code == 404
     assert "This conversation does not exist, or it was deleted." in page.text
+
+
+async def test_an_answer_that_is_stored_twice_is_there_once(tmp_path: Path) -> None:
+    """As by a worker that died, and by the one that has taken its stream over."""
+    conversations = Conversations(tmp_path / "chat.db")
+    try:
+        asked = await conversations.ask(QUESTION, owner="ada")
+        for content, stream in (("At ei", "1f"), ("At eight.", "1f"), ("Another", "2f")):
+            await conversations.add(asked.id, owner="ada", role="assistant", content=content, stream=stream)
+        found = await conversations.get(asked.id, owner="ada")
+    finally:
+        await conversations.close()
+    assert [message.content for message in found.messages] == [QUESTION, "At eight.", "Another"]
 
 
 async def test_a_second_question_waits_for_the_first_answer(serve: Start) -> None:
