@@ -134,6 +134,8 @@ def _members(body: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
     members, left_out = {}, []
     for name, value in body.items():
         try:
+            if not isinstance(name, str):
+                raise TypeError
             members[name] = json.encode(value)
         except (TypeError, ValueError, OverflowError):
             left_out.append(name)

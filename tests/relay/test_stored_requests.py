@@ -128,8 +128,8 @@ def test_without_room_even_for_the_principal_nothing_is_stored() -> None:
 
 
 def test_an_object_that_a_hook_has_added_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    assert stored({**BODY, "documents": [object()]}).body == BODY
-    assert "'documents' could not be stored" in caplog.text
+    assert stored({**BODY, "documents": [object()], 7: "seven"}).body == BODY
+    assert "'documents', 7 could not be stored" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", b"text", zlib.compress(b"{}\n{}\n{}"), zlib.compress(b"{}")])
