@@ -10,10 +10,11 @@ from example_app.accounts import DEMO_ACCOUNTS
 from example_app.app import create_app
 from example_app.conversations import DatabaseUnusable
 from example_app.serving import Site, command_line, run
+from quart_openai_sse.errors import ConfigurationError
 
 
 def main() -> int:
-    """Reads the command line and serves. 1 if the address or the database can't be had."""
+    """Reads the command line and serves. 1 if the address, the database or the log can't be had."""
     parser = command_line(
         "python -m example_app",
         "A chat app that streams. Honours OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL; without a key or an "
@@ -25,10 +26,18 @@ def main() -> int:
         metavar="FILE",
         help="the SQLite file with the conversations (default: EXAMPLE_DATABASE, else instance/chat.db)",
     )
+    parser.add_argument(
+        "--log",
+        metavar="ADDRESS",
+        help="where streams are kept, so that several processes share them: redis://127.0.0.1:6379/0, or "
+        "sqlite:///streams.db for a file in instance/ (default: QUART_OPENAI_SSE_LOG, else the process's memory)",
+    )
     options = parser.parse_args()
 
     def create(url: str, simulator: str) -> Site:
         settings: dict[str, Any] = {"SIMULATED": True, "OPENAI_SSE_BASE_URL": simulator} if simulator else {}
+        if options.log:
+            settings["OPENAI_SSE_LOG"] = options.log
         app = create_app(DATABASE=options.database, **settings)
         return Site(app, app.extensions["ai"], _welcome(url))
 
@@ -36,7 +45,9 @@ def main() -> int:
         return run(options, create)
     except DatabaseUnusable as error:
         sys.stderr.write(f"Can't keep conversations in {error}. Try --database.\n")
-        return 1
+    except ConfigurationError as error:
+        sys.stderr.write(f"Can't start: {error}\n")
+    return 1
 
 
 def _welcome(url: str) -> str:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 TOKEN = {"EXAMPLE_TOKEN": "token"}
 BEARER = {"Authorization": "Bearer token"}
 QUESTION = "When are you open?"
+ASKED = {"content": QUESTION}
 ROUTES = [
     ("GET", "/conversations"),
     ("POST", "/conversations"),
@@ -383,6 +384,16 @@ async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(star
     assert kept["content"]
 
 
+async def test_an_answer_that_is_stored_again_is_there_once(tmp_path: Path) -> None:
+    conversations = Conversations(tmp_path / "chat.db")
+    asked = await conversations.ask("Twice?", owner="ada")
+    for content in ("One", "The same, from another process"):
+        await conversations.add(asked.id, owner="ada", role="assistant", content=content, stream="s")
+    messages = (await conversations.get(asked.id, owner="ada")).messages
+    assert [message.content for message in messages] == ["Twice?", "The same, from another process"]
+    await conversations.close()
+
+
 async def test_a_conversation_is_renamed_and_deleted_with_its_running_answer(serve: Start) -> None:
     client = await (await serve()).browser()
     started = (await client.post("/conversations", json={"model": "sim-long", "content": " One \n two?"})).json()
@@ -608,6 +619,64 @@ async def test_the_address_and_the_model_are_taken_from_the_environment(start_pr
         assert len(simulator.counters.requests) == 1
 
 
+# Several processes on one log ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["SQLite", "Redis"])
+def log_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a log for several processes."""
+    if request.param == "SQLite":
+        return f"sqlite:///{tmp_path / 'streams.db'}"
+    return f"redis+unix://{request.getfixturevalue('redis_server')}"
+
+
+@pytest.fixture
+async def start_two(start_process: Start, log_address: str) -> tuple[Started, Started]:
+    """Two processes of the example on one log, which soon notice if the other one dies."""
+    environ = {"EXAMPLE_SECRET_KEY": "the same", "QUART_OPENAI_SSE_LOG_LEASE": "1"}
+    one, two = [await start_process("--log", log_address, **environ) for _ in range(2)]
+    return one, two
+
+
+async def test_an_answer_is_followed_and_stopped_at_another_process(start_two: tuple[Started, Started]) -> None:
+    one, two = start_two
+    here = await one.browser()
+    there = await two.client(cookies=here.cookies)
+    started = (await here.post("/conversations", json={"model": "sim-long", "content": "Stop?"})).json()
+    assert (await opened(there, started))["answering"] == {"id": started["id"], "url": started["url"]}
+    assert (await there.post(f"/conversations/{started['conversation']['id']}/messages", json=ASKED)).status_code == 409
+    async with here.stream("GET", started["url"]) as mine, there.stream("GET", started["url"]) as other:
+        bodies = [mine.aiter_raw(), other.aiter_raw()]
+        beginnings = [await _first_words(body) for body in bodies]
+        assert (await there.delete(started["url"])).status_code == 204
+        seen = [await _read(beginning, rest) for beginning, rest in zip(beginnings, bodies, strict=True)]
+    assert [each.outcome for each in seen] == ["stopped", "stopped"]
+    assert seen[0].text == seen[1].text
+    kept = (await opened(there, started))["messages"]
+    assert [(message["role"], message["outcome"]) for message in kept] == [("user", ""), ("assistant", "stopped")]
+    assert kept[1]["content"] == seen[0].text
+
+
+async def test_an_answer_whose_process_was_killed_fails_and_is_stored(start_two: tuple[Started, Started]) -> None:
+    one, two = start_two
+    here = await one.browser()
+    there = await two.client(cookies=here.cookies)
+    started = (await here.post("/conversations", json={"model": "sim-long", "content": "Cut?"})).json()
+    async with there.stream("GET", started["url"]) as response:
+        body = response.aiter_raw()
+        beginning = await _first_words(body)
+        one.process.kill()
+        seen = await _read(beginning, body)
+    assert seen.outcome == "failed"
+    assert seen.error is not None
+    assert seen.error["code"] == "producer_lost"
+    conversation = await opened(there, started)
+    assert conversation["answering"] is None
+    kept = conversation["messages"][1]
+    assert (kept["outcome"], kept["note"]) == ("failed", seen.error["user_message"])
+    assert kept["content"] == seen.text
+
+
 # Its end ------------------------------------------------------------------------------------------------------------
 
 
@@ -639,6 +708,8 @@ def test_the_help_says_what_it_honours(run_here: Callable[..., Ended]) -> None:
         "--drain-timeout",
         "--database",
         "EXAMPLE_DATABASE",
+        "--log",
+        "QUART_OPENAI_SSE_LOG",
     )
     assert [name for name in names if name not in output] == []
 
@@ -696,6 +767,23 @@ def test_a_database_that_cannot_be_had_is_said_in_a_sentence(run_here: Callable[
         last = errors.splitlines()[-1]
         assert re.fullmatch(rf"Can't keep conversations in {re.escape(str(file))}: [^\n.]+\. Try --database\.", last)
         assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("streams.db", "OPENAI_SSE_LOG must begin with one of memory://, sqlite://, redis://"),
+        ("sqlite://streams.db", "OPENAI_SSE_LOG must name a file"),
+    ],
+    ids=["no address", "no file"],
+)
+def test_a_log_that_cannot_be_had_is_said_in_a_sentence(
+    run_here: Callable[..., Ended], tmp_path: Path, address: str, words: str
+) -> None:
+    status, output, errors = run_here("--port", "0", "--database", str(tmp_path / "chat.db"), "--log", address)
+    assert (status, output) == (1, "")
+    assert errors.splitlines()[-1].startswith(f"Can't start: {words}")
+    assert "Traceback" not in errors
 
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
