@@ -22,6 +22,7 @@ from tests.chaos import (
     refused,
     soak,
 )
+from tests.chaos.shared import roaming, table
 
 BUILDS = {
     "held": "memory that failed requests with large prompts leave behind",
@@ -53,6 +54,14 @@ def parser() -> argparse.ArgumentParser:
         builds.add_argument("--package", type=Path, action="append", default=[], metavar="PATH", help=PACKAGE)
         if name in ("libraries", "recipes", "refused"):
             builds.add_argument("--cache", type=Path, help="a folder in which the libraries stay installed")
+    shared = commands.add_parser("shared", help="faults of a store that two workers share, and of these workers")
+    shared.add_argument("--only", default="", metavar="TEXT", help="the rows whose names contain it")
+    roams = commands.add_parser("roaming", help="clients that go from worker to worker, while workers and store fail")
+    roams.add_argument("--minutes", type=float, default=10)
+    roams.add_argument("--streams", type=int, default=200, help="how many run at once")
+    roams.add_argument("--store", choices=list(roaming.STORES), default="redis")
+    roams.add_argument("--seed", type=int, default=1, help="from which everything random comes")
+    roams.add_argument("--keep", type=Path, metavar="FOLDER", help="where the workers' stderr stays")
     commands.add_parser("serve", help="the soak's app").add_argument("upstreams")
     return parser
 
@@ -73,6 +82,11 @@ async def main(options: argparse.Namespace) -> bool:
             return await leaks.run(write, streams=options.streams)
         case "soak":
             return await soak.run(write, minutes=options.minutes, streams=options.streams)
+        case "shared":
+            return await table.run(write, only=options.only)
+        case "roaming":
+            chosen = {name: getattr(options, name) for name in ("minutes", "streams", "store", "seed", "keep")}
+            return await roaming.run(write, **chosen)
         case "serve":
             await soak.serve(options.upstreams)
             return True
@@ -99,6 +113,7 @@ async def _measure(options: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    logging.getLogger("quart_openai_sse").setLevel(logging.CRITICAL)  # the tables say it
+    for name in ("quart_openai_sse", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the tables say it
     sys.stdout.reconfigure(line_buffering=True)
     sys.exit(not asyncio.run(main(parser().parse_args())))
