@@ -18,9 +18,12 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "qua
 """Where what is built is kept."""
 
 SOURCES = Path(__file__).parent / "programs"
+PEERS_FOLDER = Path(__file__).parent / "peers"
 GO_PACKAGES = "/usr/share/gocode"  # where Debian's golang-*-dev packages put their sources
 LITELLM = "litellm[proxy]==1.106.2"
-PEERS = ("quart", "httpx", "msgspec", "hypercorn", "uvicorn", "granian", "uvloop", "httptools", "fastapi", "openai")
+SERVERS = ("hypercorn", "uvicorn", "granian", "uvloop", "httptools")
+PEERS = ("quart", "httpx", "msgspec", *SERVERS, "fastapi", "openai", "redis")
+AGNO = ("agno==3.1.10", "fastapi", *SERVERS, "openai", "redis", "sqlalchemy", "python-multipart")
 
 
 async def go_program(cache: Path, name: str) -> Path:
@@ -64,6 +67,32 @@ async def litellm(cache: Path) -> Path:
         await run(folder / "bin" / "pip", "install", LITELLM)
         (folder / "ready").touch()
     return folder / "bin" / "litellm"
+
+
+async def agno(cache: Path) -> Path:
+    """A Python that has Agno, in an environment of its own."""
+    pins = PINS.read_text("utf-8") if PINS.exists() else ""
+    pinned = [line for line in pins.splitlines() if line.partition("==")[0] in (*SERVERS, "redis")]
+    folder = cache / f"agno-{version_of(sys.executable)}-{_key(*pinned, *AGNO)}"
+    if not (folder / "ready").exists():
+        await create(folder, sys.executable)
+        (folder / "pins.txt").write_text("\n".join(pinned), "utf-8")
+        await run(folder / "bin" / "pip", "install", "-c", folder / "pins.txt", *AGNO)
+        (folder / "ready").touch()
+    return folder / "bin" / "python"
+
+
+async def node_peer(cache: Path, name: str) -> Path:
+    """The program of `peers/`*name* in a folder that has the packages of npm: node looks for them beside a file."""
+    files = [PEERS_FOLDER / each for each in ("package.json", "package-lock.json", name)]
+    folder = cache / f"node-{_key(*(path.read_text('utf-8') for path in files))}"
+    if not (folder / "ready").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            shutil.copy(path, folder)
+        await run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=folder)
+        (folder / "ready").touch()
+    return folder / name
 
 
 async def program(cache: Path, wanted: str) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -53,3 +55,14 @@ if "app-model" in switches:
     async def app_model(chat: Any) -> AsyncIterator[Any]:
         async for chunk in chat.call("gpt-4o-mini", chat.messages):
             yield chunk
+
+
+if "paced-model" in switches:
+
+    @ai.model("paced")
+    async def paced_model(_: Any) -> AsyncIterator[str]:
+        until, place = time.monotonic() + float(os.environ["BENCHMARK_SECONDS"]), 0
+        while time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            place += 1
+            yield f"@{place}@{time.monotonic_ns()}@"

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -24,6 +25,7 @@ var (
 // A client asks one relay, over one connection as long as that is kept.
 type client struct {
 	task       *task
+	other      bool // reads a stream that another client has asked for
 	connection net.Conn
 	reader     *bufio.Reader
 }
@@ -76,12 +78,12 @@ func (c *client) post(r *reading) error {
 
 // get reads what another client has asked for.
 func (c *client) get(path string, r *reading) error {
-	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.task.Address+"\r\nAuthorization: Bearer "+token+"\r\n\r\n", r, false)
+	return c.exchange("GET "+path+" HTTP/1.1\r\nHost: "+c.address()+"\r\nAuthorization: Bearer "+token+"\r\n\r\n", r, false)
 }
 
 func (c *client) exchange(request string, r *reading, shared bool) error {
 	if c.connection == nil {
-		connection, err := net.Dial("tcp", c.task.Address)
+		connection, err := net.Dial("tcp", c.address())
 		if err != nil {
 			return err
 		}
@@ -110,9 +112,9 @@ func (c *client) exchange(request string, r *reading, shared bool) error {
 	}
 	var second chan error
 	if shared {
-		second = c.another("/v1/streams/"+response.Header.Get("X-Stream-Id")+"?format=openai", r)
+		second = c.another(c.task.follow(response.Header.Get("X-Stream-Id")), r)
 	}
-	err = r.read(response.Body, c.task.End)
+	err = r.read(response.Body, c.task)
 	if second != nil && err == nil {
 		err = <-second
 	}
@@ -127,11 +129,27 @@ func (c *client) exchange(request string, r *reading, shared bool) error {
 func (c *client) another(path string, r *reading) chan error {
 	done := make(chan error, 1)
 	go func() {
-		other := client{task: c.task}
+		other := client{task: c.task, other: true}
 		defer other.close()
 		done <- other.get(path, &reading{stream: r.stream, seen: r.seen})
 	}()
 	return done
+}
+
+// address is where the client asks: readers of other clients' streams may have a worker of their own.
+func (c *client) address() string {
+	if c.other && c.task.Others != "" {
+		return c.task.Others
+	}
+	return c.task.Address
+}
+
+// follow is the path of the stream with this id for those who have not asked for it.
+func (t *task) follow(id string) string {
+	if t.Follow == "" {
+		return "/v1/streams/" + id + "?format=openai"
+	}
+	return strings.ReplaceAll(t.Follow, "{id}", id)
 }
 
 func (c *client) close() {
@@ -142,7 +160,7 @@ func (c *client) close() {
 }
 
 // read reads events to the end of the response. Its error says what was lost or garbled.
-func (r *reading) read(body io.Reader, end string) error {
+func (r *reading) read(body io.Reader, asked *task) error {
 	buffer := make([]byte, 0, 16<<10)
 	for {
 		if len(buffer) == cap(buffer) {
@@ -156,7 +174,7 @@ func (r *reading) read(body io.Reader, end string) error {
 			if at < 0 {
 				break
 			}
-			if wrong := r.event(rest[:at], arrived, end); wrong != nil {
+			if wrong := r.event(rest[:at], arrived, asked); wrong != nil {
 				return wrong
 			}
 			rest = rest[at+2:]
@@ -172,13 +190,13 @@ func (r *reading) read(body io.Reader, end string) error {
 }
 
 // event takes one event: a piece of content, or one of those around them.
-func (r *reading) event(event []byte, arrived int64, end string) error {
+func (r *reading) event(event []byte, arrived int64, asked *task) error {
 	at := bytes.IndexByte(event, '@')
-	if at < 0 {
+	if at < 0 || asked.Piece != "" && !bytes.Contains(event, []byte(asked.Piece)) {
 		if bytes.Contains(event, []byte(`"error"`)) {
 			return fmt.Errorf("an error came: %.200s", event)
 		}
-		r.ended = r.ended || bytes.Contains(event, []byte(end))
+		r.ended = r.ended || bytes.Contains(event, []byte(asked.End))
 		return nil
 	}
 	place, rest := number(event[at+1:])

@@ -24,6 +24,9 @@ type task struct {
 	Ramp     float64 `json:"ramp"`     // seconds in which the streams begin, one after the other; not timed
 	Retained bool    `json:"retained"` // asked for with an Idempotency-Key
 	Readers  int     `json:"readers"`  // of each stream
+	Others   string  `json:"others"`   // where its other readers read; empty: at the same address
+	Follow   string  `json:"follow"`   // the path at which they do, with {id} for the stream's
+	Piece    string  `json:"piece"`    // what an event with a piece of content holds besides an @, and no other event does
 	Leave    bool    `json:"leave"`    // all leave in the end, at once, and a new stream is timed
 	Patience float64 `json:"patience"` // seconds a stream may take beyond its own
 }
