@@ -22,8 +22,8 @@ PEERS_FOLDER = Path(__file__).parent / "peers"
 GO_PACKAGES = "/usr/share/gocode"  # where Debian's golang-*-dev packages put their sources
 LITELLM = "litellm[proxy]==1.106.2"
 SERVERS = ("hypercorn", "uvicorn", "granian", "uvloop", "httptools")
-PEERS = ("quart", "httpx", "msgspec", *SERVERS, "fastapi", "openai", "redis")
-AGNO = ("agno==3.1.10", "fastapi", *SERVERS, "openai", "redis", "sqlalchemy", "python-multipart")
+PEERS = ("quart", "httpx", "msgspec", *SERVERS, "fastapi", "openai", "redis", "hiredis")
+AGNO = ("agno==3.1.10", "fastapi", *SERVERS, "openai", "redis", "hiredis", "sqlalchemy", "python-multipart")
 
 
 async def go_program(cache: Path, name: str) -> Path:
@@ -72,7 +72,7 @@ async def litellm(cache: Path) -> Path:
 async def agno(cache: Path) -> Path:
     """A Python that has Agno, in an environment of its own."""
     pins = PINS.read_text("utf-8") if PINS.exists() else ""
-    pinned = [line for line in pins.splitlines() if line.partition("==")[0] in (*SERVERS, "redis")]
+    pinned = [line for line in pins.splitlines() if line.partition("==")[0] in (*SERVERS, "redis", "hiredis")]
     folder = cache / f"agno-{version_of(sys.executable)}-{_key(*pinned, *AGNO)}"
     if not (folder / "ready").exists():
         await create(folder, sys.executable)

@@ -38,7 +38,7 @@ def create_log(address: str) -> StreamLog:
         return sqlite_log(config)
     from quart_openai_sse.logs.memory import MemoryLog
 
-    return MemoryLog(config)
+    return MemoryLog.from_config(config)
 
 
 class Worker:

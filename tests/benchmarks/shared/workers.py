@@ -22,7 +22,7 @@ from tests.matrix.processes import end
 from tests.matrix.servers import free_port
 
 PATIENCE = 60.0
-PACKAGES = ("quart", "httpx", "msgspec", "uvicorn", "uvloop", "httptools", "redis")
+PACKAGES = ("quart", "httpx", "msgspec", "uvicorn", "uvloop", "httptools", "redis", "hiredis")
 _UVICORN = ("{python}", "-m", "uvicorn", "--workers", "1", "--port", "{port}", "--log-level", "warning")
 _OURS = (*_UVICORN, "tests.benchmarks.peers.ours:app")
 
