@@ -170,6 +170,8 @@ class MirrorReader(MemoryReader):
                 return batch  # otherwise its place has left the window in the meantime
         place = self.place
         entries = await self._page(place)
+        # The store may be ahead of the mirror, which will give this reader what it does not have itself yet.
+        entries = entries[: max(0, self._mirror.last - place)]
         self.place = place + len(entries)
         self.at_end = self._mirror.end is not None and self.place == self._mirror.last
         return Batch(place + 1, entries, self._mirror.end if self.at_end else None)

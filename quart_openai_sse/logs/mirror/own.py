@@ -107,6 +107,7 @@ class OwnStream(KeptStream):
         return (
             not self.lost
             and not self.unstorable
+            and not self.is_whole
             and (
                 not self.created
                 or self.written < self.last
