@@ -26,7 +26,10 @@ END = b"\xff"
 
 _END_HEADER = struct.Struct(">cIB")  # END, the number of entries, and how it is packed
 _COMPRESSED, _SEALED, _JSON = 1, 2, 4
-_WORTH = 1024  # bytes: less is not worth the time
+# Less is not worth the time. Measured with chunks of 170 bytes, for each to encode and decode it, and of its size:
+# in batches of 5: 0.4 us and 1.08, compressed 1.9 us and 0.25; of 16: 0.3 us and 1.07, compressed 0.9 us and 0.11;
+# of 64: 0.2 us and 1.07, compressed 0.5 us and 0.06.
+_WORTH = 1024  # bytes
 _CHUNK = Kind.CHUNK
 _KINDS = (Kind.CHUNK, Kind.MESSAGE, Kind.ANSWER, Kind.EVENT)  # new ones come last: their numbers are stored
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}

@@ -14,6 +14,7 @@ async def test_a_reader_that_is_closed_after_its_log_leaves_nothing_running(proc
     await begin(one, "a", "one")
     reader = await two.read("a")
     await two.aclose()
+    two.store.disconnect()
     await reader.aclose()
     await asyncio.sleep(60)
     assert not two._tasks

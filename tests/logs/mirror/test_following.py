@@ -7,28 +7,28 @@ import asyncio
 import pytest
 
 from quart_openai_sse.logs import Entry
-from quart_openai_sse.testing.log_contract_base import COMPLETED, entry
+from quart_openai_sse.testing.log_contract_base import entry
 from tests.logs.mirror.processes import Processes, begin, in_virtual_time
 
 
 @in_virtual_time
 async def test_a_busy_reader_whose_place_leaves_the_window_goes_on_in_the_store(processes: Processes) -> None:
     one, two = await processes.new(), await processes.new()
-    writer = await begin(one, "a")
+    writer = await begin(one, "a", "one")
     reader = await two.read("a")
-    async with asyncio.timeout(600):
-        texts: list[int] = []
-        for number in range(400):
-            writer.append([Entry(bytes([number % 256]) * (50 << 10))])
-            if number % 10 == 9:
-                await asyncio.sleep(0)
-            if number % 40 == 39:
-                batch = await anext(reader)
-                texts += [each.data[0] for each in batch.entries]
-        await writer.close(COMPLETED)
-        async for batch in reader:
-            texts += [each.data[0] for each in batch.entries]
-    assert texts == [number % 256 for number in range(400)]
+    assert (await anext(reader)).first == 1
+    writer.append([entry("two")])
+    await asyncio.sleep(1)
+    held: list[tuple[str, bytes]] = []
+    two.store.deliver = lambda key, message: held.append((key, message))
+    writer.append([Entry(b"x" * (300 << 10))] * 2)
+    await asyncio.sleep(1)
+    reading = asyncio.ensure_future(anext(reader))
+    await asyncio.sleep(0)
+    for key, message in held:  # the window has room for the last entry only
+        two._hear(key, message)
+    batch = await reading
+    assert (batch.first, batch.entries[0]) == (2, entry("two"))
 
 
 @in_virtual_time
