@@ -317,6 +317,7 @@ async def test_a_store_that_can_never_be_used_keeps_the_server_from_starting(cre
     app, _ = create_app(ScriptedUpstream("hi"), log=lambda _: log)
     with pytest.raises(ConfigurationError, match="refuses the password"):
         await app.startup()
+    await app.shutdown()
 
 
 async def test_a_store_that_turns_out_to_be_unusable_later_is_not_ready(

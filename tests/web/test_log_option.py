@@ -62,6 +62,7 @@ async def test_a_password_is_in_no_sentence(create_app: CreateApp, redis_server:
     app, ai = create_app(ScriptedUpstream("hi"), log=f"redis+unix://:very-secret@{redis_server}")
     with pytest.raises(ConfigurationError) as raised:
         await app.startup()
+    await app.shutdown()
     assert "very-secret" not in f"{raised.value} {ai.config(app)!r} {raised.value.__context__}"
 
 
