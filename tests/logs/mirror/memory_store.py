@@ -205,6 +205,7 @@ class MemoryStore(FaultyProcess):
     async def renew(self, lease: float) -> Processes:
         leases, now = self.memory.leases, self.memory.clock()
         known = self.process in leases
+        self._note_lapse(self.process)
         leases[self.process] = now + lease
         alive = frozenset(process for process, until in leases.items() if until > now)
         return Processes(known=known, alive=alive, overdue=frozenset(leases) - alive)
@@ -217,6 +218,7 @@ class MemoryStore(FaultyProcess):
 
     @remote
     async def bury(self, process: str) -> None:
+        self._note_lapse(process)
         self.memory.leases.pop(process, None)
 
     @remote
@@ -229,6 +231,10 @@ class MemoryStore(FaultyProcess):
     @remote
     async def send(self, process: str, message: bytes) -> int:
         return self.memory.send(process, message)
+
+    def _note_lapse(self, process: str) -> None:
+        if self.memory.leases.get(process, float("inf")) <= self.memory.clock():
+            self.memory.lapses.append((process, self.memory.clock()))
 
     def _tell(self, stream: Stored, message: bytes) -> None:
         if message:

@@ -48,6 +48,8 @@ class SharedMemory:
         self.streams: dict[str, Stored] = {}
         self.leases: dict[str, float] = {}
         """When the lease of each registered process runs out."""
+        self.lapses: list[tuple[str, float]] = []
+        """The processes whose leases ran out, and when that was noticed."""
         self.stores: list[FaultyProcess] = []
         """Those that are open."""
         self.all_stores: list[FaultyProcess] = []
@@ -71,6 +73,12 @@ class SharedMemory:
         """Lets the lease of a process run out."""
         if process in self.leases:
             self.leases[process] = self.clock()
+
+    def may_be_dead(self, process: str, since: float) -> bool:
+        """Whether the lease of *process* has run out since then."""
+        if self.leases.get(process, float("inf")) <= self.clock():
+            return True
+        return any(each == process and noticed >= since for each, noticed in self.lapses)
 
     def look_up(self, key: str) -> Stored | None:
         """The stream at *key*, or its tombstone, or what is left of a running stream whose batches were evicted."""

@@ -8,19 +8,25 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_TURNS = 100_000
 
 
 class _Selector(selectors.SelectSelector):
     """Lets the loop's time pass instead of waiting."""
 
     loop: VirtualTimeLoop
+    turns = 0
+    """Turns of the loop since its time passed."""
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("Every task waits, and nothing will wake them.")
-            self.loop.now += timeout
+        if timeout is None:
+            raise RuntimeError("Every task waits, and nothing will wake them.")
+        self.turns = 0 if timeout else self.turns + 1
+        if self.turns > MOST_TURNS:
+            self.turns = 0
+            raise RuntimeError(f"The loop turns, and no time passes: {asyncio.all_tasks(self.loop)}")
+        self.loop.now += timeout
         return ready
 
 

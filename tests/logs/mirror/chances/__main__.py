@@ -1,0 +1,50 @@
+"""`python -m tests.logs.mirror.chances --store memory --seeds 1000`: a shared log with random faults.
+
+Each seed is a number of random steps of two processes, their producers, clients and faults. A seed that fails is
+printed with its steps; `--seed N` repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+
+from tests.logs.mirror.chances.memory import play_in_virtual_time
+
+MOST_PRINTED = 3
+
+
+def main() -> int:
+    write = sys.stdout.write
+    options = _parser().parse_args()
+    logging.disable(logging.CRITICAL)
+    began = time.monotonic()
+    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
+    played, failed = 0, 0
+    for seed in seeds:
+        world = play_in_virtual_time(seed, options.steps)
+        played += 1
+        if world.failures:
+            failed += 1
+            if failed <= MOST_PRINTED:
+                write("\n  ".join([f"seed {seed}:", *world.failures, "after", *world.steps]) + "\n")
+        if options.minutes and time.monotonic() - began > options.minutes * 60:
+            break
+    write(f"{played} seeds of {options.steps} steps, {failed} failed, {time.monotonic() - began:.0f} s\n")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.logs.mirror.chances", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="this one only")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each seed")
+    parser.add_argument("--minutes", type=float, default=0, help="end after so many minutes; 0: when all are done")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
