@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 from types import ModuleType
 
 from msgspec import structs
 
+from quart_openai_sse.logs import LostStream
 from tests.logs import sqlite_log
 
 SOURCE = Path(sqlite_log.__file__).read_text("utf-8")
@@ -31,10 +33,19 @@ class Mutation:
         """The log with the mutation."""
         assert SOURCE.count(self.before) == 1, f"{self.before!r} is in the source {SOURCE.count(self.before)} times"
         module = ModuleType("mutated_log")
-        vars(module).update(dataclasses=dataclasses, structs=structs)
+        vars(module).update(dataclasses=dataclasses, structs=structs, _run_meanwhile=run_meanwhile)
         exec(compile(SOURCE.replace(self.before, self.after), self.name, "exec"), vars(module))
         log_class: type[sqlite_log.SQLiteLog] = module.SQLiteLog
         return log_class
+
+
+async def _call(log: sqlite_log.SQLiteLog, lost: LostStream) -> None:
+    await log._on_lost(lost)
+
+
+def run_meanwhile(log: sqlite_log.SQLiteLog, lost: LostStream) -> None:
+    """Has a log's `on_lost` called without waiting for it."""
+    log._ending.add(asyncio.ensure_future(_call(log, lost)))
 
 
 def changed_entry(name: str, change: str, *caught_by: str) -> Mutation:
@@ -71,13 +82,24 @@ LEFT = "the_producer_is_told_when_the_last_reader_has_closed"
 LINGER = "a_stream_without_readers_goes_on_for_its_linger"
 STOPPED = "a_stop_reaches_the_producer"
 LOST = "the_streams_of_a_process_that_is_taken_for_dead_fail"
+STORED = "a_stream_that_is_stored_is_found_in_every_process"
+UNDECIDED = "a_process_that_was_taken_for_dead_decides_nothing"
+DECIDED = "a_decided_end_is_the_end_of_a_lost_stream"
+HANDED = "a_lost_stream_is_handed_to_one_living_process"
+HANDED_END = "a_lost_stream_is_handed_over_with_the_end_that_was_decided"
+EVERY = "every_running_stream_of_a_lost_process_is_handed_over"
+ERASED = "an_erased_stream_has_expired_in_every_process"
+ONLY_ENDED = "only_a_stream_that_has_ended_is_erased"
+READERS_END = "the_readers_of_a_stream_that_is_erased_end"
+FORGOTTEN = "all_streams_of_an_owner_are_forgotten"
 FENCED = "a_producer_that_was_taken_for_dead_is_told_and_fenced"
 REACHED = "a_place_that_a_reader_has_reached_is_valid_in_every_process"
 CAUGHT_UP = "a_reader_far_behind_catches_up_with_a_running_stream"
 UNREACHABLE = "an_unreachable_store_is_no_missing_stream"
 
 FETCH = 'stream = db.execute("SELECT * FROM streams WHERE key = ?", [key]).fetchone()\n            end'
-IS_OPEN = 'SELECT * FROM streams WHERE id = ? AND end IS NULL", [self._id]).fetchone()\n            '
+IS_OPEN = 'WHERE {MINE}", [self._id, self._log.process]).fetchone()\n            '
+ANY = 'WHERE id = ? AND ? IS NOT NULL", [self._id, self._log.process]).fetchone()\n            '
 
 FORGET_END = """self._end = end
         with self._log.transaction() as db:
@@ -251,7 +273,12 @@ MUTATIONS = [
         "if False:",
         (OWNERS, "a_passing_stream_drops_the_entries_that_were_read"),
     ),
-    Mutation("an expired stream is unknown", "raise errors.StreamExpired", "raise errors.StreamNotFound", (EXPIRED,)),
+    Mutation(
+        "an expired stream is unknown",
+        'raise errors.StreamExpired("This stream has',
+        'raise errors.StreamNotFound("This stream has',
+        (EXPIRED,),
+    ),
     Mutation("a stream never expires", "<= self.clock() - self.retention", "<= 0", (EXPIRED,)),
     Mutation(
         "an expired stream does not hold its key",
@@ -273,7 +300,7 @@ MUTATIONS = [
     Mutation(
         "append adds to a stream that has ended",
         IS_OPEN + "if stream is None or self._end is not None:",
-        IS_OPEN.replace(" AND end IS NULL", "") + "if stream is None:",
+        ANY + "if stream is None:",
         ("nothing_comes_after_the_first_end", FENCED),
     ),
     Mutation(
@@ -349,22 +376,123 @@ MUTATIONS = [
     ),
     Mutation(
         "a dead process's streams run for ever",
-        "WHERE end IS NULL AND {dead}",
-        "WHERE end IS NULL AND 0",
+        'lost = f"end IS NULL AND {dead}"',
+        'lost = "0"',
         (LOST, FENCED),
     ),
     Mutation(
         "streams that have ended are lost",
-        "WHERE end IS NULL AND {dead}",
-        "WHERE {dead}",
+        'lost = f"end IS NULL AND {dead}"',
+        "lost = dead",
         ("a_stream_that_has_ended_is_not_lost",),
     ),
     Mutation(
         "a lost producer's end overwrites the loss",
         IS_OPEN + "readers",
-        IS_OPEN.replace(" AND end IS NULL", "") + "readers",
+        ANY + "readers",
         (FENCED,),
     ),
+    # Ends that are decided, streams that are handed over
+    Mutation(
+        "a stream is found from its first entry on",
+        "if stream is None:\n            raise errors.StreamNotFound",
+        'if stream is None or not stream["last"]:\n            raise errors.StreamNotFound',
+        (STORED, TAIL),
+    ),
+    Mutation("a process that is lost may decide", ".rowcount == 1", ".rowcount >= 0", (UNDECIDED,)),
+    Mutation(
+        "a decided end is the end", "SET decided = ? WHERE", "SET end = ? WHERE", ("a_decided_end_is_not_the_end_yet",)
+    ),
+    Mutation("a decided end is forgotten", "coalesce(decided, ?)", "coalesce(NULL, ?)", (DECIDED, HANDED_END)[:1]),
+    Mutation(
+        "lost streams are handed to nobody",
+        "if self._on_lost is None:",
+        "if True:",
+        (HANDED, HANDED_END, EVERY),
+        only_in_two=True,
+    ),
+    Mutation(
+        "a decided end is not handed over",
+        'LOST if stream["decided"] is None else',
+        "LOST if True else",
+        (HANDED_END,),
+        only_in_two=True,
+    ),
+    Mutation(
+        "the request is not handed over",
+        'request=stream["request"] or b""',
+        'request=b""',
+        (HANDED, HANDED_END, EVERY),
+        only_in_two=True,
+    ),
+    Mutation(
+        "what is handed over is no new attempt",
+        'attempt = self._batches(stream), stream["attempt"] + 1',
+        'attempt = self._batches(stream), stream["attempt"]',
+        (HANDED,),
+        only_in_two=True,
+    ),
+    Mutation(
+        "a stream is handed over without its entries",
+        "            if not batch.entries:",
+        "            if True:",
+        (HANDED,),
+        only_in_two=True,
+    ),
+    Mutation(
+        "a stream that is handed over ends at once",
+        "            await self._on_lost(",
+        "            _run_meanwhile(self, ",
+        (HANDED,),
+        only_in_two=True,
+    ),
+    Mutation(
+        "a hook that fails leaves the stream without its end",
+        "with suppress(Exception):",
+        "with suppress(ZeroDivisionError):",
+        (EVERY,),
+        only_in_two=True,
+    ),
+    Mutation(
+        "streams that have ended are handed over",
+        'lost = f"end IS NULL AND {dead}"',
+        "lost = dead",
+        (EVERY,),
+        only_in_two=True,
+    ),
+    # What is erased
+    Mutation(
+        "erase does nothing",
+        'if stream["end"] is not None:\n                db.execute("DELETE',
+        'if False:\n                db.execute("DELETE',
+        (ERASED, READERS_END, FORGOTTEN),
+    ),
+    Mutation(
+        "an erased stream is unknown",
+        '"UPDATE streams SET about = NULL, ended = ? WHERE id = ?"',
+        '"DELETE FROM streams WHERE ? > 0 AND id = ?"',
+        (ERASED, FORGOTTEN),
+    ),
+    Mutation(
+        "erased entries can be read", "expired = self.clock() - self.retention", "expired = self.clock()", (ERASED,)
+    ),
+    Mutation(
+        "running streams are erased",
+        'if stream["end"] is not None:\n                db.execute("DELETE',
+        'if True:\n                db.execute("DELETE',
+        (ONLY_ENDED,),
+    ),
+    Mutation("the readers of an erased stream wait", 'if stream["about"] is None:', "if False:", (READERS_END,)),
+    Mutation(
+        "forget erases nothing", "                await self.erase(key)\n", "                pass\n", (FORGOTTEN,)
+    ),
+    Mutation(
+        "forget erases the streams of all owners",
+        'FROM streams WHERE owner = ?", [owner]) if owner]',
+        "FROM streams WHERE ? != ''\", [owner]) if owner]",
+        (FORGOTTEN,),
+    ),
+    Mutation("forget stops no stream", "await wait_for_ends(self, keys)", "pass", (FORGOTTEN,)),
     # The store, open and close
     Mutation(
         "an unreachable store is a missing stream",
