@@ -13,12 +13,14 @@ from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.testing.log_contract_base import (
     COMPLETED,
     Watched,
+    about,
     check_lost,
     create,
     drain,
     entry,
     numbered,
     raises,
+    take,
     written,
 )
 from tests.logs.mirror.contract import LEASE, Clock, MirrorContract
@@ -146,3 +148,114 @@ async def test_an_open_reader_does_not_keep_an_expired_stream_for_others(site: S
     with raises(StreamExpired):
         await there.read("a")
     await reader.aclose()
+
+
+@scenario
+async def test_a_batch_that_was_missed_is_loaded_when_the_next_one_comes(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    reader = await there.read("a")
+    writer.append([entry("one")])
+    assert await take(reader, 1) == [entry("one")]
+    there.store.miss(1)
+    for text in ("two", "three"):
+        writer.append([entry(text)])
+        await written(there, "a", "2" if text == "two" else "3")
+    assert await take(reader, 2) == [entry("two"), entry("three")]
+    await reader.aclose()
+
+
+@scenario
+async def test_an_end_waits_for_the_batch_before_it_that_was_missed(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    reader = await there.read("a")
+    there.store.miss(1)
+    writer.append([entry("one")])
+    await written(there, "a", "1")
+    await writer.close(COMPLETED)
+    assert await drain(reader) == (numbered("one"), COMPLETED)
+
+
+@scenario
+async def test_a_reader_whose_coming_was_not_heard_keeps_the_stream(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    await written(there, "a", "")
+    here.store.miss(1)
+    reader = await there.read("a")
+    watched = Watched(writer, linger=1)
+    await asyncio.sleep(5)
+    assert not watched.left.is_set()
+    await reader.aclose()
+    await watched.left.wait()
+
+
+@scenario
+async def test_a_stop_that_was_not_heard_is_learned_with_the_next_write(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    watched = Watched(writer)
+    here.store.miss(1)
+    await there.stop("a", "because")
+    writer.append([entry("one")])
+    assert await watched.stopped.get() == "because"
+
+
+@scenario
+async def test_one_of_several_processes_ends_a_lost_stream(site: Site) -> None:
+    here, there, third = await site.log(), await site.log(), await site.log()
+    handed: list[LostStream] = []
+
+    async def on_lost(lost: LostStream) -> None:
+        handed.append(lost)
+
+    there.on_lost(on_lost)
+    third.on_lost(on_lost)
+    for key in "abcd":
+        writer = await create(here, key, known=about(key))
+        Watched(writer)
+        writer.append([entry("one")])
+        await written(there, key, "1")
+    await site.contract.lose(here)
+    for key in "abcd":
+        check_lost((await drain(await there.read(key)))[1])
+    await asyncio.sleep(2 * LEASE)
+    assert sorted(lost.about.id for lost in handed) == [about(key).id for key in "abcd"]
+    assert {lost.attempt for lost in handed} == {2}
+
+
+@scenario
+async def test_a_process_that_renews_its_lease_a_little_late_is_not_dead(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    watched = Watched(writer)
+    for _ in range(5):
+        await asyncio.sleep(LEASE)
+        here.store.freeze()
+        site.memory.lapse(here.process)
+        await asyncio.sleep(LEASE * 0.45)  # in which the other process looks once or twice
+        here.store.thaw()
+    writer.append([entry("one")])
+    await writer.close(COMPLETED)
+    assert await drain(await there.read("a")) == (numbered("one"), COMPLETED)
+    assert not watched.lost.is_set()
+
+
+@scenario
+async def test_a_silent_producer_is_told_that_it_was_taken_for_dead(site: Site) -> None:
+    here, _ = await site.log(), await site.log()
+    watched = Watched(await create(here, "a"))
+    await site.contract.lose(here)
+    await watched.lost.wait()
+
+
+@scenario
+async def test_a_stream_that_is_not_read_elsewhere_is_stored_soon(site: Site) -> None:
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    for place in range(1, 4):
+        writer.append([entry(str(place))])
+        began = asyncio.get_running_loop().time()
+        await written(there, "a", str(place))
+        assert asyncio.get_running_loop().time() - began < 0.3, "virtual time, so it does not depend on the machine"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.logs.mirror.log import MirrorLog
 from tests.logs.mirror.chances.world import World
+from tests.logs.mirror.contract import MirrorContract
 from tests.logs.mirror.memory_store import MemoryStore, SharedMemory
 from tests.logs.mirror.virtual_time import run
 
@@ -32,7 +32,8 @@ def play_in_virtual_time(seed: int, steps: int = 40) -> World:
     async def begin() -> None:
         memory = SharedMemory(clock=asyncio.get_running_loop().time)
         one, other = MemoryStore(memory), MemoryStore(memory)
-        logs = MirrorLog(one, Config(), lease=LEASE), MirrorLog(other, Config(), lease=LEASE)
+        log_class = MirrorContract.log_class
+        logs = log_class(one, Config(), lease=LEASE), log_class(other, Config(), lease=LEASE)
         worlds.append(World(seed, logs, (one, other), memory))
         await play(worlds[0], steps)
 

@@ -8,9 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from quart_openai_sse.config import Config
 from quart_openai_sse.logs.mirror import Store
-from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.redis import RedisStore
-from tests.logs.mirror.contract import Clock
+from tests.logs.mirror.contract import Clock, MirrorContract
 from tests.logs.mirror.memory_store import MemoryStore, SharedMemory
 from tests.redis_servers import Server
 
@@ -21,7 +20,8 @@ class TwoProcesses:
     """Two logs on two stores, which share something."""
 
     def __init__(self, one: Store, other: Store, clock: Clock) -> None:
-        self.logs = (MirrorLog(one, Config(retention=RETENTION)), MirrorLog(other, Config(retention=RETENTION)))
+        log_class, config = MirrorContract.log_class, Config(retention=RETENTION)
+        self.logs = (log_class(one, config), log_class(other, config))
         self.clock = clock
         for log in self.logs:
             log.memory.clock = clock
