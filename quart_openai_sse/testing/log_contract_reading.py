@@ -30,6 +30,7 @@ from quart_openai_sse.testing.log_contract_base import (
     raises,
     take,
     tasks_wait,
+    written,
 )
 
 _BATCH = 512 << 10  # bytes that a batch may have, unless it is a single entry
@@ -183,18 +184,21 @@ class ReadingContract(ContractBase):
         self, here: StreamLog, there: StreamLog
     ) -> None:
         """A client that reconnects to another process may have had entries that are not stored yet."""
-        writer = await create(here, "a")
-        mine = await here.read("a")
-        for place, text in enumerate(("one", "two", "three"), 1):
-            writer.append([entry(text)])
-            assert await take(mine, 1) == [entry(text)]
-            reader = await there.read("a", after=str(place))
-            with raises(InvalidLastEventID):
-                await there.read("a", after=str(place + 1))
-            await reader.aclose()
-        reader = await there.read("a", after="2")
-        await writer.close(COMPLETED)
-        assert await drain(reader) == (numbered("three", first=3), COMPLETED)
+        for key in "abc":
+            writer = await create(here, key)
+            mine = await here.read(key)
+            writer.append([entry("one")])
+            await written(there, key, "1")
+            for place, text in ((2, "two"), (3, "three")):
+                writer.append([entry(text)])
+                await take(mine, 2 if place == 2 else 1)
+                reader = await there.read(key, after=str(place))
+                with raises(InvalidLastEventID):
+                    await there.read(key, after=str(place + 1))
+                await reader.aclose()
+            reader = await there.read(key, after="2")
+            await writer.close(COMPLETED)
+            assert await drain(reader) == (numbered("three", first=3), COMPLETED)
 
     @contract_test
     async def test_silence_gives_an_empty_batch(self, here: StreamLog, there: StreamLog) -> None:

@@ -259,3 +259,29 @@ async def test_a_stream_that_is_not_read_elsewhere_is_stored_soon(site: Site) ->
         began = asyncio.get_running_loop().time()
         await written(there, "a", str(place))
         assert asyncio.get_running_loop().time() - began < 0.3, "virtual time, so it does not depend on the machine"
+
+
+@scenario
+async def test_a_stream_that_the_store_has_forgotten_is_stored_again_with_the_next_write(site: Site) -> None:
+    here, _ = await site.log(), await site.log()
+    writer = await create(here, "a")
+    writer.append([entry("one")])
+    await asyncio.sleep(1)
+    site.memory.forget("a")
+    writer.append([entry("two")])
+    await asyncio.sleep(1)
+    assert site.memory.streams["a"].state.count == 2
+
+
+@scenario
+async def test_a_place_ahead_of_the_store_is_asked_for(site: Site) -> None:
+    """Also if the writer's process has not heard that there is a reader."""
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    writer.append([entry("one")])
+    await written(there, "a", "1")
+    here.store.miss(1)
+    writer.append([entry("two")])
+    reader = await there.read("a", after="2")
+    await writer.close(COMPLETED)
+    assert await drain(reader) == ([], COMPLETED)
