@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -14,6 +15,15 @@ _CHUNK = Kind.CHUNK
 _WORTH = 32  # bytes that two entries must share
 _MOST = 4096  # bytes that are compared at either end
 _MOST_FRAMES = 256  # of one stream
+
+
+class Run(NamedTuple):
+    """Successive plain chunks, with what they share at either end apart."""
+
+    before: bytes
+    after: bytes
+    pieces: Sequence[bytes]
+    times: Sequence[float]
 
 
 class CompactEntries:
@@ -64,11 +74,8 @@ class CompactEntries:
 
     def batch(self, start: int, size: int) -> list[Entry]:
         """The entries from place *start* on, until they have *size* bytes or there are no more."""
-        if start >= len(self._pieces):
-            return []
-        begins = self._ends[start - 1] if start else 0
-        stop = min(bisect_left(self._ends, begins + size) + 1, len(self._pieces))
-        if bisect_left(self._marked, start) < bisect_left(self._marked, stop):
+        stop = self._stop(start, size)
+        if self._has_marks(start, stop):
             return [self._entry(place) for place in range(start, stop)]
         entries: list[Entry] = []
         while start < stop:
@@ -78,6 +85,34 @@ class CompactEntries:
             entries += [Entry(before + piece + after, t) for piece, t in kept]
             start = until
         return entries
+
+    def runs(self, start: int, size: int) -> list[Run] | None:
+        """The same entries as they are kept; `None` if there are others than plain chunks among them."""
+        stop = self._stop(start, size)
+        if self._has_marks(start, stop):
+            return None
+        runs: list[Run] = []
+        while start < stop:
+            (before, after), until = self._frame(start, stop)
+            pieces, times = self._pieces[start:until], self._times[start:until].tolist()
+            if len(runs) == 1 and len(runs[0].pieces) == 1 and not runs[0].before + runs[0].after:
+                whole = runs[0].pieces[0]  # what a stream begins with: it had nothing to share with
+                if len(whole) >= len(before) + len(after) and whole.startswith(before) and whole.endswith(after):
+                    pieces = [whole[len(before) : len(whole) - len(after)], *pieces]
+                    times = [*runs.pop().times, *times]
+            runs.append(Run(before, after, pieces, times))
+            start = until
+        return runs
+
+    def _stop(self, start: int, size: int) -> int:
+        """The place before which entries from *start* on have *size* bytes."""
+        if start >= len(self._pieces):
+            return start
+        begins = self._ends[start - 1] if start else 0
+        return min(bisect_left(self._ends, begins + size) + 1, len(self._pieces))
+
+    def _has_marks(self, start: int, stop: int) -> bool:
+        return bisect_left(self._marked, start) < bisect_left(self._marked, stop)
 
     def _entry(self, place: int) -> Entry:
         (before, after), _ = self._frame(place, place)

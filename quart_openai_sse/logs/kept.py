@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from quart_openai_sse.errors import StreamTooLong
 from quart_openai_sse.flow import ENOUGH, MORE, Flow
-from quart_openai_sse.logs.compact import CompactEntries
+from quart_openai_sse.logs.compact import CompactEntries, Run
 from quart_openai_sse.logs.entries import About, Batch, Entry
 from quart_openai_sse.logs.memory_stream import MemoryStream, OwningLog, size_of
 
@@ -29,6 +29,10 @@ class KeptStream(MemoryStream):
     def take(self, place: int) -> Sequence[Entry]:
         """See `MemoryStream.take`."""
         return self._entries.batch(place, _BATCH_BYTES)
+
+    def runs(self, place: int) -> Sequence[Run] | None:
+        """The same entries as they are kept; `None` if there are others than plain chunks among them."""
+        return self._entries.runs(place, _BATCH_BYTES)
 
     def append(self, entries: Sequence[Entry]) -> Flow:
         """See `Writer.append`."""

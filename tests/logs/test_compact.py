@@ -44,11 +44,25 @@ def test_every_entry_is_read_as_it_was_added(added: list[list[Entry]], start: in
     assert kept.batch(0, 1 << 40) == expected
     batch = kept.batch(start, size)
     assert batch == expected[start : start + len(batch)]
+    runs = kept.runs(start, size)
+    if any(entry.usage or entry.kind is not Kind.CHUNK for entry in batch):
+        assert runs is None
+    else:
+        assert runs is not None
+        whole = [(run.before + piece + run.after, t) for run in runs for piece, t in zip(*run[2:], strict=True)]
+        assert [Entry(data, t) for data, t in whole] == batch
     sizes = [len(entry.data) for entry in batch]
     if sum(sizes) < size:  # there were no more
         assert len(batch) == max(0, len(expected) - start)
     else:
         assert sum(sizes[:-1]) < size
+
+
+def test_the_first_chunk_of_a_run_shares_what_the_others_share() -> None:
+    kept = CompactEntries()
+    kept.extend([Entry(CHUNK % piece, 0.5) for piece in (b"a", b" and", b"b")])
+    before, after = CHUNK.split(b"%b")
+    assert kept.runs(0, 1 << 20) == [(before, after, [b"a", b" and", b"b"], [0.5, 0.5, 0.5])]
 
 
 @pytest.mark.parametrize("shapes", [[CHUNK], [CHUNK, THOUGHT]], ids=["one kind of chunk", "two in turn"])

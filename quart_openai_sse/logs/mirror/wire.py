@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, msgpack
 
 from quart_openai_sse.errors import LogUnavailable
+from quart_openai_sse.logs.compact import Run
 from quart_openai_sse.logs.entries import About, End, Entry, Kind
 
 HEADER = struct.Struct(">IIB")
@@ -25,7 +26,7 @@ END = b"\xff"
 """The first byte of an end. No batch begins with it: a stream has fewer entries."""
 
 _END_HEADER = struct.Struct(">cIB")  # END, the number of entries, and how it is packed
-_COMPRESSED, _SEALED, _JSON = 1, 2, 4
+_COMPRESSED, _SEALED, _JSON, _RUNS = 1, 2, 4, 8
 # Less is not worth the time. Measured with chunks of 170 bytes, for each to encode and decode it, and of its size:
 # in batches of 5: 0.4 us and 1.08, compressed 1.9 us and 0.25; of 16: 0.3 us and 1.07, compressed 0.9 us and 0.11;
 # of 64: 0.2 us and 1.07, compressed 0.5 us and 0.06.
@@ -47,6 +48,7 @@ class _Entry(Struct, frozen=True, array_like=True, gc=False):
 
 
 _entries = msgpack.Decoder(list[_Entry])
+_runs = msgpack.Decoder(list[Run])
 _about = msgpack.Decoder(About)
 _end = msgpack.Decoder(End)
 _end_as_json = msgspec.json.Decoder(End)
@@ -69,13 +71,28 @@ class Wire:
         packing, body = self._pack(msgpack.encode(rows))
         return HEADER.pack(first, len(entries), packing) + body
 
+    def batch_of_runs(self, first: int, runs: Sequence[Run]) -> bytes:
+        """The batch of plain chunks, the first of which is at the place *first*.
+
+        What the chunks share is in it once, which takes less time than compression, and hardly more bytes.
+        """
+        packing, body = self._pack(msgpack.encode(runs))
+        return HEADER.pack(first, sum(len(run.pieces) for run in runs), packing | _RUNS) + body
+
     def read_batch(self, data: bytes) -> tuple[int, list[Entry]]:
         """The place of the first entry, and the entries. Raises `LogUnavailable` if it cannot be read."""
         try:
             first, _, packing = HEADER.unpack_from(data)
-            rows = _entries.decode(self._unpack(packing, memoryview(data)[HEADER.size :]))
+            body = self._unpack(packing, memoryview(data)[HEADER.size :])
+            if packing & _RUNS:
+                return first, [
+                    Entry(before + piece + after, t)
+                    for before, after, pieces, times in _runs.decode(body)
+                    for piece, t in zip(pieces, times, strict=True)
+                ]
+            rows = _entries.decode(body)
             return first, [Entry(row.data, row.t, row.usage, _KINDS[row.kind], row.name) for row in rows]
-        except (struct.error, zlib.error, msgspec.MsgspecError, IndexError) as error:
+        except (struct.error, zlib.error, msgspec.MsgspecError, IndexError, ValueError) as error:
             raise LogUnavailable("The store has a batch that this version cannot read.") from error
 
     def end(self, end: End, count: int) -> bytes:

@@ -20,11 +20,12 @@ from quart_openai_sse.logs.mirror.wire import Wire
 
 logger = logging.getLogger("quart_openai_sse")
 
-_LATER = 0.25  # seconds after which a stream is written that nobody reads elsewhere
+_LATER = 0.5  # seconds after which a stream is written that nobody reads elsewhere
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
 _LATEST = 1.0  # seconds until a store that could not be reached is tried again, less than a writer waits for it
-_RATE, _BURST = 250.0, 10.0  # calls of the store in a second, and at once before that limit counts
+_RATE, _BURST = 12_000.0, 1_200.0  # what the store is given in a second, and at once before that limit counts
+_WORK = 80  # what a call takes of it: as much as so many streams in it
 _STREAMS = 500  # of one call of the store
 _UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream could not be stored.")))
 
@@ -44,8 +45,8 @@ class Writing:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = SOONEST
-        self._calls = _BURST
-        """How many calls of the store may be made at once."""
+        self._left = _BURST
+        """What the store may be given at once: a part for each call, and one for each stream."""
         self._counted = 0.0
         self._reached = asyncio.Event()
         self._busy = False
@@ -81,6 +82,7 @@ class Writing:
                 self._busy = True
                 await self._pace()
                 streams = self._next()
+                self._left -= _WORK + len(streams)
                 try:
                     await self._write(streams)
                     self._wait = SOONEST
@@ -106,13 +108,12 @@ class Writing:
         self._wait = min(self._wait * 2, _LATEST)
 
     async def _pace(self) -> None:
-        """Waits if there were many calls of the store lately: then each has more streams, and costs less of each."""
+        """Waits if the store was given much lately. Meanwhile there is more to write: it costs less in one call."""
         now = asyncio.get_running_loop().time()
-        self._calls = min(_BURST, self._calls + (now - self._counted) * _RATE)
+        self._left = min(_BURST, self._left + (now - self._counted) * _RATE)
         self._counted = now
-        if self._calls < 1:
-            await asyncio.sleep((1 - self._calls) / _RATE)
-        self._calls -= 1
+        if self._left < 0:
+            await asyncio.sleep(-self._left / _RATE)
 
     async def idle(self) -> None:
         """Returns when nothing is left to write."""
@@ -234,13 +235,13 @@ class Writing:
 
     def _encoded(self, stream: OwnStream) -> Write:
         place = stream.written
-        entries = stream.take(place) if place < stream.last else ()
+        count, batch = self._batch(stream, place) if place < stream.last else (place, b"")
         write = Write(
             key=stream.key,
             writer=stream.writer,
             place=place,
-            count=place + len(entries),
-            batch=self._wire.batch(place + 1, entries) if entries else b"",
+            count=count,
+            batch=batch,
             request=b"" if stream.is_kept or not stream.request else self._wire.blob(stream.request),
         )
         if write.count < stream.last:
@@ -250,6 +251,13 @@ class Writing:
         if stream.decided is not None and not stream.is_decided:
             return structs.replace(write, decided=self._wire.end(stream.decided, write.count))
         return write
+
+    def _batch(self, stream: OwnStream, place: int) -> tuple[int, bytes]:
+        """The entries from *place* on, and how many there are up to their end."""
+        if (runs := stream.runs(place)) is not None:
+            return place + sum(len(run.pieces) for run in runs), self._wire.batch_of_runs(place + 1, runs)
+        entries = stream.take(place)
+        return place + len(entries), self._wire.batch(place + 1, entries)
 
     def with_end(self, write: Write, end: End) -> Write:
         """*write* with an end."""
