@@ -119,10 +119,9 @@ async def serve_workers(folder: Path, log: str, *, model: str, workers: int = 2)
             "OPENAI_MODEL": model,
             "EXAMPLE_DATABASE": str(folder / "chat.db"),
             "EXAMPLE_SECRET_KEY": "the same for all workers",
-            "QUART_OPENAI_SSE_LOG": log,
             "QUART_OPENAI_SSE_RETRY": "1",
         }
-        proxy = RoundRobin([await stack.enter_async_context(_worker(environment)) for _ in range(workers)])
+        proxy = RoundRobin([await stack.enter_async_context(_worker(log, environment)) for _ in range(workers)])
         server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
         proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         stack.push_async_callback(proxy.aclose)
@@ -131,10 +130,10 @@ async def serve_workers(folder: Path, log: str, *, model: str, workers: int = 2)
 
 
 @asynccontextmanager
-async def _worker(environment: dict[str, str]) -> AsyncIterator[int]:
+async def _worker(log: str, environment: dict[str, str]) -> AsyncIterator[int]:
     """A process; its port."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "example_app", "--port", "0", "--drain-timeout", "0"),
+        *(sys.executable, "-m", "example_app", "--port", "0", "--drain-timeout", "0", "--log", log),
         cwd=ROOT,
         env=environment,
         stdout=asyncio.subprocess.PIPE,

@@ -19,8 +19,8 @@ from tests.chaos.shared.roaming_faults import STORES, Disturbed
 from tests.chaos.shared.site import LEASE, Site, Worker, serve_site, text_of
 
 WORKERS = 4
-RATE = 20.0
-LONGEST = 400
+RATE = 10.0
+LONGEST = 200
 """Tokens of a stream."""
 PATIENCE = 60.0
 """Seconds after which a stream that ought to be over has not ended."""
@@ -62,7 +62,10 @@ class Roaming:
         worker, reply = await self._start(chance, model, keyed=keyed)
         if reply is None:
             return
-        reading, stops_after = Reading(reply.body["url"]), chance.random() * 200 if chance.random() < 0.1 else 1e9
+        reading, stops_after = (
+            Reading(reply.body["url"]),
+            chance.random() * LONGEST / 2 if chance.random() < 0.1 else 1e9,
+        )
         asked = False
         limit = time.monotonic() + LONGEST / RATE + PATIENCE
         while not reading.outcome and not reading.wrong:
@@ -74,7 +77,9 @@ class Roaming:
                     await self._asked("stop", request(self.any_worker(chance).port, "DELETE", reading.stream))
                 ).status == 204
             before = len(reading.statuses)
-            events = min(chance.randrange(1, 150), max(1, stops_after - int(reading.last or 0)) if not asked else 1e9)
+            events = min(
+                chance.randrange(1, LONGEST // 2), max(1, stops_after - int(reading.last or 0)) if not asked else 1e9
+            )
             await reading.follow(self.any_worker(chance).port, events=events)
             self.seen.update(f"resume {status}" for status in reading.statuses[before:])
             self.seen["resume 200"] += len(reading.statuses) == before

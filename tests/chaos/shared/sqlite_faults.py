@@ -16,8 +16,8 @@ from tests.chaos.shared.reading import start
 from tests.chaos.shared.scene import Fault, Scene, Stage, nothing
 from tests.chaos.shared.worker_faults import clock_jumps, frozen, killed
 
-DEADLINE = 5.0
-"""Seconds: a call waits for up to 3 s until it is its turn, and then for up to 2 s for a lock."""
+DEADLINE = 6.0
+"""Seconds after which a call gives up. For a lock it waits 2 s, after up to 3 s for its turn."""
 
 
 @asynccontextmanager
