@@ -20,7 +20,7 @@ from quart_openai_sse.logs.mirror.wire import Wire
 
 logger = logging.getLogger("quart_openai_sse")
 
-_LATER = 0.5  # seconds after which a stream is written that nobody reads elsewhere
+_LATER = 0.25  # seconds after which a stream is written that nobody reads elsewhere
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
 _LATEST = 1.0  # seconds until a store that could not be reached is tried again, less than a writer waits for it
