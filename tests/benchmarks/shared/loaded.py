@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import Load
 from tests.benchmarks.measure import Sample
 from tests.benchmarks.modes import MANY
-from tests.benchmarks.shared.workers import AGNO, MEMORY, REDIS, RESUMABLE, SQLITE, XREAD, Way, deployed
+from tests.benchmarks.shared.workers import AGNO, MEMORY, REDIS, RESUMABLE, SQLITE, XREAD, Deployment, Way, deployed
 from tests.matrix.environments import Failed
 
 RATE = 20.0
@@ -25,7 +27,6 @@ class Row:
     task: dict[str, Any]
     workers: int = 1
     switches: str = ""
-    kept: bool = field(default=True)
 
 
 def paced(streams: int, seconds: float, **members: Any) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def way_rows(streams: int, seconds: float) -> list[Row]:
 
 
 async def sample(row: Row, table: str, number: int, load: Load, cache: Path) -> Sample:
-    """One row of one round: the load does it, and the accounts of all processes are read before and after."""
+    """One row of one round: the load does it, and the accounts of all processes are read meanwhile, or around it."""
     seconds = float(row.task["seconds"])
     async with deployed(
         row.way, load.base_url, cache, workers=row.workers, switches=row.switches, seconds=seconds
@@ -73,16 +74,45 @@ async def sample(row: Row, table: str, number: int, load: Load, cache: Path) -> 
         for warm in _warm_up(row):
             if (outcome := await load.run(deployment.task(**warm)))["problems"] or not outcome["streams"]:
                 raise Failed("; ".join(outcome["problems"]) or outcome["refusal"] or "nothing came")
-        before = deployment.cpu()
-        outcome = await load.run(deployment.task(**row.task))
-        after = deployment.cpu()
-    problems, events = list(outcome["problems"]), max(outcome["events"], 1)
+        whole = deployment.cpu()
+        running = asyncio.ensure_future(load.run(deployment.task(**row.task)))
+        try:
+            if rate := row.task.get("rate"):
+                steady, passed = await _between(deployment, row.task["ramp"] + 0.7, seconds - 0.5)
+                events = row.task["streams"] * rate * passed
+            outcome = await running
+        finally:
+            running.cancel()
+        whole = _used(whole, deployment.cpu())
+    problems = list(outcome["problems"])
     if missing := outcome["unfinished"] + outcome["refused"]:
         problems.append(f"{missing} streams did not end or were refused {outcome['refusal']}".strip())
-    used = {name: (after[name] - before[name]) * 1e6 / events for name in after}
-    figures = {"cpu": sum(used.values()), "redis": used["redis"], "events": float(events)}
+    if not rate:
+        steady, events = whole, max(outcome["events"], 1)
+    used = {name: value * 1e6 / events for name, value in steady.items()}
+    figures = {"cpu": sum(used.values()), "redis": used["redis"], "events": float(outcome["events"])}
+    if rate:
+        figures["whole"] = sum(whole.values()) * 1e6 / max(outcome["events"], 1)
+        missed = 1 - outcome["events"] / (row.task["streams"] * rate * (seconds - row.task["ramp"] / 2))
+        if missed > 0.1:
+            problems.append(f"{missed:.0%} of the events came too late to be sent")
     figures |= {name: outcome[name] for name in ("p50", "p99") if outcome[name]}
     return Sample(row.name, table, number, figures, problems)
+
+
+async def _between(deployment: Deployment, start: float, stop: float) -> tuple[dict[str, float], float]:
+    """What the processes use between two moments, in seconds from now; and the seconds between them.
+
+    Streams neither begin nor end meanwhile.
+    """
+    await asyncio.sleep(start)
+    before, begin = deployment.cpu(), time.monotonic()
+    await asyncio.sleep(stop - start)
+    return _used(before, deployment.cpu()), time.monotonic() - begin
+
+
+def _used(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after}
 
 
 def _warm_up(row: Row) -> Sequence[dict[str, Any]]:

@@ -128,16 +128,17 @@ async def _start(client: httpx.AsyncClient, deployment: Deployment, key: str) ->
 async def _commands(client: httpx.AsyncClient, deployment: Deployment, key: str) -> dict[str, float]:
     """How many commands come before the upstream answers, and until the stream has ended."""
     seen: list[tuple[float, str]] = []
+    await asyncio.sleep(5)  # what is done for earlier streams now and then is over
 
-    def note(client_type: str) -> None:
-        seen.append((time.monotonic(), client_type))
+    def note(address: str) -> None:
+        seen.append((time.monotonic(), address))
 
     async def watch(ready: asyncio.Event) -> None:
         redis: Client = Client.from_url(deployment.redis.address)
         async with redis, redis.monitor() as monitor:
             ready.set()
             async for command in monitor.listen():
-                note(command["client_type"])
+                note(command["client_type"] if command["client_type"] == "lua" else command["client_port"])
 
     ready = asyncio.Event()
     watching = asyncio.ensure_future(watch(ready))
@@ -148,8 +149,14 @@ async def _commands(client: httpx.AsyncClient, deployment: Deployment, key: str)
     watching.cancel()
     with suppress(asyncio.CancelledError):
         await watching
-    sent = [at for at, client_type in seen if client_type != "lua"]  # not those that a script runs
-    return {"before": float(sum(at < begin + 0.25 for at in sent)), "whole": float(len(sent))}
+    sent = [each for each in seen if each[1] != "lua"]  # not those that a script runs
+    early = [each for each in sent if each[0] < begin + 0.25]
+    # What comes over one connection without a pause is one round trip.
+    trips = sum(
+        place == 0 or early[place - 1][1] != address or at - early[place - 1][0] > 0.0005
+        for place, (at, address) in enumerate(early)
+    )
+    return {"trips": float(trips), "before": float(len(early)), "whole": float(len(sent))}
 
 
 def _body() -> dict[str, object]:
