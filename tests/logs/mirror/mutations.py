@@ -87,7 +87,7 @@ MUTATIONS = [
         "writing",
         "self._wire.batch(place + 1, entries)",
         "self._wire.batch(place + 2, entries)",
-        (ENTRIES, "sequences"),
+        (ENTRIES,),
     ),
     Mutation(
         "an end is written before the last entries",

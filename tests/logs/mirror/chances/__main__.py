@@ -7,13 +7,21 @@ printed with its steps; `--seed N` repeats it.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from tests.logs.mirror.chances.memory import play_in_virtual_time
+from tests.logs.mirror.chances.redis import play_all
+from tests.logs.mirror.chances.world import World
+from tests.redis_servers import redis_server
 
 MOST_PRINTED = 3
+GROUP = 200
+"""Seeds after which the time is looked at, and that share a server."""
 
 
 def main() -> int:
@@ -21,24 +29,33 @@ def main() -> int:
     options = _parser().parse_args()
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
-    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
-    played, failed = 0, 0
-    for seed in seeds:
-        world = play_in_virtual_time(seed, options.steps)
-        played += 1
-        if world.failures:
-            failed += 1
-            if failed <= MOST_PRINTED:
-                write("\n  ".join([f"seed {seed}:", *world.failures, "after", *world.steps]) + "\n")
+    first = options.first if options.seed is None else options.seed
+    most = options.seeds if options.seed is None else 1
+    played = failed = 0
+    for number in range(first, first + most, GROUP):
+        for world in _play(range(number, min(number + GROUP, first + most)), options):
+            played += 1
+            if world.failures:
+                failed += 1
+                if failed <= MOST_PRINTED:
+                    write("\n  ".join([f"seed {world.seed}:", *world.failures, "after", *world.steps]) + "\n")
         if options.minutes and time.monotonic() - began > options.minutes * 60:
             break
     write(f"{played} seeds of {options.steps} steps, {failed} failed, {time.monotonic() - began:.0f} s\n")
     return 1 if failed else 0
 
 
+def _play(seeds: range, options: argparse.Namespace) -> list[World]:
+    if options.store == "memory":
+        return [play_in_virtual_time(seed, options.steps) for seed in seeds]
+    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as server:
+        return asyncio.run(play_all(server, seeds, options.steps))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.logs.mirror.chances", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--store", choices=["memory", "redis"], default="memory", help="where the streams are stored")
+    parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="this one only")
     parser.add_argument("--steps", type=int, default=40, help="steps of each seed")

@@ -107,10 +107,9 @@ class Client:
             try:
                 reader = self._reader = await self.world.logs[self.process].read(self.stream.key, after=self.last)
             except LogUnavailable:
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY * self.world.pace)
             except (StreamNotFound, StreamExpired) as error:
-                self.gone = type(error).__name__
-                self.world.check(self.world.may_be_gone(self.stream, self.gone), f"{self} got {self.gone}")
+                self._miss(error)
             except InvalidLastEventID:
                 self.world.check(False, f"{self}: its place is invalid")
             else:
@@ -127,10 +126,16 @@ class Client:
                 self.gone = "erased"
                 self.world.check(self.world.may_be_gone(self.stream, "StreamExpired"), f"{self}: there was no end")
         except LogUnavailable:
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY * self.world.pace)
+        except (StreamNotFound, StreamExpired) as error:  # while it read from the store
+            self._miss(error)
         finally:
             self._reader = None
             await reader.aclose()
+
+    def _miss(self, error: Exception) -> None:
+        self.gone = type(error).__name__
+        self.world.check(self.world.may_be_gone(self.stream, self.gone), f"{self} got {self.gone}")
 
     def _take(self, batch: Batch) -> None:
         stream = self.stream

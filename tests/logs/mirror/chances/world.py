@@ -45,9 +45,19 @@ class World:
     Every decision is made by *seed*. `steps` says what was done.
     """
 
-    def __init__(self, seed: int, logs: tuple[StreamLog, StreamLog], stores: tuple[Faults, Faults], shared: Shared):
-        self.random = random.Random(seed)
+    def __init__(
+        self,
+        seed: int,
+        logs: tuple[StreamLog, StreamLog],
+        stores: tuple[Faults, Faults],
+        shared: Shared,
+        *,
+        pace: float = 1,
+    ) -> None:
+        self.seed, self.random = seed, random.Random(seed)
         self.logs, self.stores, self.shared = logs, stores, shared
+        self.pace = pace
+        """What the times between steps are multiplied with."""
         self.steps: list[str] = []
         self.streams: list[Produced] = []
         self.clients: list[Client] = []
@@ -123,11 +133,13 @@ class World:
             self._forget: 1,
             self._forget_batches: 1,
         }
+        if hasattr(self.shared, "cut"):
+            steps[self._cut] = 1
         (step,) = self.random.choices(list(steps), list(steps.values()))
         said = await done(step())
         if said:
             self.steps.append(f"{self.time():.2f} {said}")
-        await asyncio.sleep(self.random.choice([0, 0, 0, 0.001, 0.01, 0.1, 0.4, 1, 4]))
+        await asyncio.sleep(self.random.choice([0, 0, 0, 0.001, 0.01, 0.1, 0.4, 1, 4]) * self.pace)
 
     def _process(self) -> int:
         return self.random.randrange(2)
@@ -260,7 +272,7 @@ class World:
         process, count = self._process(), self.random.randint(1, 4)
         store = self.stores[process]
         store.miss(count)
-        asyncio.get_running_loop().call_later(self.random.choice([0.1, 1, 3]), store.connect)
+        asyncio.get_running_loop().call_later(self.random.choice([0.1, 1, 3]) * self.pace, store.connect)
         return f"{process} misses {count} messages"
 
     def _freeze(self) -> str:
@@ -296,6 +308,10 @@ class World:
         self.evicted.add(key)
         await done(self.shared.forget_batches(key))
         return f"forget the batches of {key}"
+
+    async def _cut(self) -> str:
+        await done(self.shared.cut())  # type: ignore[attr-defined]
+        return "cut the connections"
 
     # The end
 
