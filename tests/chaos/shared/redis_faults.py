@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.chaos.shared.proxy import StoreProxy, store_proxy
 from tests.chaos.shared.scene import Fault, Scene, Stage, nothing
-from tests.chaos.shared.worker_faults import clock_jumps, frozen, killed
+from tests.chaos.shared.worker_faults import clock_jumps, frozen, frozen_briefly, killed
 from tests.redis_servers import Server, free_ports, redis_server, redis_with_sentinel
 
 PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always")
@@ -126,6 +126,14 @@ async def paused(server: Server, scene: Scene) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def paused_and_killed(server: Server, scene: Scene) -> AsyncIterator[None]:
+    """It says nothing, and the first worker is killed meanwhile."""
+    with server.paused():
+        await scene.first.kill()
+        yield
+
+
+@asynccontextmanager
 async def emptied(server: Server, scene: Scene) -> AsyncIterator[None]:
     """FLUSHDB."""
     server.send("FLUSHDB")
@@ -180,6 +188,8 @@ REDIS: Mapping[str, Fault] = {
     "no fault": Fault(partial(with_worker, strike=nothing), 2),
     "a worker is killed (kill -9)": Fault(partial(with_worker, strike=killed), 6, "killed", is_quick=True),
     "a worker is frozen for 6 s (SIGSTOP)": Fault(partial(with_worker, strike=frozen), 6, "frozen", is_quick=True),
+    "a worker is frozen for 1 s (SIGSTOP)": Fault(partial(with_worker, strike=frozen_briefly), 3),
+    "a worker is killed while Redis is paused for 4 s": Fault(partial(alone, strike=paused_and_killed), 4, "killed"),
     "a worker's clock jumps by 60 s": Fault(
         partial(with_worker, strike=clock_jumps), 6, environment={"CHAOS_JUMP": "60"}
     ),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.chaos.shared.reading import start
 from tests.chaos.shared.scene import Fault, Scene, Stage, nothing
-from tests.chaos.shared.worker_faults import clock_jumps, frozen, killed
+from tests.chaos.shared.worker_faults import clock_jumps, frozen, frozen_briefly, killed
 
 DEADLINE = 6.0
 """Seconds after which a call gives up. For a lock it waits 2 s, after up to 3 s for its turn."""
@@ -113,6 +113,7 @@ SQLITE: Mapping[str, Fault] = {
         partial(file, strike=killed_writing), 6, "killed", is_quick=True
     ),
     "SQLite: a worker is frozen for 6 s (SIGSTOP)": Fault(_worker(frozen), 6, "frozen", is_quick=True),
+    "SQLite: a worker is frozen for 1 s (SIGSTOP)": Fault(_worker(frozen_briefly), 3),
     "SQLite: a worker's clock jumps by 60 s": Fault(_worker(clock_jumps), 6, environment={"CHAOS_JUMP": "60"}),
     "SQLite: a worker's clock jumps back by 60 s": Fault(_worker(clock_jumps), 6, environment={"CHAOS_JUMP": "-60"}),
     "SQLite: another program writes for 4 s": Fault(

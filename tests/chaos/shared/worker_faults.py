@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,14 @@ async def frozen(scene: Scene) -> AsyncIterator[None]:
     scene.first.send(signal.SIGSTOP)
     yield
     scene.first.send(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def frozen_briefly(scene: Scene) -> AsyncIterator[None]:
+    """SIGSTOP of the first worker, and SIGCONT within its lease."""
+    scene.first.send(signal.SIGSTOP)
+    asyncio.get_running_loop().call_later(1, scene.first.send, signal.SIGCONT)
+    yield
 
 
 @asynccontextmanager
