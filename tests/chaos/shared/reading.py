@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from quart_openai_sse.protocol.sse import ServerSentEvent, SSEDecoder
 from tests.chaos.shared.worker import TOKEN
 
-PATIENCE = 15.0
+PATIENCE = 25.0
 """Seconds after which a request counts as hung."""
 STREAMS, CHAT = "/v1/streams", "/v1/chat/completions"
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

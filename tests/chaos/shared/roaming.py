@@ -114,7 +114,7 @@ class Roaming:
         return worker, None
 
     def _not_started(self, reply: Reply, worker: Worker, model: str) -> None:
-        if reply.status == 0 and not self.disturbed.hit(worker, time.monotonic() - 16):
+        if reply.status == 0 and not self.disturbed.hit(worker, time.monotonic() - reply.seconds - 1):
             self.wrong.append(f"{model}: a start was cut or hung for {reply.seconds:.1f} s")
         elif reply.status not in (0, 503):
             self.wrong.append(f"{model}: a start was answered {reply.status} {reply.body}")

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from tests.chaos.shared.reading import Reading, Reply, call, request, start
 from tests.chaos.shared.site import Site, Worker, serve_site, text_of
 
-UNNOTICED = 2.0
-"""Seconds without a byte that a reader need not notice on a busy machine."""
+SLACK = 1.0
+"""Seconds that anything may take beyond its deadline."""
 RATE = 30.0
 """Tokens per second: of those streams that last longer than the fault."""
 
@@ -75,6 +75,8 @@ class Scene:
     """See `Stage`."""
     began: float = 0.0
     """When the fault struck."""
+    slack: float = SLACK
+    """Seconds beyond any deadline, and of silence for a reader that is to notice nothing."""
     seen: dict[str, list[str]] = field(default_factory=dict)
     """What readers, starts, stops and /ready saw, by the table's columns."""
     wrong: list[str] = field(default_factory=list)
@@ -123,7 +125,9 @@ class Scene:
             await reading.follow(self.first.port, events=10)
         self.began = time.monotonic()
         async with stage.fault(self):
-            await asyncio.gather(self._during([reading for _, reading in resuming], here, there), self._lasting())
+            await asyncio.gather(
+                self._during([reading for _, reading in resuming], here, there), self._lasting(tasks[1])
+            )
         if self.fault.hits == "store" and not self._is_ready_when_it_can_start():
             self.wrong.append("/ready: 200 all the time, and no start succeeded")
         healed = await self.site.until_ready(*self.living)
@@ -134,7 +138,10 @@ class Scene:
             self._judge(
                 name, stream, readings[name], is_beside=name in ("readers beside", "readers of the other worker's")
             )
-        if self.fault.hits == "frozen" and await self.site.upstream_closes(live.model) is None:
+        if (
+            self.fault.hits == "frozen"
+            and await self.site.upstream_closes(live.model, self.deadline + self.slack) is None
+        ):
             self.wrong.append("the upstream of the frozen worker was not closed")
         for stream, reading in resuming:
             await reading.to_the_end(self._ports(*self.living[-1:]))
@@ -144,8 +151,11 @@ class Scene:
             self._judge("starts", stream, reading)
         await self._judge_hooks()
 
-    async def _lasting(self) -> None:
+    async def _lasting(self, elsewhere: asyncio.Task[None]) -> None:
+        """Returns when the fault has lasted long enough: a freeze, until the others have ended the worker's streams."""
         await asyncio.sleep(self.fault.seconds)
+        if self.fault.hits == "frozen":
+            await asyncio.wait([elsewhere])
 
     async def _during(self, resuming: list[Reading], here: Stream, there: Stream) -> None:
         await asyncio.sleep(0.3)
@@ -153,7 +163,7 @@ class Scene:
         if self.first in self.asked:
             stops.append(self._stop(self.first, here))
         await asyncio.gather(*stops, self._probe(resuming))
-        while time.monotonic() < self.began + self.fault.seconds - self.deadline - 1:
+        while time.monotonic() < self.began + self.fault.seconds - self.deadline - SLACK:
             await asyncio.sleep(1)
             await self._probe(resuming)
 
@@ -204,7 +214,7 @@ class Scene:
         reply = await self._expect("stops", request(worker.port, "DELETE", stream.path), *expected)
         stream.is_stopped = reply.status == 204
         if stream.is_stopped and self.fault.hits == "store":
-            closed = await self.site.upstream_closes(stream.model)
+            closed = await self.site.upstream_closes(stream.model, self.deadline + self.slack)
             if closed is None:
                 self.wrong.append("stops: the upstream was not closed")
 
@@ -213,7 +223,7 @@ class Scene:
         self._note(column, str(reply))
         if reply.status not in statuses:
             self.wrong.append(f"{column}: {reply} {reply.body or ''}")
-        if reply.seconds > self.deadline + 1:
+        if reply.seconds > self.deadline + self.slack:
             self.wrong.append(f"{column}: hung, {reply}")
         return reply
 
@@ -237,7 +247,7 @@ class Scene:
         for place, stream in enumerate(self.streams):
             is_lost = self.fault.hits != "store" and stream.at is self.first and place < 5  # the others began later
             stream_id = stream.path.rpartition("/")[2]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10 + self.slack):
                 while not (calls := self.site.calls(stream_id)):
                     await asyncio.sleep(0.05)
             self._note(
@@ -263,16 +273,16 @@ class Scene:
         if is_beside and self.fault.hits == "store":
             if reading.responses != 1:
                 self.wrong.append(f"{name}: {reading.responses} responses")
-            if reading.silence > UNNOTICED:
+            if reading.silence > 1 + self.slack:
                 self.wrong.append(f"{name}: nothing for {reading.silence:.1f} s")
 
 
-async def played(fault: Fault, folder: Path) -> Scene:
+async def played(fault: Fault, folder: Path, *, slack: float = SLACK) -> Scene:
     """The fault, played."""
     async with fault.stage(folder) as stage, serve_site(folder, stage.log, workers=0, **fault.options) as site:
         await site.add(**fault.environment)
         await site.add()
-        scene = Scene(site, fault, deadline=stage.deadline)
+        scene = Scene(site, fault, deadline=stage.deadline, slack=slack)
         try:
             await scene.play(stage)
         except Exception as error:

@@ -113,7 +113,7 @@ class Site:
         """A model that nobody has asked for yet, which writes so many tokens, so many in a second."""
         return f"sim-length-{tokens}-rate-{rate:g}-delay-0-no{next(self._numbers)}"
 
-    async def until_ready(self, *workers: Worker, patience: float = 20) -> float:
+    async def until_ready(self, *workers: Worker, patience: float = 30) -> float:
         """Waits until these workers are ready; the seconds that it took. Raises `TimeoutError`."""
         began = time.monotonic()
         async with asyncio.timeout(patience):
@@ -122,7 +122,7 @@ class Site:
                     await asyncio.sleep(0.05)
         return time.monotonic() - began
 
-    async def upstream_closes(self, model: str, patience: float = 3) -> float | None:
+    async def upstream_closes(self, model: str, patience: float) -> float | None:
         """Waits until the upstream request of *model* is over; the seconds that it took, or `None`: not in time."""
         began = time.monotonic()
         counters = self.simulator.counters

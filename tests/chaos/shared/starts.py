@@ -16,7 +16,7 @@ from tests.chaos.shared.site import NotStarted, serve_site
 from tests.redis_servers import free_ports, redis_server
 
 PASSWORD = "hunter2"
-LIMIT = 10.0
+LIMIT = 30.0
 """Seconds from the start of the process to its end; most of them are Python's."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.shared.beginnings import BEGINNINGS, begun
 from tests.chaos.shared.redis_faults import REDIS
-from tests.chaos.shared.scene import Fault, Scene, played
+from tests.chaos.shared.scene import SLACK, Fault, Scene, played
 from tests.chaos.shared.site import LEASE
 from tests.chaos.shared.sqlite_faults import SQLITE
 from tests.chaos.shared.starts import UNUSABLE, refused
@@ -18,10 +18,10 @@ from tests.chaos.shared.starts import UNUSABLE, refused
 FAULTS: Mapping[str, Fault] = {**REDIS, **SQLITE}
 
 
-async def play(name: str) -> Scene:
+async def play(name: str, *, slack: float = SLACK) -> Scene:
     """One of the faults."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        return await played(FAULTS[name], Path(folder))
+        return await played(FAULTS[name], Path(folder), slack=slack)
 
 
 async def run(write: Callable[[str], object], *, only: str = "") -> bool:

@@ -21,7 +21,7 @@ def redis() -> None:
 
 @pytest.mark.parametrize("name", QUICK)
 async def test_a_fault_is_seen_as_it_must_be(name: str) -> None:
-    scene = await play(name)
+    scene = await play(name, slack=10)  # the machine has other work
     assert scene.wrong == [], scene.seen
 
 
