@@ -89,6 +89,7 @@ class Relay:
         self.hook_calls = HookCalls(config, self._background)
         self.streams = Streams(
             config,
+            shared=log.shared,
             hooks=hooks,
             calls=self.hook_calls,
             readers=self.readers,

@@ -37,12 +37,16 @@ SHUTTING_DOWN = "The server is shutting down."
 
 
 class Streams:
-    """The running streams of one engine, by their keys. *scope* is entered around producers and `on_end`."""
+    """The running streams of one engine, by their keys. *scope* is entered around producers and `on_end`.
+
+    A log that is *shared* keeps an end that it could not store at once, and stores it later.
+    """
 
     def __init__(
         self,
         config: Config,
         *,
+        shared: bool,
         hooks: Hooks,
         calls: HookCalls,
         readers: Readers,
@@ -50,6 +54,7 @@ class Streams:
         scope: Callable[[], AbstractAsyncContextManager[Any]],
     ) -> None:
         self._config = config
+        self._shared = shared
         self._hooks = hooks
         self._calls = calls
         self.observe: Callable[[EventKind, StreamRecord], None] = partial(hooks.observe, calls=calls)
@@ -114,10 +119,13 @@ class Streams:
         return stream.handle
 
     async def close(self, handle: StreamHandle, writer: Writer, end: End) -> None:
-        """Writes the end of a stream to its log. If the log fails, the readers end without it, which is a failure."""
+        """Writes the end of a stream to its log. If the log loses it, readers end without it, which is a failure."""
         try:
             await writer.close(end)
-        except Exception:
+        except Exception as error:
+            if self._shared and isinstance(error, LogUnavailable):  # its readers get the end from the log
+                logger.warning("stream %s: the end is stored when the stream log is back: %s", handle.id, error)
+                return
             logger.exception("stream %s: the end could not be stored", handle.id)
             await self._readers.cut(handle)
 

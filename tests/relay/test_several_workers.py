@@ -299,6 +299,25 @@ async def test_a_worker_without_its_store_is_not_ready_and_refuses_what_it_canno
     assert (await other.read(url)).text == "one two"
 
 
+async def test_a_reader_gets_an_end_that_cannot_be_stored_yet(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    (one,) = await workers([[chunk("one"), gate, finish()]])
+    async with one.app.app_context():
+        stream = await one.ai.start(BODY, principal=ME)
+        async with stream.events() as items:
+            assert (await anext(items)).text == "one"
+            one.store.disconnect()
+            gate.open()
+            assert (await one.ended.get())[0] == "completed"  # the reader has not asked for more meanwhile
+            *_, last = [item async for item in items]
+        one.store.connect()
+    assert last.name == "completed"
+    (line,) = [line for line in caplog.records if line.name == "quart_openai_sse" and "the end" in line.getMessage()]
+    assert (line.levelname, line.exc_info) == ("WARNING", None)
+
+
 async def test_a_store_that_is_away_at_the_start_is_a_warning(
     create_app: CreateApp, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
