@@ -90,6 +90,13 @@ MUTATIONS = [
         (ENTRIES,),
     ),
     Mutation(
+        "places of plain chunks are one too high",
+        "writing",
+        "self._wire.batch_of_runs(place + 1, runs)",
+        "self._wire.batch_of_runs(place + 2, runs)",
+        ("every_resume_point_gives_exactly_the_rest",),
+    ),
+    Mutation(
         "an end is written before the last entries",
         "writing",
         "        if write.count < stream.last:\n            return write\n",
@@ -115,7 +122,7 @@ MUTATIONS = [
         "writing",
         "            stream.written = written.count\n            self._put_back(stream)",
         "            self._put_back(stream)",
-        ("seed 59",),
+        ("seeds",),
     ),
     Mutation(
         "what the store has forgotten is not written again",
@@ -176,7 +183,7 @@ MUTATIONS = [
         "            if True:\n                stream.finish(end)",
         ("an_end_waits_for_the_batch_before_it_that_was_missed",),
     ),
-    Mutation("again is ignored", "log", "if self._is_open and not self._looking:", "if False:", ("seed 103",)),
+    Mutation("again is ignored", "log", "if self._is_open and not self._looking:", "if False:", ("seeds",)),
     Mutation(
         "the window is off by one",
         "following",
@@ -196,14 +203,14 @@ MUTATIONS = [
         "following",
         "            entries = entries[missing:]\n",
         "            pass\n",
-        ("seed 7",),
+        ("seeds",),
     ),
     Mutation(
         "a page goes beyond the mirror",
         "following",
         "        entries = entries[: max(0, self._mirror.last - place)]\n",
         "",
-        ("seed 1975",),
+        ("a_reader_that_pages_gets_no_entry_twice",),
     ),
     Mutation(
         "a place ahead of the store is refused",
@@ -218,21 +225,21 @@ MUTATIONS = [
         "mirrors",
         "            await self._asking.vouch(key)\n",
         '            raise StreamNotFound("It is not in the store.")\n',
-        ("seed 7",),
+        ("seeds",),
     ),
     Mutation(
         "the first answer counts, whatever it is",
         "questions",
         "if self.found or self.answers >= self.expected:",
         "if self.answers:",
-        ("seed 14",),
+        ("seeds",),
     ),
     Mutation(
         "a process that does not answer has nothing",
         "questions",
         'raise LogUnavailable("Another process of the app does not answer.") from None',
         "return 0",
-        ("seed 14",),
+        ("seeds",),
     ),
     # Presence
     Mutation(

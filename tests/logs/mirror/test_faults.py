@@ -285,3 +285,23 @@ async def test_a_place_ahead_of_the_store_is_asked_for(site: Site) -> None:
     reader = await there.read("a", after="2")
     await writer.close(COMPLETED)
     assert await drain(reader) == ([], COMPLETED)
+
+
+@scenario
+async def test_a_reader_that_pages_gets_no_entry_twice(site: Site) -> None:
+    """The store has an entry that the mirror has missed, and then gives to all who wait."""
+    here, there = await site.log(), await site.log()
+    writer = await create(here, "a")
+    writer.append([entry("one"), entry("two")])
+    await written(there, "a", "2")
+    early = await there.read("a", after="2")
+    there.store.miss(1)
+    writer.append([entry("three")])
+    await written(there, "a", "3")
+    late = await there.read("a")
+    draining = asyncio.ensure_future(drain(late))
+    await asyncio.sleep(1)
+    writer.append([entry("four")])
+    await writer.close(COMPLETED)
+    assert await draining == (numbered("one", "two", "three", "four"), COMPLETED)
+    assert await drain(early) == (numbered("three", "four", first=3), COMPLETED)

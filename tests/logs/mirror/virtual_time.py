@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MOST_TURNS = 10_000
+MOST_TURNS = 3_000
 
 
 class _Selector(selectors.SelectSelector):
