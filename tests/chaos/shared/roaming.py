@@ -54,6 +54,7 @@ class Roaming:
                 await self._stream(chance)
             except Exception as error:
                 self.wrong.append(f"client {number}: {type(error).__name__}: {error}")
+                await asyncio.sleep(1)
 
     async def _stream(self, chance: random.Random) -> None:
         model = self.site.model(chance.randrange(1, LONGEST), RATE)
@@ -162,8 +163,10 @@ async def run(
             disturbed = Disturbed(site, kept, write)
             roaming = Roaming(site, seed, disturbed)
             clients = [asyncio.ensure_future(roaming.client(number)) for number in range(streams)]
-            await disturbed.run(random.Random(f"{seed}/faults"), minutes * 60)
-            roaming.done = True
+            try:
+                await disturbed.run(random.Random(f"{seed}/faults"), minutes * 60)
+            finally:
+                roaming.done = True
             await asyncio.wait(clients, timeout=LONGEST / RATE + 2 * PATIENCE)
             roaming.wrong += [
                 f"client {number} has not ended" for number, each in enumerate(clients) if not each.done()

@@ -89,7 +89,7 @@ class KeptInSQLite:
         return False
 
     def _locked(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=10, check_same_thread=False)
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=120, check_same_thread=False)
         db.execute("BEGIN IMMEDIATE")
         return db
 

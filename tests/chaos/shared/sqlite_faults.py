@@ -24,7 +24,7 @@ DEADLINE = 6.0
 async def file(
     folder: Path, *, strike: Callable[[Path, Scene], AbstractAsyncContextManager[None]], small: bool = False
 ) -> AsyncIterator[Stage]:
-    """A file; *small*: on a disk with room for 4 MiB, which only root can mount."""
+    """A file; *small*: on a disk with room for 64 MiB, which only root can mount."""
     with ExitStack() as stack:
         place = stack.enter_context(_small_disk(folder / "small")) if small else folder
         path = place / "streams.db"
@@ -34,7 +34,7 @@ async def file(
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
     try:
         yield folder
     finally:
