@@ -29,6 +29,7 @@ class SQLiteStore:
     """See `Store`. *clock* is Unix time, and *steady* is a clock that nobody sets and that the processes share."""
 
     forgetful = False
+    """Until the file was removed and made again."""
 
     def __init__(
         self, path: Path, *, clock: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
@@ -45,11 +46,15 @@ class SQLiteStore:
         self._news = news = News(process, hear, again, self._steady)
         cleaning = Cleaning(self._streams.clock, self._steady)
 
+        def connected(db: Connection) -> None:
+            self.forgetful = self.forgetful or (self._file is not None and self._file.was_replaced)
+            news.connected(db)
+
         def look(db: Connection) -> None:
             news.look(db)
             cleaning.look(db)
 
-        self._file = SQLiteThread(self._path, SCHEMA, connected=news.connected, look=look)
+        self._file = SQLiteThread(self._path, SCHEMA, connected=connected, look=look)
         news.deliver = self._file.notify
         try:
             await self._do(lambda db: None)
@@ -80,7 +85,7 @@ class SQLiteStore:
             await self._do(lambda db: db.execute(mine, [self._process]))
         except (LogUnavailable, ConfigurationError):
             return False
-        return True
+        return self._file is not None and not self._file.is_full
 
     async def _do(self, work: Callable[[Connection], T], begin: str = _WRITE) -> T:
         if self._file is None:

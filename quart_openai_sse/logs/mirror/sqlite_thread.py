@@ -26,6 +26,8 @@ _TURN_TIMEOUT = 3.0  # seconds until work has its turn
 _DISK_TIMEOUT = 6.0  # seconds after which the caller of a disk that does not answer goes on
 _REOPEN_AFTER = 1.0  # seconds in which every process notices that the file was removed, before one creates it again
 
+_FULL_FOR = 3.0  # seconds: streams that could not be written are tried again every two seconds
+
 _FAILURES = {
     sqlite3.SQLITE_BUSY: "is locked by another process",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened",
@@ -68,6 +70,9 @@ class SQLiteThread:
         self._identity: tuple[int, int] | None = None
         self._open_at = 0.0
         self._failure = ""
+        self._full_until = 0.0
+        self.was_replaced = False
+        """Whether the file was removed, or another one put into its place, so that streams may be missing."""
         self._closed: asyncio.Future[None] = self._loop.create_future()
         # A daemon: a disk that does not answer must not keep the process from ending.
         threading.Thread(target=self._run, name=f"SQLite {path.name}", daemon=True).start()
@@ -84,6 +89,14 @@ class SQLiteThread:
             return await done
         finally:
             timer.cancel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something could not be written a moment ago, because the disk is full.
+
+        What takes no more room can be written nevertheless, so that no single try could tell.
+        """
+        return time.monotonic() < self._full_until
 
     async def aclose(self) -> None:
         """Closes the file after what was to be done before."""
@@ -143,6 +156,8 @@ class SQLiteThread:
             # `IOERR` and others have many extended codes, which have the code in their lowest byte.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             self._failure = f"{self._path} {_FAILURES.get(code, f'failed: {error}')}."
+            if code == sqlite3.SQLITE_FULL:
+                self._full_until = time.monotonic() + _FULL_FOR
             if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
                 self._disconnect()
             raise LogUnavailable(self._failure) from error
@@ -165,6 +180,7 @@ class SQLiteThread:
             self._failure = error.message  # it could be used before, so it may be put right
             self._open_at = time.monotonic() + _REOPEN_AFTER
             raise LogUnavailable(self._failure) from error
+        self.was_replaced = self.was_replaced or self._identity not in (None, file)
         self._identity = file
         self._connected(self._db)
         return self._db
