@@ -117,7 +117,7 @@ async def memory(number: int, cache: Path) -> AsyncIterator[Sample]:
             start_process(redis.address, cache) as writer,
             start_process(redis.address, cache) as reader,
         ):
-            before = (await client.info("memory"))["used_memory"]
+            before = await _used(client)
             await writer.do("create", streams=streams)
             if follow:
                 await reader.do("follow", streams=streams)
@@ -129,7 +129,7 @@ async def memory(number: int, cache: Path) -> AsyncIterator[Sample]:
             raw = (await writer.do("state"))["bytes"]
             yield Sample(name, "memory", number, await _held(client, before, raw, streams))
     async with start_redis() as redis, client_of(redis) as client, start_process(redis.address, cache) as writer:
-        before = (await client.info("memory"))["used_memory"]
+        before = await _used(client)
         await writer.do("create", streams=1000)
         await writer.do("append", entries=3)
         await asyncio.sleep(1)
@@ -141,7 +141,7 @@ async def memory(number: int, cache: Path) -> AsyncIterator[Sample]:
 
 
 async def _held(client: Client, before: int, raw: int, streams: int) -> dict[str, float]:
-    used = (await client.info("memory"))["used_memory"] - before
+    used = await _used(client) - before
     keys = [key async for key in client.scan_iter(count=1000)]
     by_key = 0
     for key in keys:
@@ -170,6 +170,12 @@ async def latency(number: int, cache: Path, *, entries: int) -> AsyncIterator[Sa
                     await reader.do("until", read=entries + 1)
                     delays = (await reader.do("state"))["delays"]
                     yield Sample(name, "latency", number, percentiles([each / 1e6 for each in delays]))
+
+
+async def _used(client: Client) -> int:
+    """What Redis has allocated, without the buffers of its clients."""
+    memory = await client.info("memory")
+    return int(memory["used_memory"] - memory["mem_clients_normal"])
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

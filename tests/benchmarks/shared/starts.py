@@ -45,6 +45,7 @@ class Upstream:
                     writer.write(event)
                     await asyncio.wait([gone], timeout=0.05)
                 self.closed.put_nowait(time.monotonic())
+                gone.exception()  # a connection may be closed before all of it was read
             else:
                 await asyncio.sleep(self.wait)
                 writer.write(FINISH)
