@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamExpired, StreamNotFound
 from quart_openai_sse.logs.entries import END_ID, Entry, parse_place
@@ -14,6 +13,7 @@ from quart_openai_sse.logs.mirror import Page, State, Store
 from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, result_of
 from quart_openai_sse.logs.mirror.following import MirrorReader, MirrorStream
 from quart_openai_sse.logs.mirror.own import LOST
+from quart_openai_sse.logs.mirror.search import Search
 from quart_openai_sse.logs.mirror.wire import END, Joined, Left, Wire, encode_message
 
 _PAGE = 256 << 10  # bytes of one load, or a little more
@@ -22,32 +22,17 @@ _LEAVING = 0.5  # seconds until a store that could not be told that a stream is 
 _ANY = 10**16
 
 
-class Asking(Protocol):
-    """The part of a `MirrorLog` that asks other processes."""
-
-    async def vouch(self, key: str) -> None:
-        """Returns when a process that has the stream has stored it again.
-
-        Raises `StreamNotFound` if nobody has it, `StreamExpired` if it is passing, and `LogUnavailable`.
-        """
-        ...
-
-    async def flush(self, key: str, writer: str) -> None:
-        """Returns when the process of *writer* has written all that it has of a stream. Raises `LogUnavailable`."""
-        ...
-
-
 class Mirrors:
     """See above. They take memory of *memory*."""
 
     def __init__(
-        self, store: Store, wire: Wire, *, process: str, memory: OwningLog, asking: Asking, spawn: Spawn
+        self, store: Store, wire: Wire, *, process: str, memory: OwningLog, search: Search, spawn: Spawn
     ) -> None:
         self._store = store
         self._wire = wire
         self._process = process
         self._memory = memory
-        self._asking = asking
+        self._search = search
         self._spawn = spawn
         self._streams: dict[str, MirrorStream] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -180,7 +165,7 @@ class Mirrors:
                 if not page.state.kept:
                     raise StreamExpired("This stream has ended and is no longer kept.")
                 return page
-            await self._asking.vouch(key)
+            await self._search.vouch(key)
         raise LogUnavailable("The store has forgotten the stream.")
 
     # Steps ------------------------------------------------------------------------------------------------------------
@@ -213,7 +198,7 @@ class Mirrors:
                 raise InvalidLastEventID("The last event ID is not a place in this stream.")
             return state.count, True
         if place > state.count and not state.end:
-            await self._asking.flush(stream.key, state.writer)
+            await self._search.flush(stream.key, state.writer)
             state = await self._state(stream)
         if place > state.count:
             self._check_lost(state)

@@ -32,8 +32,8 @@ class Lease:
     """Renews the lease of this process, four times in each *lease* seconds, and looks at the others meanwhile."""
 
     def __init__(self, store: Store, lease: float, watching: Watching) -> None:
+        self.seconds = lease
         self._store = store
-        self._lease = lease
         self._watching = watching
         self._registered = False
         self._overdue: Counter[str] = Counter()
@@ -50,9 +50,9 @@ class Lease:
 
     async def renew(self) -> Processes:
         """Renews it now. Raises `LogUnavailable`."""
-        processes = await self._store.renew(self._lease)
+        processes = await self._store.renew(self.seconds)
         if self._registered and not processes.known:
-            self._doubted_until = asyncio.get_running_loop().time() + self._lease
+            self._doubted_until = asyncio.get_running_loop().time() + self.seconds
             self._watching.forgotten()
         self._registered = True
         return processes
@@ -65,7 +65,7 @@ class Lease:
     async def run(self) -> None:
         """Renews it, until it is cancelled."""
         while True:
-            await asyncio.sleep(self._lease / 4)
+            await asyncio.sleep(self.seconds / 4)
             try:
                 processes = await self.renew()
             except LogUnavailable:

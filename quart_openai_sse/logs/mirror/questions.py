@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.mirror import Store
+from quart_openai_sse.logs.mirror.processes import Lease
 from quart_openai_sse.logs.mirror.wire import Answer, Erased, Flush, Forgotten, Message, Who, encode_message
 
 _PATIENCE = 1.0  # seconds
@@ -34,10 +35,10 @@ class _Question:
 class Questions:
     """The questions of the process *process* that wait for answers."""
 
-    def __init__(self, store: Store, process: str, living: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, store: Store, process: str, lease: Lease) -> None:
         self._store = store
         self._process = process
-        self._living = living
+        self._lease = lease
         self._numbers = count(1)
         self._open: dict[int, _Question] = {}
 
@@ -65,7 +66,7 @@ class Questions:
     async def _all(self, message: Callable[[int], Message]) -> int:
         question, number = self._begin()
         try:
-            living = await self._living()
+            living = len((await self._lease.renew()).alive)
             reached = await self._store.send("", encode_message(message(number)))
             question.expected = max(living, reached)
             question.check()

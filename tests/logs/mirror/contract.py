@@ -89,7 +89,7 @@ class MirrorContractInOne(MirrorContract):
         return log
 
     async def lose(self, log: MirrorLog) -> None:
-        for stream in log._own_streams():  # a reader in this process may have had entries that are not stored
+        for stream in log._own.all():  # a reader in this process may have had entries that are not stored
             await stream.written_out(1)
         await super().lose(log)
 

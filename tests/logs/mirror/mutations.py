@@ -38,7 +38,7 @@ MUTATIONS = [
     ),
     Mutation(
         "only a write finds out that another process has the stream",
-        "log",
+        "own_streams",
         "                if stream.created:\n                    await stream.lose()",
         "                pass",
         ("a_silent_producer_is_told_that_it_was_taken_for_dead", "sequences"),
@@ -223,7 +223,7 @@ MUTATIONS = [
     Mutation(
         "what the store has forgotten is unknown",
         "mirrors",
-        "            await self._asking.vouch(key)\n",
+        "            await self._search.vouch(key)\n",
         '            raise StreamNotFound("It is not in the store.")\n',
         ("seeds",),
     ),
@@ -287,7 +287,7 @@ MUTATIONS = [
     ),
     Mutation(
         "other processes keep what was erased",
-        "log",
+        "erasing",
         "            await self._questions.erased(keys)",
         "            pass",
         (ERASED,),

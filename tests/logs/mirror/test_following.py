@@ -26,7 +26,7 @@ async def test_a_busy_reader_whose_place_leaves_the_window_goes_on_in_the_store(
     reading = asyncio.ensure_future(anext(reader))
     await asyncio.sleep(0)
     for key, message in held:  # the window has room for the last entry only
-        two._hear(key, message)
+        two._messages.hear(key, message)
     batch = await reading
     assert (batch.first, batch.entries[0]) == (2, entry("two"))
 

@@ -102,7 +102,7 @@ class TestInOneProcess(StreamLogContract):
                 server.send("DEL", key.replace(b":state", b":batches"))
 
     async def lose(self, log: MirrorLog) -> None:
-        for stream in log._own_streams():  # a reader in this process may have had entries that are not stored
+        for stream in log._own.all():  # a reader in this process may have had entries that are not stored
             await stream.written_out(1)
         third = self.same_log()
         await third.open()

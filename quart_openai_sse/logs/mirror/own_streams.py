@@ -1,0 +1,147 @@
+"""The streams that are produced in this process, as a whole: stored, looked after, dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quart_openai_sse.errors import ErrorValue, LogUnavailable, StartAbandoned
+from quart_openai_sse.logs.entries import About, End
+from quart_openai_sse.logs.memory import MemoryLog
+from quart_openai_sse.logs.mirror import Store, Write
+from quart_openai_sse.logs.mirror.again import Spawn, until_answered
+from quart_openai_sse.logs.mirror.mirrors import Mirrors
+from quart_openai_sse.logs.mirror.own import OwnStream
+from quart_openai_sse.logs.mirror.processes import Lease
+from quart_openai_sse.logs.mirror.writing import Writing
+
+_MANY = 500  # streams in one call of the store
+_ABANDONED = End("failed", "start_abandoned", ErrorValue.of(StartAbandoned()))
+
+
+class OwnStreams:
+    """The streams of *memory* that are mirrored in the *store*. See also `Mirroring`.
+
+    *patience* is the seconds that a writer waits for the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        memory: MemoryLog,
+        mirrors: Mirrors,
+        writing: Writing,
+        lease: Lease,
+        *,
+        patience: float,
+        spawn: Spawn,
+    ) -> None:
+        self.patience = patience
+        self.lease = lease.seconds
+        self._store = store
+        self._memory = memory
+        self._mirrors = mirrors
+        self._writing = writing
+        self._lease = lease
+        self._spawn = spawn
+
+    def all(self) -> list[OwnStream]:
+        """Those that are kept."""
+        return [stream for stream in self._memory.streams() if isinstance(stream, OwnStream)]
+
+    # Begin ------------------------------------------------------------------------------------------------------------
+
+    async def begin(self, key: str, about: About, digest: str) -> OwnStream | None:
+        """A stream in memory; `None` if *key* exists there."""
+        stream = await self._memory.create(key, about=about, digest=digest, retain=True)
+        return stream if isinstance(stream, OwnStream) else None
+
+    def store_soon(self, stream: OwnStream) -> None:
+        """Tries to store a new stream, at once and by itself."""
+        stream.creating = True
+        self._spawn(self._create(stream))
+
+    async def _create(self, stream: OwnStream) -> None:
+        try:
+            await self._writing.create(stream)
+        except LogUnavailable:
+            stream.refused = True
+            stream.changed()
+        finally:
+            stream.creating = False
+        if stream.behind:
+            self._writing.mark(stream)
+
+    async def abandon(self, key: str, writer: str) -> None:
+        """Ends a stream that may have been stored and that nobody produces."""
+        write = self._writing.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
+        await until_answered(lambda: self._store.write([write]))
+
+    # What a stream needs ----------------------------------------------------------------------------------------------
+
+    def mark(self, stream: OwnStream) -> None:
+        """See `Mirroring.mark`."""
+        self._writing.mark(stream)
+
+    def let_go(self, stream: OwnStream) -> None:
+        """See `Mirroring.let_go`."""
+        self._memory.let_go(stream)
+
+    def look_for_readers(self, stream: OwnStream) -> None:
+        """See `Mirroring.look_for_readers`."""
+        self._spawn(self._look_for_readers(stream))
+
+    async def _look_for_readers(self, stream: OwnStream) -> None:
+        joins = stream.joins
+        try:
+            (state,) = await self._store.states([stream.key])
+            readers = () if state is None else state.readers
+            if readers:
+                processes = await self._lease.renew()
+                readers = tuple({*readers} & {*processes.alive, *processes.overdue})
+            if state is None or stream.joins != joins:  # it is being stored again, or the answer is out of date
+                stream.unread(None, 0)
+            else:
+                stream.unread(readers, state.left_ago)
+        except LogUnavailable:
+            stream.unread(None, 0)
+
+    # After messages may have been missed, or the store has forgotten something ----------------------------------------
+
+    async def look(self) -> None:
+        """Looks at all of them in the store."""
+        streams = [stream for stream in self.all() if not stream.unstorable]
+        for first in range(0, len(streams), _MANY):
+            some = streams[first : first + _MANY]
+            await until_answered(lambda some=some: self.store_again(some))  # type: ignore[misc]
+
+    async def store_again(self, streams: Sequence[OwnStream], *, whole: bool = False) -> None:
+        """Looks at some in the store: whether they are there, are to be stopped, are read, are still ours.
+
+        With *whole* those that had been stored with their ends are stored again too, if they are not there.
+        """
+        states = await self._store.states([stream.key for stream in streams])
+        for stream, state in zip(streams, states, strict=True):
+            if state is None:
+                if stream.created and (whole or not stream.is_whole):
+                    stream.forgotten()
+            elif not state.kept:  # erased, or expired a little earlier
+                await self.drop(stream.key)
+            elif state.writer != stream.writer:
+                if stream.created:
+                    await stream.lose()
+            elif not state.end:
+                stream.read_elsewhere(state.readers)
+                if state.stop:
+                    stream.stop(state.stop)
+
+    async def take_out(self, readers: Sequence[tuple[OwnStream, str]]) -> None:
+        """Takes processes that have died, or have closed without a word, out of the readers of streams."""
+        for stream, process in readers:
+            await self._store.leave(stream.key, process, tell=b"")
+            stream.parted(process)
+
+    async def drop(self, key: str) -> None:
+        """Drops what this process has of a stream that was erased: its own copy, and the readers of it."""
+        if (stream := self._memory.get(key)) is not None and stream.end is not None:
+            await self._memory.drop(stream)
+        await self._mirrors.cut(key)
