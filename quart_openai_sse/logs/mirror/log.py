@@ -53,7 +53,13 @@ class MirrorLog:
         self._search = Search(store, self._questions, self._lease, spawn=spawn)
         self._writing = Writing(store, self._wire, config, spawn=spawn)
         self._mirrors = Mirrors(
-            store, self._wire, process=self.process, memory=self.memory, search=self._search, spawn=spawn
+            store,
+            self._wire,
+            process=self.process,
+            memory=self.memory,
+            retention=config.retention,
+            search=self._search,
+            spawn=spawn,
         )
         self._own = OwnStreams(
             store, self.memory, self._mirrors, self._writing, self._lease, patience=self.patience, spawn=spawn

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamExpired, StreamNotFound
-from quart_openai_sse.logs.entries import END_ID, Entry, parse_place
+from quart_openai_sse.logs.endings import ERASED
+from quart_openai_sse.logs.entries import END_ID, End, Entry, parse_place
+from quart_openai_sse.logs.entries import LOST as EXPIRED
 from quart_openai_sse.logs.memory_stream import OwningLog, size_of
 from quart_openai_sse.logs.mirror import Page, State, Store
 from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, result_of
@@ -20,15 +22,25 @@ _PAGE = 256 << 10  # bytes of one load, or a little more
 _MANY = 500  # streams in one call of the store
 _LEAVING = 0.5  # seconds until a store that could not be told that a stream is left is told again, at most
 _ANY = 10**16
+_ERASED = End("stopped", ERASED)
 
 
 class Mirrors:
     """See above. They take memory of *memory*."""
 
     def __init__(
-        self, store: Store, wire: Wire, *, process: str, memory: OwningLog, search: Search, spawn: Spawn
+        self,
+        store: Store,
+        wire: Wire,
+        *,
+        process: str,
+        memory: OwningLog,
+        retention: float,
+        search: Search,
+        spawn: Spawn,
     ) -> None:
         self._store = store
+        self._retention = retention
         self._wire = wire
         self._process = process
         self._memory = memory
@@ -147,8 +159,9 @@ class Mirrors:
             del keys[:_MANY]
 
     async def cut(self, key: str) -> None:
-        """Closes the readers of a stream that was erased."""
+        """Ends the readers of a stream that was erased: those that wait for its end have not heard of it yet."""
         if (stream := self._streams.get(key)) is not None:
+            stream.finish(_ERASED)
             for reader in list(stream.readers):
                 await reader.aclose()
 
@@ -157,13 +170,18 @@ class Mirrors:
 
         Raises `LogUnavailable`, `StreamNotFound` and `StreamExpired`.
         """
+        page = await self._load(key, place, join=join)
+        if not page.state.kept:
+            raise StreamExpired("This stream has ended and is no longer kept.")
+        return page
+
+    async def _load(self, key: str, place: int, *, join: bool) -> Page:
+        """The same, of a stream that may be no longer kept."""
         reader = self._process if join else ""
         tell = encode_message(Joined(key, self._process)) if join else b""
         for _ in range(2):
             page = await self._store.load(key, place, _PAGE, reader=reader, tell=tell)
             if page is not None:
-                if not page.state.kept:
-                    raise StreamExpired("This stream has ended and is no longer kept.")
                 return page
             await self._search.vouch(key)
         raise LogUnavailable("The store has forgotten the stream.")
@@ -252,9 +270,13 @@ class Mirrors:
             while self._streams.get(stream.key) is stream and stream.end is None and stream.again:
                 stream.again = False
                 try:
-                    page = await self.load(stream.key, stream.last, join=True)
-                    if self._streams.get(stream.key) is stream:
+                    page = await self._load(stream.key, stream.last, join=True)
+                    if self._streams.get(stream.key) is not stream:
+                        return
+                    if page.state.kept:
                         self._apply(stream, page)
+                    else:  # only an erasure removes it before its time
+                        stream.finish(_ERASED if page.state.ended_ago < self._retention else EXPIRED)
                 except LogUnavailable:
                     await asyncio.sleep(wait)
                     wait = min(wait * 2, LATEST)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
+from quart_openai_sse.config import Config
 from quart_openai_sse.errors import LogUnavailable, StreamExpired
+from quart_openai_sse.logs import End
 from quart_openai_sse.testing.log_contract_base import COMPLETED
-from tests.logs.mirror.processes import Processes, begin, in_virtual_time
+from tests.logs.mirror.processes import Processes, begin, in_virtual_time, texts_of
 
 
 @pytest.mark.parametrize("fault", ["erase", "send"])
@@ -51,3 +54,37 @@ async def test_a_process_that_missed_the_message_drops_an_erased_stream(processe
     await asyncio.sleep(1)
     with pytest.raises(StreamExpired):
         await one.read("a")
+
+
+@pytest.mark.parametrize("heard", ["the erasure before the end", "neither, for a while"])
+def test_a_reader_elsewhere_that_waits_for_the_end_sees_that_the_stream_was_stopped(heard: str) -> None:
+    @in_virtual_time
+    async def run(processes: Processes) -> None:
+        one, two = await processes.new(), await processes.new()
+        writer = await begin(one, "a", "one")
+        reading = asyncio.ensure_future(texts_of(await two.read("a")))
+        await asyncio.sleep(1)
+        if heard == "neither, for a while":
+            two.store.deaf = True
+        else:
+            two._mirrors.hear = lambda key, data: None
+        await writer.close(End("stopped", "by its owner"))
+        with suppress(LogUnavailable):  # a process that does not answer
+            await one.erase("a")
+        two.store.connect()
+        assert await reading == (["one"], "erased")
+
+    run()
+
+
+@in_virtual_time
+async def test_a_reader_that_learns_of_the_end_after_the_retention_is_told_of_a_failure(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    writer = await begin(one, "a", "one")
+    reading = asyncio.ensure_future(texts_of(await two.read("a")))
+    await asyncio.sleep(1)
+    two.store.deaf = True
+    await writer.close(COMPLETED)
+    await asyncio.sleep(Config().retention + 1)
+    two.store.connect()
+    assert await reading == (["one"], "log_unavailable")
