@@ -14,7 +14,7 @@ from quart_openai_sse.errors import ConfigurationError
 
 
 def main() -> int:
-    """Reads the command line and serves. 1 if the address, the database or the log can't be had."""
+    """Reads the command line and serves. 1 if the address, the database or the log cannot be used."""
     parser = command_line(
         "python -m example_app",
         "A chat app that streams. Honours OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL; without a key or an "

@@ -219,8 +219,8 @@ class QuartOpenAISSE(Registration):
     async def forget(self, principal: Principal) -> None:
         """Stops the principal's running streams, and removes all that is kept of its streams, on every worker.
 
-        They are `StreamExpired` (410) from then on. It returns when all is removed; what the app's own hooks have
-        stored stays. Raises `LogUnavailable` if that was not possible now, and then may be called again, and
+        From then on they are `StreamExpired` (410). Returns when all is removed, except for what the app's own hooks
+        have stored. Raises `LogUnavailable` if that is not possible now; it can be called again. Raises
         `InvalidRequest` for an anonymous principal.
         """
         await current_relay(self.name).forget(principal)

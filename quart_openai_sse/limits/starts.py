@@ -33,8 +33,8 @@ def limit_starts(
     """Returns a hook for `ai.prepare` that limits the starts of each principal, on all routes together.
 
     A principal can start up to *count* streams in any *period*, which is a whole number of seconds. *storage* is where
-    they are counted: `"memory://"` in this process; for the processes of one machine an SQLite file, seen from the
-    working directory (`"sqlite:///instance/limits.db"`), which may be that of the stream log; for several machines the
+    they are counted: `"memory://"` in this process; for the processes of one host an SQLite file, relative to the
+    working directory (`"sqlite:///instance/limits.db"`), which may be that of the stream log; for several hosts the
     URI of another storage of the `limits` library that has moving windows (`"redis://127.0.0.1:6379/0"`), or an object
     of `limits.aio.storage`, which the app closes. In a storage other than memory, hooks with the same *count*, *period*
     and *name* share a count.
@@ -179,7 +179,7 @@ def _unavailable(error: Exception) -> LimitsUnavailable:
 def _path_of(uri: str) -> str:
     path = uri.removeprefix("sqlite:///")
     if path == uri or not path:
-        raise ValueError("limit_starts: storage=sqlite:…: it is not sqlite:/// and a path.")
+        raise ValueError("limit_starts: storage must be sqlite:/// and a path.")
     return path
 
 

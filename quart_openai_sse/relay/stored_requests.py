@@ -62,7 +62,7 @@ def encode_request(*, principal: Principal, body: Mapping[str, Any], record: Str
         data = _compress(about, metadata, members)
     if left_out:
         logger.warning(
-            "stream %s: %s could not be stored; without them on_end would run on another worker, if this one died",
+            "stream %s: %s could not be stored; if this worker dies, on_end is called without them on another one",
             record.id,
             ", ".join(map(repr, left_out)),
         )

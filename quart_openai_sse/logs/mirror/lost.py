@@ -73,7 +73,7 @@ class LostStreams:
         if state is None:
             return
         end = self._decided(state)
-        logger.warning("stream %s: its process has died, it ends as %s", key.rpartition(":")[2], end.outcome)
+        logger.warning("stream %s: its process has died; it ends as %s", key.rpartition(":")[2], end.outcome)
         if self.on_lost is not None and state.attempt <= _ATTEMPTS + 1:
             await self._hand_over(self.on_lost, key, state, end)
         write = self._writing.with_end(Write(key=key, writer=writer, place=state.count, count=state.count), end)
@@ -99,7 +99,7 @@ class LostStreams:
                     continue
                 logger.exception("a lost stream ends without hooks: it could not be read")
             except Exception:
-                logger.exception("what is to be done for a lost stream failed")
+                logger.exception("the function for lost streams failed; the stream ends without hooks")
             return
 
     async def _lost(self, key: str, state: State, end: End) -> LostStream:

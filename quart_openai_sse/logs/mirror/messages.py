@@ -52,7 +52,7 @@ class Messages:
             elif (message := read_message(data)) is not None:
                 self._take(message)
         except Exception:  # a message that cannot be read must not end the listening
-            logger.exception("a message of the stream log could not be taken")
+            logger.exception("a message of the stream log could not be handled")
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Answer):

@@ -83,4 +83,4 @@ class Lease:
             dead = frozenset(process for process, checks in self._overdue.items() if checks >= _CHECKS)
             self._watching.seen(processes, dead)
         except Exception:
-            logger.exception("what the stream log knows of other processes could not be used")
+            logger.exception("the leases of other processes could not be checked")

@@ -127,7 +127,7 @@ class Listener:
             # Not only redis-py's own errors: a connection that breaks in mid-read raises whatever comes.
             except Exception as error:
                 if not told:
-                    _log.warning("The connection for messages from Redis was lost (%s)", _name(error))
+                    _log.warning("the connection for messages from Redis was lost (%s)", _name(error))
                     told = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -196,7 +196,7 @@ class Listener:
         try:
             self._hear(channel, data)
         except Exception:
-            _log.exception("A message from the stream log could not be handled")
+            _log.exception("a message of the stream log could not be handled")
 
     def _subscribed(self, channel: bytes, again: bool) -> None:
         self._unanswered[channel] -= 1
