@@ -105,7 +105,7 @@ class World:
     def may_be_gone(self, stream: Produced, error: str) -> bool:
         """Whether nobody may know a stream any more, or nobody its entries."""
         forgotten = max(self.forgotten.get(stream.key, -1.0), self.forgotten.get("", -1.0)) >= stream.began
-        if stream.end is TRUNCATED and not stream.texts:  # it need not be stored at all
+        if stream.replaced or (stream.end is TRUNCATED and not stream.texts):  # the latter need not be stored at all
             return True
         if error == "StreamExpired":
             return stream.key in self.evicted and (stream.end is not None or self.was_dead(stream))
@@ -188,7 +188,8 @@ class World:
             writer = await self.logs[process].create(
                 stream.key, about=About(id=stream.key), digest="another", retain=True
             )
-        except OpenAISSEError:  # KeyReused, or LogUnavailable
+        except OpenAISSEError:  # KeyReused, or LogUnavailable: then another stream may have begun in an emptied store
+            stream.replaced |= self.was_forgotten(stream)
             return
         self.check(writer is None or self.was_forgotten(stream) or self.was_dead(stream), f"{stream} was begun twice")
         if writer is not None:
