@@ -104,5 +104,5 @@ async def test_starts_are_refused_while_the_file_cannot_be_written(
 
 @pytest.mark.parametrize("storage", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:limits.db", "sqlite://limits.db"])
 def test_an_address_without_a_path_is_refused(storage: str) -> None:
-    with pytest.raises(ValueError, match="limit_starts: storage=sqlite:"):
+    with pytest.raises(ValueError, match="limit_starts: storage must be sqlite:"):
         limit_starts(5, MINUTE, storage=storage)

@@ -69,6 +69,9 @@ class TestInOneProcess(StreamLogContract):
     timeout = 30
     test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
     test_closing_a_log_ends_no_stream_of_another_process = None
+    test_a_lost_stream_is_handed_to_one_living_process = None
+    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
+    test_every_running_stream_of_a_lost_process_is_handed_over = None
 
     @pytest.fixture
     def log(self, servers: list[Server]) -> MirrorLog:
@@ -149,6 +152,15 @@ class TestInTwoProcesses(TestInOneProcess):
     )
     test_closing_a_log_ends_no_stream_of_another_process = (
         StreamLogContract.test_closing_a_log_ends_no_stream_of_another_process
+    )
+    test_a_lost_stream_is_handed_to_one_living_process = (
+        StreamLogContract.test_a_lost_stream_is_handed_to_one_living_process
+    )
+    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = (
+        StreamLogContract.test_a_lost_stream_is_handed_over_with_the_end_that_was_decided
+    )
+    test_every_running_stream_of_a_lost_process_is_handed_over = (
+        StreamLogContract.test_every_running_stream_of_a_lost_process_is_handed_over
     )
 
     def other(self, log: MirrorLog) -> MirrorLog:
