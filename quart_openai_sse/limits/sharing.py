@@ -199,9 +199,8 @@ class Sharing:
     def _lose(self, error: Exception) -> None:
         """Counts alone from now on, until the store answers again."""
         if not self.away:
-            logger.warning(
-                "the store of limits cannot be reached, so each process counts on its own: %s", type(error).__name__
-            )
+            name = type(error).__name__
+            logger.warning("the store of limits cannot be reached, so each process counts on its own: %s", name)
         self.away = True
         if self.budget is not None:
             self.budget.alone()

@@ -186,9 +186,7 @@ async def check_server(client: Client) -> None:
         raise ConfigurationError("log: Redis refuses the user name or the password of its address.") from None
     except RedisClusterException as error:
         if "not enabled" in f"{error} {error.__cause__}":
-            raise ConfigurationError(
-                "log: this Redis is not a cluster: its address must begin with redis://."
-            ) from None
+            raise ConfigurationError("log: this Redis is not a cluster; use an address with redis://.") from None
         raise
     _judge(dict(re.findall(r"^([\w-]+):(.*?)\r?$", info.decode("utf-8", "replace"), re.MULTILINE)), client)
 
@@ -204,7 +202,7 @@ def _judge(info: dict[str, str], client: Client) -> None:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and info.get("maxmemory", "0") != "0":
         _log.warning(
-            "Redis may evict streams that are being read: its maxmemory-policy is %s, and noeviction is recommended",
+            "Redis may evict streams, because its maxmemory-policy is %s: noeviction is recommended",
             policy,
         )
 
