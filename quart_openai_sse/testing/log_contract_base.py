@@ -9,9 +9,9 @@ from itertools import count
 from typing import Any, TypeVar
 from unittest import SkipTest
 
-from quart_openai_sse.errors import ErrorValue, OpenAISSEError, ProducerLost
+from quart_openai_sse.errors import ErrorValue, KeyReused, OpenAISSEError, ProducerLost, StreamExpired
 from quart_openai_sse.logs import Reader, StreamLog, Writer
-from quart_openai_sse.logs.entries import About, Batch, End, Entry, Kind
+from quart_openai_sse.logs.entries import END_ID, About, Batch, End, Entry, Kind
 
 ContractT = TypeVar("ContractT", bound="ContractBase")
 
@@ -147,6 +147,19 @@ def check_lost(end: End | None) -> None:
     assert (end.outcome, end.reason) == ("failed", "producer_lost")
     assert end.error is not None
     assert isinstance(end.error.exception(), ProducerLost)
+
+
+async def check_expired(log: StreamLog, key: str) -> None:
+    """Checks that a stream of the digest "x", which nobody can read any more, still holds its *key*."""
+    for after in ("", "1", END_ID):
+        with raises(StreamExpired):
+            await log.read(key, after=after)
+    with raises(StreamExpired):
+        await log.tail(key)
+    await log.stop(key, "late")
+    assert await log.create(key, about=about(), digest="x", retain=True) is None
+    with raises(KeyReused):
+        await log.create(key, about=about(), digest="y", retain=True)
 
 
 async def take(reader: Reader, count: int) -> list[Entry]:

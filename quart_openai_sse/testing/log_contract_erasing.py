@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from quart_openai_sse.errors import KeyReused, StreamExpired, StreamNotFound
+from quart_openai_sse.errors import StreamExpired, StreamNotFound
 from quart_openai_sse.logs import StreamLog, Writer
-from quart_openai_sse.logs.entries import END_ID, End
+from quart_openai_sse.logs.entries import End
 from quart_openai_sse.testing.log_contract_base import (
     COMPLETED,
     ContractBase,
     Watched,
     about,
+    check_expired,
     contract_test,
     create,
     drain,
@@ -56,15 +57,7 @@ class ErasingContract(ContractBase):
         await there.erase("a")
         await there.erase("a")
         for log in (there, here):
-            for after in ("", "1", END_ID):
-                with raises(StreamExpired):
-                    await log.read("a", after=after)
-            with raises(StreamExpired):
-                await log.tail("a")
-            await log.stop("a", "late")
-            assert await log.create("a", about=about(), digest="x", retain=True) is None
-            with raises(KeyReused):
-                await log.create("a", about=about(), digest="y", retain=True)
+            await check_expired(log, "a")
             assert len(await log.find("ann", ended_within=60)) == 1
             assert await drain(await log.read("b")) == (numbered("one"), COMPLETED)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import sys
-from collections import Counter
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -16,37 +14,22 @@ import pytest
 from quart_openai_sse.limits import starts
 from quart_openai_sse.limits.starts import limit_starts
 from quart_openai_sse.testing import ScriptedUpstream
-from tests.conftest import BOB, CreateApp, Serve
+from tests.conftest import CreateApp, Serve
+from tests.limits.shared_starts import check_two_apps, passed_in_processes
 from tests.limits.test_starts import BODY, MINUTE, passed
-from tests.limits.test_starts_on_redis import PROCESS
 
 
 @pytest.mark.parametrize("at_once", [15, 200])
 async def test_apps_share_a_count_and_let_no_more_pass(
     create_app: CreateApp, serve: Serve, tmp_path: Path, at_once: int
 ) -> None:
-    clients = []
-    for _ in range(2):
-        app, ai = create_app(ScriptedUpstream("hello"), max_streams_per_principal=1000)
-        ai.prepare(limit_starts(7, MINUTE, storage=f"sqlite:///{tmp_path / 'limits.db'}"))
-        clients.append(await serve(app))
-    asked = [clients[number % 2].post("/v1/streams", json=BODY) for number in range(at_once)]
-    answers = await asyncio.gather(*asked)
-    assert Counter(each.status_code for each in answers) == {201: 7, 429: at_once - 7}
-    refused = next(each for each in answers if each.status_code == 429)
-    assert 0 < int(refused.headers["Retry-After"]) <= 60
-    assert (await clients[0].post("/v1/streams", json=BODY, headers=BOB)).status_code == 201
+    await check_two_apps(create_app, serve, f"sqlite:///{tmp_path / 'limits.db'}", at_once)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [15, 200])
 async def test_processes_share_a_count(tmp_path: Path, at_once: int) -> None:
-    command = [sys.executable, "-W", "error", "-c", PROCESS, f"sqlite:///{tmp_path / 'limits.db'}", str(at_once)]
-    processes = [
-        await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2])
-        for _ in range(2)
-    ]
-    assert sum([int((await process.communicate())[0]) for process in processes]) == 7
+    assert await passed_in_processes(f"sqlite:///{tmp_path / 'limits.db'}", at_once) == 7
 
 
 async def test_starts_pass_again_after_the_period_and_old_ones_are_removed(tmp_path: Path) -> None:
@@ -104,5 +87,5 @@ async def test_starts_are_refused_while_the_file_cannot_be_written(
 
 @pytest.mark.parametrize("storage", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:limits.db", "sqlite://limits.db"])
 def test_an_address_without_a_path_is_refused(storage: str) -> None:
-    with pytest.raises(ValueError, match="limit_starts: storage must be sqlite:"):
+    with pytest.raises(ValueError, match="limit_starts: storage must be sqlite:/// and a path"):
         limit_starts(5, MINUTE, storage=storage)

@@ -26,6 +26,7 @@ from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.relay.hooks import Hooks
 from quart_openai_sse.relay.relay import Relay
 from quart_openai_sse.testing import Gate, ScriptedUpstream, chunk, finish
+from tests.relay.test_spending import end_of
 
 ME = Principal("ann")
 ROOT = Path(__file__).parents[2]
@@ -73,14 +74,6 @@ async def start(relay: Relay, body: dict[str, Any] | None = None, **options: Any
         return await relay.start(body or asks(), principal=options.pop("principal", ME), **options)
     except (TooManyStreams, TooManyReaders, TokensSpent) as refusal:
         return refusal
-
-
-async def end_of(relay: Relay, handle: Any) -> Any:
-    reader, end = await relay.read(handle), None
-    async for batch in reader:
-        end = batch.end
-    await relay.readers.leave(reader)
-    return end
 
 
 async def close(relay: Relay) -> None:
