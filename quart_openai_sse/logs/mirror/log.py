@@ -13,7 +13,7 @@ from quart_openai_sse.logs import OnLost, Reader, Writer
 from quart_openai_sse.logs.entries import About
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
-from quart_openai_sse.logs.mirror import Processes, State, Store
+from quart_openai_sse.logs.mirror import Processes, Store
 from quart_openai_sse.logs.mirror.erasing import Erasing
 from quart_openai_sse.logs.mirror.lost import LostStreams
 from quart_openai_sse.logs.mirror.messages import Messages
@@ -25,6 +25,7 @@ from quart_openai_sse.logs.mirror.questions import Questions
 from quart_openai_sse.logs.mirror.search import Search
 from quart_openai_sse.logs.mirror.tasks import Tasks
 from quart_openai_sse.logs.mirror.wire import STORED, Cipher, Stop, Wire, encode_message
+from quart_openai_sse.logs.mirror.writes import Writes
 from quart_openai_sse.logs.mirror.writing import Writing
 
 _CLOSING = 2.0  # seconds for what is still to be written when the log is closed
@@ -51,7 +52,8 @@ class MirrorLog:
         self._lease = Lease(store, lease, self)
         self._questions = Questions(store, self.process, self._lease)
         self._search = Search(store, self._questions, self._lease, spawn=spawn)
-        self._writing = Writing(store, self._wire, config, spawn=spawn)
+        self._writes = Writes(self._wire, config)
+        self._writing = Writing(store, self._writes, spawn=spawn)
         self._mirrors = Mirrors(
             store,
             self._wire,
@@ -62,11 +64,18 @@ class MirrorLog:
             spawn=spawn,
         )
         self._own = OwnStreams(
-            store, self.memory, self._mirrors, self._writing, self._lease, patience=self.patience, spawn=spawn
+            store,
+            self.memory,
+            self._mirrors,
+            self._writes,
+            self._writing,
+            self._lease,
+            patience=self.patience,
+            spawn=spawn,
         )
         self._messages = Messages(store, self.memory, self._mirrors, self._own, self._questions, spawn=spawn)
         self._erasing = Erasing(self, store, self.memory, self._own, self._search, self._questions, self._lease)
-        self._lost = LostStreams(store, self._wire, self._writing, new_writer=self._new_writer, spawn=spawn)
+        self._lost = LostStreams(store, self._wire, self._writes, new_writer=self._new_writer, spawn=spawn)
         self._opening = asyncio.Lock()
         self._is_open = False
         self._closings = 0
@@ -135,13 +144,13 @@ class MirrorLog:
         writer = self._new_writer()
         if digest and (held is None or held.failed_empty):
             try:
-                state = await self.store.create(key, self._writing.new_stream(writer, digest, about))
+                state = await self.store.create(key, self._writes.new_stream(writer, digest, about))
                 stream = None if state is not None else await self._own.begin(key, about, digest)
             except BaseException:  # it may have been stored
                 self._tasks(self._own.abandon(key, writer))
                 raise
-            if state is not None:
-                _check_digest(state, digest)
+            if state is not None and state.digest != digest:
+                raise KeyReused("This Idempotency-Key was used before with another body.")
         else:
             stream = await self._own.begin(key, about, digest)
         if stream is None:
@@ -195,12 +204,7 @@ class MirrorLog:
             for key, state in await self.store.find(owner)
             if not state.end or state.ended_ago < ended_within
         }
-        for key in self.memory.keys_of(owner):
-            stream = self.memory.get(key)
-            if isinstance(stream, OwnStream) and not stream.created and stream.end is None:
-                found[key] = stream.about
-            elif stream is not None and stream.end is not None and not ended_within:
-                found.pop(key, None)  # its end is not in the store yet
+        self._own.correct(found, owner, ended=bool(ended_within))
         newest_first = sorted(found.values(), key=lambda about: about.created, reverse=True)
         return [about for about in newest_first if thread is None or about.thread == thread]
 
@@ -234,12 +238,8 @@ class MirrorLog:
         """See `Watching.seen`."""
         for process in dead:
             self._lost.end_all(process)
-        if self._lease.in_doubt:  # a process that reads may not have come back yet
-            return
-        there = (processes.alive | processes.overdue) - dead
-        gone = [(stream, process) for stream in self._own.all() for process in stream.elsewhere - there]
-        if gone:
-            self._tasks(self._own.take_out(gone))
+        if not self._lease.in_doubt:  # otherwise a process that reads may not have come back yet
+            self._own.keep_readers((processes.alive | processes.overdue) - dead)
 
     def _look_again(self) -> None:
         self._writing.try_again()
@@ -262,8 +262,3 @@ class MirrorLog:
     def _check_open(self) -> None:
         if not self._is_open:
             raise LogUnavailable("The stream log is not open.")
-
-
-def _check_digest(state: State, digest: str) -> None:
-    if state.digest != digest:
-        raise KeyReused("This Idempotency-Key was used before with another body.")

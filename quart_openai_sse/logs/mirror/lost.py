@@ -13,7 +13,7 @@ from quart_openai_sse.logs.mirror import State, Store, Write
 from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, until_answered
 from quart_openai_sse.logs.mirror.own import LOST
 from quart_openai_sse.logs.mirror.wire import Wire
-from quart_openai_sse.logs.mirror.writing import Writing
+from quart_openai_sse.logs.mirror.writes import Writes
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -31,12 +31,12 @@ class LostStreams:
     """
 
     def __init__(
-        self, store: Store, wire: Wire, writing: Writing, *, new_writer: Callable[[], str], spawn: Spawn
+        self, store: Store, wire: Wire, writes: Writes, *, new_writer: Callable[[], str], spawn: Spawn
     ) -> None:
         self.on_lost: OnLost | None = None
         self._store = store
         self._wire = wire
-        self._writing = writing
+        self._writes = writes
         self._new_writer = new_writer
         self._spawn = spawn
         self._ending: set[str] = set()
@@ -76,7 +76,7 @@ class LostStreams:
         logger.warning("stream %s: its process has died; it ends as %s", key.rpartition(":")[2], end.outcome)
         if self.on_lost is not None and state.attempt <= _ATTEMPTS + 1:
             await self._hand_over(self.on_lost, key, state, end)
-        write = self._writing.with_end(Write(key=key, writer=writer, place=state.count, count=state.count), end)
+        write = self._writes.with_end(Write(key=key, writer=writer, place=state.count, count=state.count), end)
         await until_answered(lambda: self._store.write([write]))
 
     def _decided(self, state: State) -> End:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from quart_openai_sse.errors import ErrorValue, LogUnavailable, StartAbandoned
 from quart_openai_sse.logs.entries import About, End
@@ -12,6 +12,7 @@ from quart_openai_sse.logs.mirror.again import Spawn, until_answered
 from quart_openai_sse.logs.mirror.mirrors import Mirrors
 from quart_openai_sse.logs.mirror.own import OwnStream
 from quart_openai_sse.logs.mirror.processes import Lease
+from quart_openai_sse.logs.mirror.writes import Writes
 from quart_openai_sse.logs.mirror.writing import Writing
 
 _MANY = 500  # streams in one call of the store
@@ -29,6 +30,7 @@ class OwnStreams:
         store: Store,
         memory: MemoryLog,
         mirrors: Mirrors,
+        writes: Writes,
         writing: Writing,
         lease: Lease,
         *,
@@ -40,6 +42,7 @@ class OwnStreams:
         self._store = store
         self._memory = memory
         self._mirrors = mirrors
+        self._writes = writes
         self._writing = writing
         self._lease = lease
         self._spawn = spawn
@@ -47,6 +50,18 @@ class OwnStreams:
     def all(self) -> list[OwnStream]:
         """Those that are kept."""
         return [stream for stream in self._memory.streams() if isinstance(stream, OwnStream)]
+
+    def correct(self, found: dict[str, About], owner: str, *, ended: bool) -> None:
+        """Adds to what the store has found of *owner* what it does not know yet.
+
+        Unless those that have *ended* are wanted too, it removes what has ended meanwhile.
+        """
+        for key in self._memory.keys_of(owner):
+            stream = self._memory.get(key)
+            if isinstance(stream, OwnStream) and not stream.created and stream.end is None:
+                found[key] = stream.about
+            elif stream is not None and stream.end is not None and not ended:
+                found.pop(key, None)  # its end is not in the store yet
 
     # Begin ------------------------------------------------------------------------------------------------------------
 
@@ -73,7 +88,7 @@ class OwnStreams:
 
     async def abandon(self, key: str, writer: str) -> None:
         """Ends a stream that may have been stored and that nobody produces."""
-        write = self._writing.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
+        write = self._writes.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
         await until_answered(lambda: self._store.write([write]))
 
     # What a stream needs ----------------------------------------------------------------------------------------------
@@ -134,8 +149,13 @@ class OwnStreams:
                 if state.stop:
                     stream.stop(state.stop)
 
-    async def take_out(self, readers: Sequence[tuple[OwnStream, str]]) -> None:
-        """Takes processes that have died, or have closed without a word, out of the readers of streams."""
+    def keep_readers(self, processes: Set[str]) -> None:
+        """Only *processes* are there: all others, which have died or closed without a word, read no stream any more."""
+        gone = [(stream, process) for stream in self.all() for process in stream.elsewhere - processes]
+        if gone:
+            self._spawn(self._take_out(gone))
+
+    async def _take_out(self, readers: Sequence[tuple[OwnStream, str]]) -> None:
         for stream, process in readers:
             await self._store.leave(stream.key, process, tell=b"")
             stream.parted(process)

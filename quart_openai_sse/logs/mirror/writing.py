@@ -1,4 +1,4 @@
-"""What is written to the store, and when: all streams of a process together."""
+"""When streams are written to the store, all those of a process together, and what becomes of each write."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
 
-from msgspec import structs
-
-from quart_openai_sse.config import Config
 from quart_openai_sse.errors import ErrorValue, LogUnavailable
-from quart_openai_sse.logs.entries import About, End
+from quart_openai_sse.logs.entries import End
 from quart_openai_sse.logs.mirror import NewStream, Store, Write, Written
 from quart_openai_sse.logs.mirror.again import SOONEST, Spawn, until_answered
 from quart_openai_sse.logs.mirror.own import OwnStream
-from quart_openai_sse.logs.mirror.wire import Wire
+from quart_openai_sse.logs.mirror.pace import Pace
+from quart_openai_sse.logs.mirror.writes import Writes
 
 logger = logging.getLogger("quart_openai_sse")
 
@@ -24,8 +22,6 @@ _LATER = 0.25  # seconds after which a stream is written that nobody reads elsew
 _BATCH = 256 << 10  # bytes of one batch, unless it is a single entry
 _CALL = 4 << 20  # bytes of one call of the store
 _LATEST = 1.0  # seconds until a store that could not be reached is tried again, less than a writer waits for it
-_RATE, _BURST = 12_000.0, 1_200.0  # what the store is given in a second, and at once before that limit counts
-_WORK = 80  # what a call takes of it: as much as so many streams in it
 _STREAMS = 500  # of one call of the store
 _UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The stream could not be stored.")))
 
@@ -33,21 +29,16 @@ _UNSTORABLE = End("failed", "log_unavailable", ErrorValue.of(LogUnavailable("The
 class Writing:
     """Writes the streams of this process to the *store*: at once those that are urgent, the others a moment later."""
 
-    def __init__(self, store: Store, wire: Wire, config: Config, *, spawn: Spawn) -> None:
+    def __init__(self, store: Store, writes: Writes, *, spawn: Spawn) -> None:
         self._store = store
-        self._wire = wire
+        self._writes = writes
         self._spawn = spawn
-        self._retention = config.retention
-        self._tombstone = config.tombstone
-        self._life = config.max_duration + config.retention + config.tombstone + 60
         self._urgent: dict[OwnStream, None] = {}
         self._others: dict[OwnStream, None] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._wait = SOONEST
-        self._left = _BURST
-        """What the store may be given at once: a part for each call, and one for each stream."""
-        self._counted = 0.0
+        self._pace = Pace()
         self._reached = asyncio.Event()
         self._busy = False
         self._rested = asyncio.Event()
@@ -80,9 +71,9 @@ class Writing:
             self._wake.clear()
             while self._urgent:
                 self._busy = True
-                await self._pace()
+                await self._pace.wait()
                 streams = self._next()
-                self._left -= _WORK + len(streams)
+                self._pace.count(len(streams))
                 try:
                     await self._write(streams)
                     self._wait = SOONEST
@@ -106,14 +97,6 @@ class Writing:
             async with asyncio.timeout(self._wait):
                 await self._reached.wait()
         self._wait = min(self._wait * 2, _LATEST)
-
-    async def _pace(self) -> None:
-        """Waits if the store was given much lately. Meanwhile there is more to write: it costs less in one call."""
-        now = asyncio.get_running_loop().time()
-        self._left = min(_BURST, self._left + (now - self._counted) * _RATE)
-        self._counted = now
-        if self._left < 0:
-            await asyncio.sleep(-self._left / _RATE)
 
     async def idle(self) -> None:
         """Returns when nothing is left to write."""
@@ -186,7 +169,7 @@ class Writing:
         try:
             if stream.end is not None and stream.failed_empty:
                 # Its start was refused. What was stored of it, if anything, gives its key free.
-                write = self.with_end(Write(key=stream.key, writer=stream.writer, place=0, count=0), stream.end)
+                write = self._writes.with_end(Write(key=stream.key, writer=stream.writer, place=0, count=0), stream.end)
                 await self._store.write([write])
                 stream.created = stream.is_whole = True
             elif await self._store.create(stream.key, self._new(stream)) is not None:
@@ -199,6 +182,9 @@ class Writing:
             self._give_up(stream)
         stream.changed()
 
+    def _new(self, stream: OwnStream) -> NewStream:
+        return self._writes.new_stream(stream.writer, stream.digest, stream.about)
+
     def _give_up(self, stream: OwnStream) -> None:
         """A stream cannot be stored: what is stored of it ends as failed."""
         logger.exception("stream %s cannot be stored: other processes cannot read all of it", stream.about.id)
@@ -206,68 +192,18 @@ class Writing:
         stream.changed()
         if stream.created:
             write = Write(key=stream.key, writer=stream.writer, place=stream.written, count=stream.written)
-            self._spawn(self._end(self.with_end(write, _UNSTORABLE)))
+            self._spawn(self._end(self._writes.with_end(write, _UNSTORABLE)))
 
     async def _end(self, write: Write) -> None:
         await until_answered(lambda: self._store.write([write]))
 
-    def _new(self, stream: OwnStream) -> NewStream:
-        return self.new_stream(stream.writer, stream.digest, stream.about)
-
-    def new_stream(self, writer: str, digest: str, about: About) -> NewStream:
-        """What the store is told of a stream."""
-        return NewStream(
-            writer=writer,
-            digest=digest,
-            about=self._wire.about(about),
-            owner=about.owner,
-            created=about.created,
-            life=self._life,
-        )
-
     def _made(self, stream: OwnStream) -> Write | None:
         """What is to be written next; `None`: it cannot be encoded."""
         try:
-            return self._encoded(stream)
+            return self._writes.next(stream)
         except Exception:
             self._give_up(stream)
             return None
-
-    def _encoded(self, stream: OwnStream) -> Write:
-        place = stream.written
-        count, batch = self._batch(stream, place) if place < stream.last else (place, b"")
-        write = Write(
-            key=stream.key,
-            writer=stream.writer,
-            place=place,
-            count=count,
-            batch=batch,
-            request=b"" if stream.is_kept or not stream.request else self._wire.blob(stream.request),
-        )
-        if write.count < stream.last:
-            return write
-        if stream.end is not None:
-            return self.with_end(write, stream.end)
-        if stream.decided is not None and not stream.is_decided:
-            return structs.replace(write, decided=self._wire.end(stream.decided, write.count))
-        return write
-
-    def _batch(self, stream: OwnStream, place: int) -> tuple[int, bytes]:
-        """The entries from *place* on, and how many there are up to their end."""
-        if (runs := stream.runs(place)) is not None:
-            return place + sum(len(run.pieces) for run in runs), self._wire.batch_of_runs(place + 1, runs)
-        entries = stream.take(place)
-        return place + len(entries), self._wire.batch(place + 1, entries)
-
-    def with_end(self, write: Write, end: End) -> Write:
-        """*write* with an end."""
-        return structs.replace(
-            write,
-            end=self._wire.end(end, write.count),
-            retention=self._retention,
-            tombstone=self._tombstone,
-            holds_key=write.count > 0 or end.outcome != "failed",
-        )
 
     async def _take(self, stream: OwnStream, write: Write, written: Written) -> None:
         """Takes note of what has become of a *write*."""
