@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from contextlib import suppress
 from itertools import count
@@ -13,7 +14,7 @@ from quart_openai_sse.logs import OnLost, Reader, Writer
 from quart_openai_sse.logs.entries import About
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
-from quart_openai_sse.logs.mirror import Processes, Store
+from quart_openai_sse.logs.mirror import NewStream, Processes, State, Store
 from quart_openai_sse.logs.mirror.erasing import Erasing
 from quart_openai_sse.logs.mirror.lost import LostStreams
 from quart_openai_sse.logs.mirror.messages import Messages
@@ -27,6 +28,8 @@ from quart_openai_sse.logs.mirror.tasks import Tasks
 from quart_openai_sse.logs.mirror.wire import STORED, Cipher, Stop, Wire, encode_message
 from quart_openai_sse.logs.mirror.writes import Writes
 from quart_openai_sse.logs.mirror.writing import Writing
+
+logger = logging.getLogger("quart_openai_sse")
 
 _CLOSING = 2.0  # seconds for what is still to be written when the log is closed
 
@@ -143,8 +146,9 @@ class MirrorLog:
         held = self.memory.get(key)
         writer = self._new_writer()
         if digest and (held is None or held.failed_empty):
+            new = self._new_stream(writer, digest, about)
             try:
-                state = await self.store.create(key, self._writes.new_stream(writer, digest, about))
+                state = await self.store.create(key, new)
                 stream = None if state is not None else await self._own.begin(key, about, digest)
             except BaseException:  # it may have been stored
                 self._tasks(self._own.abandon(key, writer))
@@ -200,9 +204,10 @@ class MirrorLog:
         if not owner:
             return []
         found = {
-            key: self._wire.read_about(state.about)
+            key: known
             for key, state in await self.store.find(owner)
             if not state.end or state.ended_ago < ended_within
+            if (known := self._read_about(state)) is not None
         }
         self._own.correct(found, owner, ended=bool(ended_within))
         newest_first = sorted(found.values(), key=lambda about: about.created, reverse=True)
@@ -252,6 +257,20 @@ class MirrorLog:
         await asyncio.gather(self._mirrors.look(), self._own.look())
 
     # Helpers ----------------------------------------------------------------------------------------------------------
+
+    def _new_stream(self, writer: str, digest: str, about: About) -> NewStream:
+        """What the store is told of a stream. Raises `LogUnavailable` if the cipher does not encrypt it."""
+        try:
+            return self._writes.new_stream(writer, digest, about)
+        except Exception as error:
+            logger.exception("stream %s cannot be stored", about.id)
+            raise LogUnavailable("The stream could not be stored.") from error
+
+    def _read_about(self, state: State) -> About | None:
+        """What is known of a stream; `None` if this process cannot read it, which must not hide the others."""
+        with suppress(LogUnavailable):
+            return self._wire.read_about(state.about)
+        return None
 
     def _own_stream(self, log: OwningLog, key: str, about: About, digest: str) -> OwnStream:
         return OwnStream(log, key, about, digest, mirroring=self._own)

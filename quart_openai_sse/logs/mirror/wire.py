@@ -5,7 +5,9 @@ A newer version may add members at the end of an array and keys to a map: this o
 
 from __future__ import annotations
 
+import logging
 import struct
+import time
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -16,6 +18,8 @@ from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.compact import Run
 from quart_openai_sse.logs.entries import About, End, Entry, Kind
 
+logger = logging.getLogger("quart_openai_sse")
+
 HEADER = struct.Struct(">IIB")
 """The header of a batch: the place of its first entry, the number of its entries, and how they are packed.
 
@@ -25,6 +29,7 @@ Stores read the first two numbers, and nothing behind them.
 END = b"\xff"
 """The first byte of an end. No batch begins with it: a stream has fewer entries."""
 
+_SILENCE = 60.0  # seconds between two log lines
 _END_HEADER = struct.Struct(">cIB")  # END, the number of entries, and how it is packed
 _COMPRESSED, _SEALED, _JSON, _RUNS = 1, 2, 4, 8
 # Less is not worth the time. Measured with chunks of 170 bytes, for each to encode and decode it, and of its size:
@@ -59,6 +64,8 @@ class Wire:
 
     def __init__(self, cipher: Cipher | None = None) -> None:
         self._cipher = cipher
+        self._silent_until = 0.0
+        """When a log line may say again that something cannot be decrypted."""
 
     def batch(self, first: int, entries: Sequence[Entry]) -> bytes:
         """The batch of *entries*, the first of which is at the place *first*."""
@@ -145,15 +152,20 @@ class Wire:
         return packing, body
 
     def _unpack(self, packing: int, body: memoryview) -> bytes | memoryview:
-        unsealed: bytes | memoryview = body
-        if packing & _SEALED:
-            if self._cipher is None:
-                raise LogUnavailable("The store has encrypted streams, and this process has no log_cipher.")
-            try:
-                unsealed = self._cipher[1](bytes(body))
-            except Exception as error:  # of the app's own function
-                raise LogUnavailable("The log_cipher cannot decrypt what is in the store.") from error
+        unsealed = self._unseal(bytes(body)) if packing & _SEALED else body
         return zlib.decompress(unsealed) if packing & _COMPRESSED else unsealed
+
+    def _unseal(self, body: bytes) -> bytes:
+        reason, cause = "The store has encrypted streams, and this process has no log_cipher.", None
+        if self._cipher is not None:
+            try:
+                return self._cipher[1](body)
+            except Exception as error:  # of the app's own function
+                reason, cause = "The log_cipher cannot decrypt what is in the store.", error
+        if (now := time.monotonic()) >= self._silent_until:
+            self._silent_until = now + _SILENCE
+            logger.warning("%s Its streams cannot be read in this process.", reason)
+        raise LogUnavailable(reason) from cause
 
 
 # Messages between processes -------------------------------------------------------------------------------------------

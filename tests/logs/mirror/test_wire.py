@@ -8,6 +8,7 @@ from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs.compact import CompactEntries, Run
 from quart_openai_sse.logs.entries import Entry
 from quart_openai_sse.logs.mirror.wire import Wire
+from quart_openai_sse.testing.log_contract_base import about
 
 CHUNK = (
     b'{"id":"chatcmpl-A1b2C3d4E5f6G7h8I9j0K1l2M3n4O","object":"chat.completion.chunk","created":1700000000,'
@@ -33,3 +34,15 @@ def test_a_batch_of_runs_that_was_damaged_is_refused() -> None:
     wire = Wire()
     with pytest.raises(LogUnavailable, match="cannot read"):
         wire.read_batch(wire.batch_of_runs(1, [Run(b"a", b"b", [b"c"], [0.5, 1.5])]))
+
+
+def test_a_log_line_says_that_streams_cannot_be_decrypted_but_not_for_each_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sealed = Wire(CIPHER).about(about())
+    wire = Wire()
+    for _ in range(3):
+        with pytest.raises(LogUnavailable):
+            wire.read_about(sealed)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no log_cipher" in caplog.text
