@@ -21,6 +21,8 @@ MOST = 1 << 20
 """The most bytes that are stored of one request, compressed."""
 _MOST_TEXT = 8 << 20  # bytes that are compressed at most: the event loop waits meanwhile
 
+_MOST_BITS = 8192  # of an integer in metadata: Python converts no text of more than 4,300 digits to an integer
+
 _PRINCIPAL = ("id", "realm", "cookie", "anonymous", "max_streams")
 _RECORD = ("thread", "model", "upstream", "trace_id")
 
@@ -114,6 +116,8 @@ def _check(place: str, value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check(f"{place}[{index}]", item, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise TypeError(f"{place} is an integer of more than {_MOST_BITS} bits.")
     elif value is not None and not isinstance(value, str | int | float):
         raise TypeError(f"{place} is of the type {type(value).__name__}. {_RULE}")
 

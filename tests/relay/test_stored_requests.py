@@ -82,6 +82,7 @@ def test_whatever_json_holds_comes_back(metadata: dict[str, Any], id_: str) -> N
         ({"a": [{"b": (1, 2)}]}, r"metadata\['a'\]\[0\]\['b'\] is of the type tuple"),
         ({"a": {1: 2}}, r"metadata\['a'\] has the key 1"),
         ({"a": b"bytes"}, r"metadata\['a'\] is of the type bytes"),
+        ({"a": -(10**5000)}, r"metadata\['a'\] is an integer of more than 8192 bits"),
     ],
 )
 def test_metadata_that_is_not_json_is_refused_by_its_place(metadata: dict[str, Any], place: str) -> None:
