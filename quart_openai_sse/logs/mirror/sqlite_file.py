@@ -107,6 +107,7 @@ def _read_mounts() -> str:
 
 
 def _prepare(db: sqlite3.Connection, path: Path, schema: str) -> None:
+    db.execute("BEGIN")  # otherwise another worker could create the tables between two of these reads
     try:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -116,6 +117,8 @@ def _prepare(db: sqlite3.Connection, path: Path, schema: str) -> None:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise ConfigurationError(f"{path} is not an SQLite database.") from error
         raise
+    finally:
+        db.execute("ROLLBACK")
     if application != _APPLICATION_ID and (application or version or tables):
         raise ConfigurationError(f"{path} is the SQLite database of another program.")
     if tables and version != _USER_VERSION:

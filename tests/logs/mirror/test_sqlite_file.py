@@ -1,13 +1,16 @@
-"""Where an SQLite file can be: not on a network file system."""
+"""An SQLite file is made once, however many make it at once, and is not on a network file system."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from quart_openai_sse.errors import ConfigurationError
-from quart_openai_sse.logs.mirror.sqlite_file import check_local, file_system
+from quart_openai_sse.logs.mirror.sqlite_file import check_local, connect, create_file, file_system
+from quart_openai_sse.logs.mirror.sqlite_streams import SCHEMA
 
 MOUNTS = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -52,3 +55,20 @@ def test_a_network_file_system_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "apfs", "fuse.mergerfs"])
 def test_a_disk_is_not_refused(kind: str) -> None:
     check_local(Path("/srv/streams.db"), f"27 1 254:0 / / rw,relatime - {kind} source rw")
+
+
+@pytest.mark.parametrize("number", range(25))  # of which several fail if the file is not looked at in one moment
+def test_all_that_make_a_file_at_once_can_use_it(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "streams.db"
+    create_file(path)
+    all_ready = Barrier(6)
+
+    def use() -> str:
+        all_ready.wait()
+        db = connect(path, SCHEMA)
+        found: str = db.execute("PRAGMA journal_mode").fetchone()[0]
+        db.close()
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [each.result() for each in [pool.submit(use) for _ in range(6)]] == ["wal"] * 6

@@ -264,6 +264,46 @@ async def test_a_loop_that_is_closed_ends_the_thread(path: Path) -> None:
             assert not thread.is_alive()
 
 
+async def test_what_fails_in_the_middle_is_undone(create_process: Create) -> None:
+    process = await create_process(ANN)
+    await process.store.create("k", stream())
+    with pytest.raises(UnicodeEncodeError):
+        await process.store.write([write(0, 1), write(0, 1, "\ud800")])
+    assert (await process.store.write([write(0, 2)]))[0].result == "done"
+
+
+async def test_a_stream_that_is_replaced_leaves_nothing(path: Path, create_process: Create) -> None:
+    process = await create_process(ANN)
+    await process.store.create("k", stream())
+    await process.store.write([write(0, 1), write(1, 1, end=end(), holds_key=False)])
+    assert rows(path) == {"streams": 1, "bodies": 1, "log": 2}
+    assert await process.store.create("k", stream(f"{ANN}.2")) is None
+    assert rows(path) == {"streams": 1, "bodies": 1, "log": 0}
+
+
+async def test_the_end_that_was_decided_first_stays(create_process: Create) -> None:
+    process = await create_process(ANN)
+    await process.store.create("k", stream())
+    for decided in (b"first", b"second"):
+        await process.store.write([write(0, 0, decided=end(decided))])
+    found = await state(process)
+    assert found is not None
+    assert found.decided == end(b"first")
+
+
+async def test_nothing_is_heard_after_unfollow_although_it_was_read_before(create_process: Create) -> None:
+    ann, bob = await create_process(ANN), await create_process(BOB)
+    await ann.store.create("k", stream())
+    await bob.store.follow("k")
+    await ann.store.write([write(0, 1)])
+    await bob.store.follow("l")  # reads what was written; it is delivered with the next turn of the loop
+    bob.heard.clear()
+    bob.store._news._tell([("k", b"late"), ("", b"message")], False)
+    await bob.store.unfollow(["k"])
+    bob.store._news._tell([("k", b"later")], False)
+    assert bob.heard == [("k", b"late"), ("", b"message")]
+
+
 async def test_a_process_that_was_frozen_is_told_to_read_again(create_process: Create, clock: Clock) -> None:
     ann = await create_process(ANN)
     clock.now += sqlite_news.KEPT
