@@ -384,16 +384,6 @@ async def test_conversations_survive_a_restart_and_a_stopped_answer_is_kept(star
     assert kept["content"]
 
 
-async def test_an_answer_that_is_stored_again_is_there_once(tmp_path: Path) -> None:
-    conversations = Conversations(tmp_path / "chat.db")
-    asked = await conversations.ask("Twice?", owner="ada")
-    for content in ("One", "The same, from another process"):
-        await conversations.add(asked.id, owner="ada", role="assistant", content=content, stream="s")
-    messages = (await conversations.get(asked.id, owner="ada")).messages
-    assert [message.content for message in messages] == ["Twice?", "The same, from another process"]
-    await conversations.close()
-
-
 async def test_a_conversation_is_renamed_and_deleted_with_its_running_answer(serve: Start) -> None:
     client = await (await serve()).browser()
     started = (await client.post("/conversations", json={"model": "sim-long", "content": " One \n two?"})).json()
