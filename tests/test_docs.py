@@ -489,7 +489,7 @@ def test_the_architecture_page_has_every_module() -> None:
         else:
             listed[[*listed][-1]].append(room)
             missing += [
-                name for name in re.findall(r"`(\w+\.\w+)`", files) if not (installed() / room / name).is_file()
+                name for name in re.findall(r"`([\w/]+\.\w+)`", files) if not (installed() / room / name).is_file()
             ]
     rooms = {place: f"{place}.py" if f"{place}.py" in package.files else f"{place}/" for place in package.places}
     assert listed == {floor.lower(): [rooms[place] for place in places] for floor, places in floors.items()}

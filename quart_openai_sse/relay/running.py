@@ -24,7 +24,7 @@ from quart_openai_sse.errors import (
 from quart_openai_sse.logs import Reader, Writer
 from quart_openai_sse.logs.entries import End, Outcome
 from quart_openai_sse.observers import StreamRecord
-from quart_openai_sse.principal import Principal
+from quart_openai_sse.principal import Principal, owner_key, stream_key
 from quart_openai_sse.producers import CLEAN_UP, Producer
 from quart_openai_sse.producers.intake import Intake
 from quart_openai_sse.relay.admission import Place
@@ -47,6 +47,12 @@ class StreamHandle(msgspec.Struct, frozen=True):
     """The key of its principal in the log; "" for anonymous callers."""
     attached: bool = False
     reader: Reader | None = None
+
+
+def handle_of(stream_id: str, principal: Principal, *, instance: str) -> StreamHandle:
+    """The handle of a principal's stream, whether it exists or not: only the log knows that."""
+    owner = owner_key(instance, principal)
+    return StreamHandle(stream_id, stream_key(owner, stream_id), "" if principal.anonymous else owner)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
