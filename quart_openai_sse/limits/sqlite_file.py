@@ -87,9 +87,13 @@ class _Thread:
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.close()
+            self._database = None
+
+    def __del__(self) -> None:
+        self.close()  # its event loop was closed before the counts, as in a test that does not serve its app
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)
+        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quart_openai_sse.limits.sqlite import SQLiteCounts
+from quart_openai_sse.limits.sqlite_file import CountsFile
 from tests.limits.counts_contract import STREAM, NewCounts, Process, SharedCountsContract
 
 
@@ -32,3 +36,15 @@ async def test_what_a_dead_process_holds_is_free_without_a_look_at_the_processes
             await asyncio.sleep(0.01)
     for each in (dead, process):
         await each.counts.aclose()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="sqlite3 does not warn of connections that are not closed")
+def test_counts_of_an_event_loop_that_was_closed_leave_no_connection_open(tmp_path: Path) -> None:
+    async def count() -> None:
+        await CountsFile(tmp_path / "counts.db").run(lambda database: None)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(count())
+        gc.collect()
+    assert [message for each in caught if "database" in (message := str(each.message))] == []
