@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from hypercorn.utils import LifespanFailureError
+
 from example_app.accounts import DEMO_ACCOUNTS
 from example_app.app import create_app
 from example_app.conversations import DatabaseUnusable
@@ -47,6 +49,8 @@ def main() -> int:
         sys.stderr.write(f"Can't keep conversations in {error}. Try --database.\n")
     except ConfigurationError as error:
         sys.stderr.write(f"Can't start: {error}\n")
+    except LifespanFailureError as error:  # what the app raised as the server started it
+        sys.stderr.write(f"Can't start: {error.__context__ or error}\n")
     return 1
 
 

@@ -773,6 +773,16 @@ def test_a_log_that_cannot_be_had_is_said_in_a_sentence(
     status, output, errors = run_here("--port", "0", "--database", str(tmp_path / "chat.db"), "--log", address)
     assert (status, output) == (1, "")
     assert errors.splitlines()[-1].startswith(f"Can't start: {words}")
+
+
+def test_a_log_that_shows_to_be_unusable_at_the_start_is_said_in_a_sentence(
+    run_here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("This is a text, and no database at all.\n" * 9)
+    status, _, errors = run_here("--port", "0", "--database", str(tmp_path / "chat.db"), "--log", f"sqlite:///{path}")
+    assert status == 1
+    assert errors.splitlines()[-1] == f"Can't start: {path} is not an SQLite database."
     assert "Traceback" not in errors
 
 

@@ -33,13 +33,18 @@ def create_file(path: Path) -> None:
                 path.touch(mode=0o600, exist_ok=False)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LogUnavailable(f"{path} cannot be created, because the disk is full.") from error
+            raise LogUnavailable(f"{path.name} cannot be created, because the disk is full.") from error
         raise ConfigurationError(f"{path} cannot be created: {error.strerror}.") from error
     if not path.is_file():
         raise ConfigurationError(f"{path} is not a file.")
     for place, mode in ((path, os.R_OK | os.W_OK), (path.parent, os.W_OK | os.X_OK)):
         if not os.access(place, mode):
             raise ConfigurationError(f"{place} must be writable: SQLite writes the file and others beside it.")
+
+
+def without_folder(message: str, path: Path) -> str:
+    """A message that callers of the app may see: they are not told where the file is."""
+    return message.replace(f"{path.parent}/", "").replace(str(path.parent), f"The folder of {path.name}")
 
 
 def connect(path: Path, schema: str) -> sqlite3.Connection:

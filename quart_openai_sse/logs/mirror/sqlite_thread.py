@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from quart_openai_sse.errors import ConfigurationError, LogUnavailable
-from quart_openai_sse.logs.mirror.sqlite_file import connect, create_file, identity
+from quart_openai_sse.logs.mirror.sqlite_file import connect, create_file, identity, without_folder
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class SQLiteThread:
         await asyncio.shield(self._closed)
 
     def _give_up(self, done: asyncio.Future[Any]) -> None:
-        _settle(done, None, LogUnavailable(f"The disk with {self._path} does not answer."))
+        _settle(done, None, LogUnavailable(f"The disk with {self._path.name} does not answer."))
 
     def notify(self, function: Callable[..., object], *arguments: Any) -> None:
         """Has *function* called by the event loop. For code that runs in the thread."""
@@ -140,7 +140,7 @@ class SQLiteThread:
 
     def _attempt(self, job: _Job) -> tuple[Any, Exception | None]:
         if time.monotonic() > job.until:  # what was before it has waited in vain
-            return None, LogUnavailable(self._failure or f"{self._path} is too slow.")
+            return None, LogUnavailable(self._failure or f"{self._path.name} is too slow.")
         try:
             return self._guarded(lambda db: transaction(db, job.work, job.begin)), None
         except Exception as error:
@@ -155,7 +155,7 @@ class SQLiteThread:
         except sqlite3.Error as error:
             # `IOERR` and others have many extended codes, which have the code in their lowest byte.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            self._failure = f"{self._path} {_FAILURES.get(code, f'failed: {error}')}."
+            self._failure = f"{self._path.name} {_FAILURES.get(code, f'failed: {error}')}."
             if code == sqlite3.SQLITE_FULL:
                 self._full_until = time.monotonic() + _FULL_FOR
             if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
@@ -166,7 +166,7 @@ class SQLiteThread:
         if self._db is not None:
             if identity(self._path) == self._identity:
                 return self._db
-            self._failure = f"{self._path} was removed or replaced."
+            self._failure = f"{self._path.name} was removed or replaced."
             self._disconnect()
         if time.monotonic() < self._open_at and identity(self._path) != self._identity:
             raise LogUnavailable(self._failure)
@@ -177,7 +177,8 @@ class SQLiteThread:
         except ConfigurationError as error:
             if self._identity is None:
                 raise
-            self._failure = error.message  # it could be used before, so it may be put right
+            # It could be used before, so it may be put right.
+            self._failure = without_folder(error.message, self._path)
             self._open_at = time.monotonic() + _REOPEN_AFTER
             raise LogUnavailable(self._failure) from error
         self.was_replaced = self.was_replaced or self._identity not in (None, file)

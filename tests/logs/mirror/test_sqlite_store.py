@@ -194,7 +194,7 @@ async def test_while_another_program_has_locked_the_file_it_can_be_read(path: Pa
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         assert await state(process) is not None
-        with pytest.raises(LogUnavailable, match=r"streams\.db is locked by another process"):
+        with pytest.raises(LogUnavailable, match=r"^streams\.db is locked by another process"):
             await process.store.write([write(0, 1)])
         db.execute("ROLLBACK")
     assert (await process.store.write([write(0, 1)]))[0].result == "done"
@@ -223,7 +223,7 @@ async def test_a_file_that_was_removed_is_made_again_by_all(path: Path, create_p
     for each in path.parent.iterdir() if what == "all" else [path]:
         each.unlink()
     for process in (ann, bob):
-        with pytest.raises(LogUnavailable, match="was removed or replaced"):
+        with pytest.raises(LogUnavailable, match=r"^streams\.db was removed or replaced"):
             await process.store.states(["k"])
     for process in (ann, bob):
         await process.until(lambda process=process: process.again)
