@@ -214,13 +214,13 @@ def unavailable(error: BaseException, prefix: str) -> LogUnavailable:
     text = str(error)
     if isinstance(error, RedisError) and (reason := _reason(error)):
         hint = f" (now {prefix!r})" if "log_prefix" in reason else ""
-        return LogUnavailable(f"The stream log is not available: {reason}{hint}.")
+        return LogUnavailable(f"{reason[0].upper()}{reason[1:]}{hint}.")
     if isinstance(error, TimeoutError) or "imeout" in type(error).__name__:
-        return LogUnavailable("The stream log is not available: Redis did not answer in time.")
+        return LogUnavailable("Redis did not answer in time.")
     if isinstance(error, ResponseError):
         code = re.match(r"[A-Z]+", text)
-        return LogUnavailable(f"The stream log is not available: Redis refused a command ({code[0] if code else '-'}).")
-    return LogUnavailable(f"The stream log is not available: Redis cannot be reached ({type(error).__name__}).")
+        return LogUnavailable(f"Redis refused a command ({code[0] if code else '-'}).")
+    return LogUnavailable(f"Redis cannot be reached ({type(error).__name__}).")
 
 
 def never_usable(error: BaseException) -> str:
