@@ -186,7 +186,7 @@ async def check_server(client: Client) -> None:
         raise ConfigurationError("log: Redis refuses the user name or the password of its address.") from None
     except RedisClusterException as error:
         if "not enabled" in f"{error} {error.__cause__}":
-            raise ConfigurationError("log: this Redis is not a cluster; use an address with redis://.") from None
+            raise ConfigurationError("log: this Redis is not a cluster: log must begin with redis://.") from None
         raise
     _judge(dict(re.findall(r"^([\w-]+):(.*?)\r?$", info.decode("utf-8", "replace"), re.MULTILINE)), client)
 
