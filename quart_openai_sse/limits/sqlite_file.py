@@ -1,8 +1,9 @@
-"""An SQLite file in which the workers of one machine count: that of the stream log, or one of their own."""
+"""An SQLite file in which the workers of one machine count."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -93,6 +94,8 @@ class _Thread:
         self.close()  # its event loop was closed before the counts, as in a test that does not serve its app
 
     def _open(self) -> sqlite3.Connection:
+        with suppress(FileExistsError):  # a new file is for its owner alone
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")

@@ -1,4 +1,4 @@
-"""The counts that workers share, in the same Redis or the same file as the log that they share."""
+"""The counts that workers share, in the same Redis as the log that they share, or in a file beside it."""
 
 from __future__ import annotations
 
@@ -43,5 +43,7 @@ def counts_of(config: Config, *, own: CreateCounts | None, own_log: bool) -> Sha
     if kind == "sqlite":
         from quart_openai_sse.limits.sqlite import SQLiteCounts
 
-        return SQLiteCounts(file_of(config.log), lease=config.log_lease)
+        # Not the log's own file: the log opens that in its way, and makes it anew if it was removed.
+        file = file_of(config.log)
+        return SQLiteCounts(file.with_name(f"{file.name}.limits"), lease=config.log_lease)
     return None

@@ -57,6 +57,16 @@ async def test_two_apps_with_one_log_are_two_workers(
     assert (await one.get(url)).status_code == 410
 
 
+async def test_limits_are_counted_in_a_file_of_their_own_for_its_owner_alone(
+    create_app: CreateApp, serve: Serve, in_a_file: str
+) -> None:
+    client = await serve(create_app(ScriptedUpstream("one"), log=in_a_file)[0])
+    assert (await client.post("/v1/streams", json=BODY)).status_code == 201
+    folder = Path(in_a_file.removeprefix("sqlite:///")).parent
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir() if "-" not in file.name}
+    assert modes == {"streams.db": 0o600, "streams.db.limits": 0o600}
+
+
 @pytest.mark.slow
 async def test_a_password_is_in_no_sentence(create_app: CreateApp, redis_server: Path) -> None:
     app, ai = create_app(ScriptedUpstream("hi"), log=f"redis+unix://:very-secret@{redis_server}")
