@@ -144,7 +144,7 @@ async def start_server(server: Server, load: Load, cache: Path) -> AsyncIterator
             start_new_session=True,
         )
     try:
-        await _listening(process, port)
+        await listening(process, port)
         running = Running(server, f"127.0.0.1:{port}", process.pid)
         for task in WARM_UP:
             outcome = await load.run(running.task(**task))
@@ -174,7 +174,8 @@ def _last_lines(log: Path) -> list[str]:
     return [line for line in plain.splitlines() if line.strip()][-12:]
 
 
-async def _listening(process: asyncio.subprocess.Process, port: int) -> None:
+async def listening(process: asyncio.subprocess.Process, port: int) -> None:
+    """Returns when a server listens on *port*. Raises `Failed` if it has ended, or does not within `PATIENCE`."""
     for _ in range(int(PATIENCE / 0.05)):
         if process.returncode is not None:
             raise Failed(f"it has ended with exit code {process.returncode}")

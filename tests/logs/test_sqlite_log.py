@@ -16,19 +16,15 @@ from quart import Quart
 from quart_openai_sse.testing import Gate, ReadStream, ScriptedUpstream, StreamLogContract, chunk, finish, read
 from tests.conftest import QUESTION, Clock, CreateApp, Serve
 from tests.logs.sqlite_log import SQLiteLog
+from tests.logs.two_processes import WithoutTwoProcesses, WithTwoProcesses
 
 POLL = 0.002
 
 
-class TestInOneProcess(StreamLogContract):
+class TestInOneProcess(WithoutTwoProcesses, StreamLogContract):
     """One log. The tests that need a second process are in the class below."""
 
     max_bytes = 16 << 20
-    test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
-    test_closing_a_log_ends_no_stream_of_another_process = None
-    test_a_lost_stream_is_handed_to_one_living_process = None
-    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
-    test_every_running_stream_of_a_lost_process_is_handed_over = None
 
     @pytest.fixture
     def log(self, tmp_path: Path) -> SQLiteLog:
@@ -55,24 +51,8 @@ class TestInOneProcess(StreamLogContract):
         await third.aclose()
 
 
-class TestInTwoProcesses(TestInOneProcess):
+class TestInTwoProcesses(WithTwoProcesses, TestInOneProcess):
     """Two logs on the same file."""
-
-    test_the_readers_of_a_dead_process_do_not_keep_a_stream = (
-        StreamLogContract.test_the_readers_of_a_dead_process_do_not_keep_a_stream
-    )
-    test_closing_a_log_ends_no_stream_of_another_process = (
-        StreamLogContract.test_closing_a_log_ends_no_stream_of_another_process
-    )
-    test_a_lost_stream_is_handed_to_one_living_process = (
-        StreamLogContract.test_a_lost_stream_is_handed_to_one_living_process
-    )
-    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = (
-        StreamLogContract.test_a_lost_stream_is_handed_over_with_the_end_that_was_decided
-    )
-    test_every_running_stream_of_a_lost_process_is_handed_over = (
-        StreamLogContract.test_every_running_stream_of_a_lost_process_is_handed_over
-    )
 
     def other(self, log: SQLiteLog) -> SQLiteLog:
         self.logs = [log, type(log)(log.path, poll=POLL, clock=log.clock)]

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import measure
-from tests.benchmarks.harness import SERVER_CORE, TASK, TOKEN, on_core
+from tests.benchmarks.harness import SERVER_CORE, TASK, TOKEN, listening, on_core
 from tests.benchmarks.prepare import agno, node_peer, python_with
 from tests.matrix.environments import ROOT, Failed
 from tests.matrix.processes import end
 from tests.matrix.servers import free_port
 
-PATIENCE = 60.0
 PACKAGES = ("quart", "httpx", "msgspec", "uvicorn", "uvloop", "httptools", "redis", "hiredis")
 _UVICORN = ("{python}", "-m", "uvicorn", "--workers", "1", "--port", "{port}", "--log-level", "warning")
 _OURS = (*_UVICORN, "tests.benchmarks.peers.ours:app")
@@ -179,7 +178,7 @@ async def _process(command: list[str], port: int, environ: dict[str, str], log: 
             *command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        await _listening(process, port)
+        await listening(process, port)
         yield process.pid
     except Failed as failed:
         lines = log.read_text("utf-8", "replace").splitlines()[-12:]
@@ -188,17 +187,3 @@ async def _process(command: list[str], port: int, environ: dict[str, str], log: 
         await end(process, patience=3)
         if os.environ.get("BENCHMARK_SHOW_LOGS"):
             sys.stderr.write(log.read_text("utf-8", "replace"))
-
-
-async def _listening(process: asyncio.subprocess.Process, port: int) -> None:
-    for _ in range(int(PATIENCE / 0.05)):
-        if process.returncode is not None:
-            raise Failed(f"a worker has ended with exit code {process.returncode}")
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.05)  # it says nothing when it listens
-        else:
-            writer.close()
-            return
-    raise Failed(f"a worker did not listen within {PATIENCE:.0f} s")

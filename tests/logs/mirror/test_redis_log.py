@@ -16,6 +16,7 @@ from quart_openai_sse.logs.mirror import Processes
 from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.redis import RedisStore, redis_log
 from quart_openai_sse.testing import StreamLogContract
+from tests.logs.two_processes import WithoutTwoProcesses, WithTwoProcesses
 from tests.redis_servers import Server, redis_cluster, redis_server
 
 PREFIXES = count()
@@ -62,16 +63,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         yield list(servers)
 
 
-class TestInOneProcess(StreamLogContract):
+class TestInOneProcess(WithoutTwoProcesses, StreamLogContract):
     """One log. The tests that need a second process are in the class below."""
 
     max_bytes = MAX_BYTES
     timeout = 30
-    test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
-    test_closing_a_log_ends_no_stream_of_another_process = None
-    test_a_lost_stream_is_handed_to_one_living_process = None
-    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
-    test_every_running_stream_of_a_lost_process_is_handed_over = None
 
     @pytest.fixture
     def log(self, servers: list[Server]) -> MirrorLog:
@@ -144,24 +140,8 @@ class TestInOneProcess(StreamLogContract):
         return self.servers[0]
 
 
-class TestInTwoProcesses(TestInOneProcess):
+class TestInTwoProcesses(WithTwoProcesses, TestInOneProcess):
     """Two logs on one server."""
-
-    test_the_readers_of_a_dead_process_do_not_keep_a_stream = (
-        StreamLogContract.test_the_readers_of_a_dead_process_do_not_keep_a_stream
-    )
-    test_closing_a_log_ends_no_stream_of_another_process = (
-        StreamLogContract.test_closing_a_log_ends_no_stream_of_another_process
-    )
-    test_a_lost_stream_is_handed_to_one_living_process = (
-        StreamLogContract.test_a_lost_stream_is_handed_to_one_living_process
-    )
-    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = (
-        StreamLogContract.test_a_lost_stream_is_handed_over_with_the_end_that_was_decided
-    )
-    test_every_running_stream_of_a_lost_process_is_handed_over = (
-        StreamLogContract.test_every_running_stream_of_a_lost_process_is_handed_over
-    )
 
     def other(self, log: MirrorLog) -> MirrorLog:
         return self.same_log()

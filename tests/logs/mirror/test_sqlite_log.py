@@ -19,6 +19,7 @@ from quart_openai_sse.logs.mirror.log import MirrorLog
 from quart_openai_sse.logs.mirror.sqlite import SQLiteStore
 from quart_openai_sse.testing import StreamLogContract
 from tests.logs.mirror.test_sqlite_store import moved
+from tests.logs.two_processes import WithoutTwoProcesses
 
 LEASE = 0.4
 CONFIG = Config(max_bytes=16 << 20)
@@ -99,14 +100,8 @@ class TestSQLiteLog(StreamLogContract):
                 await asyncio.sleep(LEASE / 10)
 
 
-class TestSQLiteLogInOne(TestSQLiteLog):
+class TestSQLiteLogInOne(WithoutTwoProcesses, TestSQLiteLog):
     """One log. Another one is there while it takes the first for dead."""
-
-    test_the_readers_of_a_dead_process_do_not_keep_a_stream = None
-    test_closing_a_log_ends_no_stream_of_another_process = None
-    test_a_lost_stream_is_handed_to_one_living_process = None
-    test_a_lost_stream_is_handed_over_with_the_end_that_was_decided = None
-    test_every_running_stream_of_a_lost_process_is_handed_over = None
 
     def other(self, log: Any) -> MirrorLog:
         return log
