@@ -1,6 +1,7 @@
 """The bytes in a shared store: batches, ends, what is known of a stream, and the messages between processes.
 
-A newer version may add members at the end of an array and keys to a map: this one ignores them.
+A newer version may add members at the end of an array and keys to a map: this one ignores them. It may also have more
+kinds of entries, packings and messages: this one answers with `LogUnavailable`, or does not answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ END = b"\xff"
 _SILENCE = 60.0  # seconds between two log lines
 _END_HEADER = struct.Struct(">cIB")  # END, the number of entries, and how it is packed
 _COMPRESSED, _SEALED, _JSON, _RUNS = 1, 2, 4, 8
+_UNKNOWN = 255 - (_COMPRESSED | _SEALED | _JSON | _RUNS)
 # Less is not worth the time. Measured with chunks of 170 bytes, for each to encode and decode it, and of its size:
 # in batches of 5: 0.4 us and 1.08, compressed 1.9 us and 0.25; of 16: 0.3 us and 1.07, compressed 0.9 us and 0.11;
 # of 64: 0.2 us and 1.07, compressed 0.5 us and 0.06.
@@ -152,6 +154,8 @@ class Wire:
         return packing, body
 
     def _unpack(self, packing: int, body: memoryview) -> bytes | memoryview:
+        if packing & _UNKNOWN:
+            raise LogUnavailable("The store has bytes of a newer version, which this one cannot read.")
         unsealed = self._unseal(bytes(body)) if packing & _SEALED else body
         return zlib.decompress(unsealed) if packing & _COMPRESSED else unsealed
 
