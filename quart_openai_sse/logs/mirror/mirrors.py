@@ -10,15 +10,15 @@ from quart_openai_sse.errors import InvalidLastEventID, LogUnavailable, StreamEx
 from quart_openai_sse.logs.endings import ERASED
 from quart_openai_sse.logs.entries import END_ID, End, Entry, parse_place
 from quart_openai_sse.logs.entries import LOST as EXPIRED
-from quart_openai_sse.logs.memory_stream import OwningLog, size_of
+from quart_openai_sse.logs.memory_stream import OwningLog
 from quart_openai_sse.logs.mirror import Page, State, Store
 from quart_openai_sse.logs.mirror.again import LATEST, SOONEST, Spawn, result_of
 from quart_openai_sse.logs.mirror.following import MirrorReader, MirrorStream
+from quart_openai_sse.logs.mirror.loading import Loading
 from quart_openai_sse.logs.mirror.own import LOST
 from quart_openai_sse.logs.mirror.search import Search
-from quart_openai_sse.logs.mirror.wire import END, Joined, Left, Wire, encode_message
+from quart_openai_sse.logs.mirror.wire import END, Left, Wire, encode_message
 
-_PAGE = 256 << 10  # bytes of one load, or a little more
 _MANY = 500  # streams in one call of the store
 _LEAVING = 0.5  # seconds until a store that could not be told that a stream is left is told again, at most
 _ANY = 10**16
@@ -45,11 +45,10 @@ class Mirrors:
         self._process = process
         self._memory = memory
         self._search = search
+        self._loading = Loading(store, wire, search, process=process, spawn=spawn)
         self._spawn = spawn
         self._streams: dict[str, MirrorStream] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._pages: dict[tuple[str, int], asyncio.Task[Sequence[Entry]]] = {}
-        """Those that are being loaded, by key and place."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -66,7 +65,7 @@ class Mirrors:
             if stream.opening is not None:
                 await result_of(stream.opening)
             elif stream.end is not None:  # an open reader keeps the mirror, but its time may be over
-                await self.load(key, stream.last, join=False)
+                await self._loading.kept(key, stream.last, join=False)
             place, at_end = await self._place(stream, place, at_end=after == END_ID)
             return MirrorReader(stream, place, at_end=at_end, heartbeat=heartbeat)
         finally:
@@ -87,27 +86,7 @@ class Mirrors:
 
     def page(self, key: str, place: int) -> asyncio.Task[Sequence[Entry]]:
         """See `Paging.page`."""
-        page = self._pages.get((key, place))
-        if page is None:
-            page = self._spawn(self._page(key, place))
-            self._pages[key, place] = page
-            page.add_done_callback(lambda _: self._pages.pop((key, place)))
-        return page
-
-    async def _page(self, key: str, place: int) -> Sequence[Entry]:
-        page = await self.load(key, place, join=False)
-        entries: list[Entry] = []
-        size = 0
-        for data in page.batches:
-            if size >= _PAGE:
-                break
-            first, more = self._wire.read_batch(data)
-            more = more[max(0, place + 1 - first) :]
-            entries += more
-            size += size_of(more)
-        if not entries:
-            raise LogUnavailable("The store does not have all entries of the stream yet.")
-        return entries
+        return self._loading.page(key, place)
 
     def fill(self, stream: MirrorStream) -> None:
         """See `Paging.fill`."""
@@ -165,27 +144,6 @@ class Mirrors:
             for reader in list(stream.readers):
                 await reader.aclose()
 
-    async def load(self, key: str, place: int, *, join: bool) -> Page:
-        """The entries behind *place*, of a stream that is kept. With *join* this process counts as a reader.
-
-        Raises `LogUnavailable`, `StreamNotFound` and `StreamExpired`.
-        """
-        page = await self._load(key, place, join=join)
-        if not page.state.kept:
-            raise StreamExpired("This stream has ended and is no longer kept.")
-        return page
-
-    async def _load(self, key: str, place: int, *, join: bool) -> Page:
-        """The same, of a stream that may be no longer kept."""
-        reader = self._process if join else ""
-        tell = encode_message(Joined(key, self._process)) if join else b""
-        for _ in range(2):
-            page = await self._store.load(key, place, _PAGE, reader=reader, tell=tell)
-            if page is not None:
-                return page
-            await self._search.vouch(key)
-        raise LogUnavailable("The store has forgotten the stream.")
-
     # Steps ------------------------------------------------------------------------------------------------------------
 
     async def _open(self, stream: MirrorStream, place: int) -> None:
@@ -194,7 +152,7 @@ class Mirrors:
             await asyncio.wait([leaving])
         try:
             await self._store.follow(key)
-            page = await self.load(key, place, join=True)
+            page = await self._loading.kept(key, place, join=True)
             if self._streams.get(key) is not stream:  # every read of it was cancelled
                 return
             stream.begin(self._wire.read_about(page.state.about), min(place, page.state.count))
@@ -238,7 +196,7 @@ class Mirrors:
             stream.begin(stream.about, max(place, stream.last))
         while stream.last < place:
             before = stream.last
-            self._apply(stream, await self.load(stream.key, before, join=True))
+            self._apply(stream, await self._loading.kept(stream.key, before, join=True))
             if stream.last == before:
                 raise LogUnavailable("The store does not have all entries of the stream yet.")
 
@@ -270,7 +228,7 @@ class Mirrors:
             while self._streams.get(stream.key) is stream and stream.end is None and stream.again:
                 stream.again = False
                 try:
-                    page = await self._load(stream.key, stream.last, join=True)
+                    page = await self._loading.load(stream.key, stream.last, join=True)
                     if self._streams.get(stream.key) is not stream:
                         return
                     if page.state.kept:

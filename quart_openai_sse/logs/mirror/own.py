@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import Context
 from typing import Protocol
 
 from quart_openai_sse.errors import ErrorValue, LogUnavailable, ProducerLost
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs.entries import About, End, Entry
-from quart_openai_sse.logs.kept import KeptStream
-from quart_openai_sse.logs.memory_stream import MemoryReader, OwningLog
+from quart_openai_sse.logs.memory_stream import OwningLog
+from quart_openai_sse.logs.mirror.shared_stream import SharedStream
 
 LOST = End("failed", "producer_lost", ErrorValue.of(ProducerLost("The process that produced the stream has died.")))
 """The end of a stream whose process has died, or was taken for dead."""
 
 _DECIDING = 1.0  # seconds that `decide` waits for the store
-_AGAIN = 1.0  # seconds after which a store that could not be asked is asked again
 
 
 class Mirroring(Protocol):
@@ -39,15 +37,15 @@ class Mirroring(Protocol):
         ...
 
     def look_for_readers(self, stream: OwnStream) -> None:
-        """Asks the store whether processes read the stream, and calls `OwnStream.unread` with the answer."""
+        """Asks the store whether processes read the stream, and calls `SharedStream.unread` with the answer."""
         ...
 
 
-class OwnStream(KeptStream):
+class OwnStream(SharedStream):
     """A kept stream whose entries are also written to the store, a moment later."""
 
     def __init__(self, log: OwningLog, key: str, about: About, digest: str, *, mirroring: Mirroring) -> None:
-        super().__init__(log, key, about, digest)
+        super().__init__(log, key, about, digest, lease=mirroring.lease)
         self.writer = ""
         """Its name in the store."""
         self.created = False
@@ -74,21 +72,10 @@ class OwnStream(KeptStream):
         """Whether it cannot be stored: other processes are told that it has failed."""
         self.hurried = False
         """Whether it is to be written at once, because another process has asked for it."""
-        self.elsewhere: set[str] = set()
-        """The other processes that read it."""
         self._mirroring = mirroring
         self._changed: asyncio.Event | None = None
         """What waits for a change, if anything does."""
-        self._left: Callable[[], object] | None = None
         self._lost: Callable[[], object] | None = None
-        self._linger = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._unread_since = 0.0
-        """When the last reader of this process has left, by the loop's time."""
-        self._doubted_until = 0.0
-        """Until then the store may not know all processes that read it, because it has forgotten the stream."""
-        self._joins = 0
-        """How many processes have begun to read it."""
 
     @property
     def urgent(self) -> bool:
@@ -157,7 +144,7 @@ class OwnStream(KeptStream):
         """See `Writer.close`. Readers in this process get the end at once."""
         if self.end is None:
             await super().close(end)
-            self._stop_timer()
+            self.stop_waiting()
             self._mirroring.mark(self)
         await self._until(lambda: self.is_whole or self.lost or self.unstorable, self._mirroring.patience)
         if not self.is_whole and not self.lost:
@@ -175,9 +162,8 @@ class OwnStream(KeptStream):
         if self.lost:
             lost()
             return
-        self._unread_since = asyncio.get_running_loop().time()
-        self._left, self._lost, self._linger = left, lost, linger
-        super().watch(stopped=stopped, left=self._without_readers, lost=lost, linger=linger)
+        self._lost = lost
+        super().watch(stopped=stopped, left=left, lost=lost, linger=linger)
 
     async def written_out(self, patience: float) -> None:
         """Returns when all that it has now is in the store, or after *patience* seconds."""
@@ -188,7 +174,7 @@ class OwnStream(KeptStream):
         """Ends it as lost: its log is being closed."""
         if self.end is None:
             await super().close(LOST)
-            self._stop_timer()
+            self.stop_waiting()
             self._mirroring.mark(self)
             if self._lost is not None:
                 self._lost()
@@ -199,18 +185,33 @@ class OwnStream(KeptStream):
             self._changed.set()
             self._changed = None
 
+    def forgotten(self) -> None:
+        """The store has forgotten it: it is stored again, and the processes that read it have to come back."""
+        self.created = self.is_kept = self.is_decided = self.is_whole = False
+        self.written = 0
+        self.doubt()
+        self._mirroring.mark(self)
+
     async def lose(self) -> None:
         """Another process has ended it, or will: nothing that it appends from now on is written."""
         if self.lost:
             return
         self.lost = True
-        self._stop_timer()
+        self.stop_waiting()
         if self.end is None:
             await super().close(self.decided if self.decided is not None and self.is_decided else LOST)
         self._mirroring.let_go(self)
         self.changed()
         if self._lost is not None:
             self._lost()
+
+    def begin_to_write(self) -> None:
+        """See `SharedStream.begin_to_write`."""
+        self._mirroring.mark(self)
+
+    def look_for_readers(self) -> None:
+        """See `SharedStream.look_for_readers`."""
+        self._mirroring.look_for_readers(self)
 
     async def _until(self, reached: Callable[[], bool], patience: float) -> None:
         """Returns when something is *reached*, or after *patience* seconds."""
@@ -219,88 +220,3 @@ class OwnStream(KeptStream):
                 while not reached():
                     self._changed = self._changed or asyncio.Event()
                     await self._changed.wait()
-
-    # Readers in other processes ---------------------------------------------------------------------------------------
-
-    @property
-    def joins(self) -> int:
-        """A number that is another one after a process has begun to read it."""
-        return self._joins
-
-    def forgotten(self) -> None:
-        """The store has forgotten it: it is stored again, and the processes that read it have to come back."""
-        self.created = self.is_kept = self.is_decided = self.is_whole = False
-        self.written = 0
-        self._doubted_until = asyncio.get_running_loop().time() + self._mirroring.lease
-        self._wait(self._mirroring.lease)
-        self._mirroring.mark(self)
-
-    def joined(self, process: str) -> None:
-        """A process has begun to read it."""
-        self._joins += 1
-        self._read_by(self.elsewhere | {process})
-
-    def parted(self, process: str) -> None:
-        """A process does not read it any more."""
-        self._read_by(self.elsewhere - {process})
-
-    def read_elsewhere(self, processes: Collection[str]) -> None:
-        """These processes read it now as far as the store knows, and no others."""
-        self._read_by({*processes, *self.elsewhere} if self._in_doubt else {*processes})
-
-    def unread(self, processes: Collection[str] | None, left_ago: float) -> None:
-        """What the store says of its readers: *processes* read it, the last one has left *left_ago* seconds ago.
-
-        With `None` for *processes* the store could not be asked.
-        """
-        if self.end is not None or self.readers or self._left is None:
-            return
-        left_ago = min(left_ago, asyncio.get_running_loop().time() - self._unread_since)
-        if processes is None or self._in_doubt:
-            self._wait(_AGAIN)
-        elif processes:
-            self._read_by({*processes})
-        elif left_ago < self._linger - 0.001:
-            self.elsewhere = set()
-            self._wait(self._linger - left_ago)
-        else:
-            self._left()
-
-    def leave(self, reader: MemoryReader) -> None:
-        """See `MemoryStream.leave`."""
-        self._unread_since = asyncio.get_running_loop().time()
-        super().leave(reader)
-
-    @property
-    def _in_doubt(self) -> bool:
-        return self._doubted_until > 0 and asyncio.get_running_loop().time() < self._doubted_until
-
-    def _read_by(self, processes: set[str]) -> None:
-        before, self.elsewhere = self.elsewhere, processes
-        if processes:
-            if not self._in_doubt:
-                self._stop_timer()
-            if not before and self.behind:
-                self._mirroring.mark(self)
-        elif before and not self.readers:
-            self._wait(self._linger)
-
-    def _without_readers(self) -> None:
-        """No reader in this process has read it for `linger` seconds, or it is to be looked at again."""
-        self._timer = None
-        if self.end is None and not self.readers:
-            if self._in_doubt:
-                self._wait(self._doubted_until - asyncio.get_running_loop().time())
-            elif self._doubted_until or not self.elsewhere:
-                self._doubted_until = 0.0
-                self._mirroring.look_for_readers(self)
-
-    def _wait(self, seconds: float) -> None:
-        if self.end is None and self._left is not None:
-            self._stop_timer()
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._without_readers, context=Context())
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -219,10 +219,10 @@ MUTATIONS = [
         "if False:",
         ("a_place_ahead_of_the_store_is_asked_for",),
     ),
-    Mutation("a stream that has expired is read", "mirrors", "if not page.state.kept:", "if False:", (EXPIRED,)),
+    Mutation("a stream that has expired is read", "loading", "if not page.state.kept:", "if False:", (EXPIRED,)),
     Mutation(
         "what the store has forgotten is unknown",
-        "mirrors",
+        "loading",
         "            await self._search.vouch(key)\n",
         '            raise StreamNotFound("It is not in the store.")\n',
         ("seeds",),
@@ -244,7 +244,7 @@ MUTATIONS = [
     # Presence
     Mutation(
         "readers elsewhere are not counted",
-        "mirrors",
+        "loading",
         'reader = self._process if join else ""',
         'reader = ""',
         ("a_reader_whose_coming_was_not_heard_keeps_the_stream",),
@@ -258,9 +258,9 @@ MUTATIONS = [
     ),
     Mutation(
         "presence is not asked before the producer is told",
-        "own",
-        "self._mirroring.look_for_readers(self)",
-        "self._left and self._left()",
+        "shared_stream",
+        "                self.look_for_readers()",
+        "                self._left and self._left()",
         ("a_reader_whose_coming_was_not_heard_keeps_the_stream",),
     ),
     # Keys, the index, erasure
