@@ -100,6 +100,7 @@ class KeysContract(ContractBase):
         await old.aclose()
         again.append([entry("one")])
         assert await there.find("ann") == [about()]
+        await written(there, "a", "1")
         assert await there.tail("a") == ("1", False)
         await again.close(COMPLETED)
         assert await drain(await there.read("a")) == (numbered("one"), COMPLETED)
