@@ -21,6 +21,7 @@ from quart_openai_sse.logs.mirror.wire import END, Left, Wire, encode_message
 
 _MANY = 500  # streams in one call of the store
 _LEAVING = 0.5  # seconds until a store that could not be told that a stream is left is told again, at most
+_PATIENCE = 2.0  # seconds until the store must have been told that a stream was left, before it is read again
 _ANY = 10**16
 _ERASED = End("stopped", ERASED)
 
@@ -149,7 +150,11 @@ class Mirrors:
     async def _open(self, stream: MirrorStream, place: int) -> None:
         key = stream.key
         if (leaving := self._leaving.get(key)) is not None:  # it must not undo what happens here
-            await asyncio.wait([leaving])
+            await asyncio.wait([leaving], timeout=_PATIENCE)
+            if not leaving.done():  # it goes on
+                if self._streams.get(key) is stream:
+                    del self._streams[key]
+                raise LogUnavailable("The store does not answer.")
         try:
             await self._store.follow(key)
             page = await self._loading.kept(key, place, join=True)

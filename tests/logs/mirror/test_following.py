@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from quart_openai_sse.errors import LogUnavailable
 from quart_openai_sse.logs import Entry
 from quart_openai_sse.testing.log_contract_base import entry
 from tests.logs.mirror.processes import Processes, begin, in_virtual_time
@@ -82,3 +83,27 @@ async def test_closing_a_reader_that_waits_for_a_page_ends_its_iteration(process
         with pytest.raises(StopAsyncIteration):
             await waiting
     two.store.thaw()
+
+
+@in_virtual_time
+async def test_reading_again_waits_little_for_a_store_that_hangs(processes: Processes) -> None:
+    one, two = await processes.new(), await processes.new()
+    await begin(one, "a", "one")
+    leave = two.store.leave
+
+    async def hangs(*args: object, **options: object) -> None:
+        await asyncio.sleep(60)
+        raise LogUnavailable("The store is away.")
+
+    two.store.leave = hangs
+    await (await two.read("a")).aclose()
+    await asyncio.sleep(1)  # it is telling the store that it has left
+    for _ in range(2):
+        async with asyncio.timeout(3):
+            with pytest.raises(LogUnavailable):
+                await two.read("a")
+    two.store.leave = leave
+    await asyncio.sleep(100)
+    reader = await two.read("a")
+    assert [entry.data for entry in (await anext(reader)).entries] == [b"one"]
+    await reader.aclose()
