@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from contextlib import suppress
 from itertools import count
 
 from quart_openai_sse.config import Config
-from quart_openai_sse.errors import KeyReused, LogUnavailable, StreamExpired, StreamNotFound
+from quart_openai_sse.errors import LogUnavailable, StreamExpired, StreamNotFound
 from quart_openai_sse.logs import OnLost, Reader, Writer
 from quart_openai_sse.logs.entries import About
 from quart_openai_sse.logs.memory import MemoryLog
 from quart_openai_sse.logs.memory_stream import OwningLog
-from quart_openai_sse.logs.mirror import NewStream, Processes, State, Store
+from quart_openai_sse.logs.mirror import Processes, Store
 from quart_openai_sse.logs.mirror.erasing import Erasing
 from quart_openai_sse.logs.mirror.lost import LostStreams
 from quart_openai_sse.logs.mirror.messages import Messages
@@ -28,8 +27,6 @@ from quart_openai_sse.logs.mirror.tasks import Tasks
 from quart_openai_sse.logs.mirror.wire import STORED, Cipher, Stop, Wire, encode_message
 from quart_openai_sse.logs.mirror.writes import Writes
 from quart_openai_sse.logs.mirror.writing import Writing
-
-logger = logging.getLogger("quart_openai_sse")
 
 _CLOSING = 2.0  # seconds for what is still to be written when the log is closed
 
@@ -54,7 +51,7 @@ class MirrorLog:
         self._tasks = spawn = Tasks()
         self._lease = Lease(store, lease, self)
         self._questions = Questions(store, self.process, self._lease)
-        self._search = Search(store, self._questions, self._lease, spawn=spawn)
+        self._search = Search(store, self._wire, self._questions, self._lease, spawn=spawn)
         self._writes = Writes(self._wire, config)
         self._writing = Writing(store, self._writes, spawn=spawn)
         self._mirrors = Mirrors(
@@ -146,15 +143,7 @@ class MirrorLog:
         held = self.memory.get(key)
         writer = self._new_writer()
         if digest and (held is None or held.failed_empty):
-            new = self._new_stream(writer, digest, about)
-            try:
-                state = await self.store.create(key, new)
-                stream = None if state is not None else await self._own.begin(key, about, digest)
-            except BaseException:  # it may have been stored
-                self._tasks(self._own.abandon(key, writer))
-                raise
-            if state is not None and state.digest != digest:
-                raise KeyReused("This Idempotency-Key was used before with another body.")
+            stream = await self._own.begin_stored(key, about, digest, writer=writer)
         else:
             stream = await self._own.begin(key, about, digest)
         if stream is None:
@@ -203,12 +192,7 @@ class MirrorLog:
         self._check_open()
         if not owner:
             return []
-        found = {
-            key: known
-            for key, state in await self.store.find(owner)
-            if not state.end or state.ended_ago < ended_within
-            if (known := self._read_about(state)) is not None
-        }
+        found = await self._search.streams_of(owner, ended_within)
         self._own.correct(found, owner, ended=bool(ended_within))
         newest_first = sorted(found.values(), key=lambda about: about.created, reverse=True)
         return [about for about in newest_first if thread is None or about.thread == thread]
@@ -257,20 +241,6 @@ class MirrorLog:
         await asyncio.gather(self._mirrors.look(), self._own.look())
 
     # Helpers ----------------------------------------------------------------------------------------------------------
-
-    def _new_stream(self, writer: str, digest: str, about: About) -> NewStream:
-        """What the store is told of a stream. Raises `LogUnavailable` if the cipher does not encrypt it."""
-        try:
-            return self._writes.new_stream(writer, digest, about)
-        except Exception as error:
-            logger.exception("stream %s cannot be stored", about.id)
-            raise LogUnavailable("The stream could not be stored.") from error
-
-    def _read_about(self, state: State) -> About | None:
-        """What is known of a stream; `None` if this process cannot read it, which must not hide the others."""
-        with suppress(LogUnavailable):
-            return self._wire.read_about(state.about)
-        return None
 
     def _own_stream(self, log: OwningLog, key: str, about: About, digest: str) -> OwnStream:
         return OwnStream(log, key, about, digest, mirroring=self._own)

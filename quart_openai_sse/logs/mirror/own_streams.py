@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence, Set
 
-from quart_openai_sse.errors import ErrorValue, LogUnavailable, StartAbandoned
+from quart_openai_sse.errors import ErrorValue, KeyReused, LogUnavailable, StartAbandoned
 from quart_openai_sse.logs.entries import About, End
 from quart_openai_sse.logs.memory import MemoryLog
-from quart_openai_sse.logs.mirror import Store, Write
+from quart_openai_sse.logs.mirror import NewStream, Store, Write
 from quart_openai_sse.logs.mirror.again import Spawn, until_answered
 from quart_openai_sse.logs.mirror.mirrors import Mirrors
 from quart_openai_sse.logs.mirror.own import OwnStream
 from quart_openai_sse.logs.mirror.processes import Lease
 from quart_openai_sse.logs.mirror.writes import Writes
 from quart_openai_sse.logs.mirror.writing import Writing
+
+logger = logging.getLogger("quart_openai_sse")
 
 _MANY = 500  # streams in one call of the store
 _ABANDONED = End("failed", "start_abandoned", ErrorValue.of(StartAbandoned()))
@@ -70,6 +73,35 @@ class OwnStreams:
         stream = await self._memory.create(key, about=about, digest=digest, retain=True)
         return stream if isinstance(stream, OwnStream) else None
 
+    async def begin_stored(self, key: str, about: About, digest: str, *, writer: str) -> OwnStream | None:
+        """The same, once the store has it too: it is asked first, because another process may have *key*.
+
+        Raises `KeyReused` if that is with another *digest*.
+        """
+        new = self._new(writer, digest, about)
+        try:
+            state = await self._store.create(key, new)
+            stream = None if state is not None else await self.begin(key, about, digest)
+        except BaseException:  # it may have been stored
+            self._spawn(self._abandon(key, writer))
+            raise
+        if state is not None and state.digest != digest:
+            raise KeyReused("This Idempotency-Key was used before with another body.")
+        return stream
+
+    def _new(self, writer: str, digest: str, about: About) -> NewStream:
+        """What the store is told of a stream. Raises `LogUnavailable` if the cipher does not encrypt it."""
+        try:
+            return self._writes.new_stream(writer, digest, about)
+        except Exception as error:
+            logger.exception("stream %s cannot be stored", about.id)
+            raise LogUnavailable("The stream could not be stored.") from error
+
+    async def _abandon(self, key: str, writer: str) -> None:
+        """Ends a stream that may have been stored and that nobody produces."""
+        write = self._writes.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
+        await until_answered(lambda: self._store.write([write]))
+
     def store_soon(self, stream: OwnStream) -> None:
         """Tries to store a new stream, at once and by itself."""
         stream.creating = True
@@ -85,11 +117,6 @@ class OwnStreams:
             stream.creating = False
         if stream.behind:
             self._writing.mark(stream)
-
-    async def abandon(self, key: str, writer: str) -> None:
-        """Ends a stream that may have been stored and that nobody produces."""
-        write = self._writes.with_end(Write(key=key, writer=writer, place=0, count=0), _ABANDONED)
-        await until_answered(lambda: self._store.write([write]))
 
     # What a stream needs ----------------------------------------------------------------------------------------------
 

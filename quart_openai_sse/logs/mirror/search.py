@@ -1,22 +1,25 @@
-"""Where a stream is: in the store, or in a process that has to store it again."""
+"""Finding streams: in the store, or in a process that has to store them again."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from quart_openai_sse.errors import LogUnavailable, StreamExpired, StreamNotFound
+from quart_openai_sse.logs.entries import About
 from quart_openai_sse.logs.mirror import State, Store
 from quart_openai_sse.logs.mirror.again import Spawn, result_of
 from quart_openai_sse.logs.mirror.processes import Lease
 from quart_openai_sse.logs.mirror.questions import Questions
-from quart_openai_sse.logs.mirror.wire import PASSING
+from quart_openai_sse.logs.mirror.wire import PASSING, Wire
 
 
 class Search:
     """Asks the store, and the other processes where it has forgotten streams."""
 
-    def __init__(self, store: Store, questions: Questions, lease: Lease, *, spawn: Spawn) -> None:
+    def __init__(self, store: Store, wire: Wire, questions: Questions, lease: Lease, *, spawn: Spawn) -> None:
         self._store = store
+        self._wire = wire
         self._questions = questions
         self._lease = lease
         self._spawn = spawn
@@ -56,3 +59,18 @@ class Search:
     async def flush(self, key: str, writer: str) -> None:
         """Returns when the process of *writer* has written all that it has of a stream. Raises `LogUnavailable`."""
         await self._questions.flush(key, writer.partition(".")[0])
+
+    async def streams_of(self, owner: str, ended_within: float) -> dict[str, About]:
+        """The streams of *owner* in the store that run or have ended within so many seconds, by their keys."""
+        return {
+            key: known
+            for key, state in await self._store.find(owner)
+            if not state.end or state.ended_ago < ended_within
+            if (known := self._read_about(state)) is not None
+        }
+
+    def _read_about(self, state: State) -> About | None:
+        """What is known of a stream; `None` if this process cannot read it, which must not hide the others."""
+        with suppress(LogUnavailable):
+            return self._wire.read_about(state.about)
+        return None

@@ -273,14 +273,14 @@ MUTATIONS = [
     ),
     Mutation(
         "digests are not compared",
-        "log",
+        "own_streams",
         "if state is not None and state.digest != digest:",
         "if False:",
         ("a_key_that_exists_is_attached_to",),
     ),
     Mutation(
         "find returns all that ended",
-        "log",
+        "search",
         "if not state.end or state.ended_ago < ended_within",
         "if True",
         ("sequences",),
