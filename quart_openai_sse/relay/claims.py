@@ -12,6 +12,8 @@ from quart_openai_sse.relay.admission import Place
 from quart_openai_sse.relay.running import StreamHandle
 from quart_openai_sse.relay.streams import Streams
 
+_MOMENT = 0.1  # seconds in which another worker creates a stream that it has a place for
+
 Create = Callable[[], Awaitable[Writer | None]]
 """`StreamLog.create` for one stream. It compares the digests, and raises `KeyReused`."""
 
@@ -35,14 +37,19 @@ class Claims:
         while (other := self._claiming.get(handle.key)) is not None:
             await other.wait()
         self._claiming[handle.key] = done = asyncio.Event()
+        elsewhere = False
         try:
             try:
                 place = reserve()
-                if place.share is not None:
+                if elsewhere := place.share is not None:
                     await place.confirm()
             except (TooManyStreams, TokensSpent, MemoryFull):
                 if await self._exists(handle, create):
                     return None
+                if elsewhere:  # another worker may have taken the last place for this key, and not its stream yet
+                    await asyncio.sleep(_MOMENT)
+                    if await self._exists(handle, create):
+                        return None
                 raise
             with ExitStack() as undo:
                 undo.callback(place.release)

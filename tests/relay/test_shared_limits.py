@@ -107,6 +107,24 @@ class Told:
         await self.counts.aclose()
 
 
+class LateLog(MemoryLog):
+    """A log that creates the first stream after it was asked for one that is not there yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = asyncio.Event()
+
+    async def create(self, key: str, **about: Any) -> Any:
+        await self._asked.wait()
+        return await super().create(key, **about)
+
+    async def tail(self, key: str) -> tuple[str, bool]:
+        try:
+            return await super().tail(key)
+        finally:
+            self._asked.set()
+
+
 class SharedLimits:
     """What holds whichever store counts. A test class defines the fixture `address`."""
 
@@ -228,6 +246,15 @@ class SharedLimits:
         with pytest.raises(KeyReused):
             await two[1].start(asks(8), principal=ME, idempotency_key="k")
         assert isinstance(await start(two[1], idempotency_key="another"), TooManyStreams)
+        gate.open()
+
+    async def test_an_idempotency_key_attaches_to_a_stream_that_has_its_place_and_is_being_created(
+        self, relays: Any
+    ) -> None:
+        gate, log = Gate(), LateLog()
+        two = [relays(ScriptedUpstream([gate]), max_streams_per_principal=1, log=log) for _ in range(2)]
+        handles = await asyncio.gather(*(start(each, idempotency_key="k") for each in two))
+        assert sorted(each.attached for each in handles) == [False, True]
         gate.open()
 
     async def test_a_worker_that_ends_gives_everything_back(self, relays: Any) -> None:

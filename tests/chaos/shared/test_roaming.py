@@ -15,4 +15,4 @@ pytestmark = pytest.mark.slow
 async def test_every_text_is_the_upstreams_or_honestly_ended(store: str) -> None:
     redis_path()
     lines: list[str] = []
-    assert await run(lines.append, minutes=0.4, streams=30, store=store, seed=15), "".join(lines)
+    assert await run(lines.append, minutes=0.25, streams=30, store=store, seed=15), "".join(lines)
