@@ -238,8 +238,10 @@ class Mirrors:
                         return
                     if page.state.kept:
                         self._apply(stream, page)
-                    else:  # only an erasure removes it before its time
-                        stream.finish(_ERASED if page.state.ended_ago < self._retention else EXPIRED)
+                    else:
+                        # Where nothing is evicted, only an erasure removes it before its time.
+                        is_early = page.state.ended_ago < self._retention
+                        stream.finish(_ERASED if is_early and not self._store.forgetful else EXPIRED)
                 except LogUnavailable:
                     await asyncio.sleep(wait)
                     wait = min(wait * 2, LATEST)

@@ -56,10 +56,21 @@ async def test_a_process_that_missed_the_message_drops_an_erased_stream(processe
         await one.read("a")
 
 
-@pytest.mark.parametrize("heard", ["the erasure before the end", "neither, for a while"])
-def test_a_reader_elsewhere_that_waits_for_the_end_sees_that_the_stream_was_stopped(heard: str) -> None:
+@pytest.mark.parametrize(
+    ("heard", "forgetful", "reason"),
+    [
+        ("the erasure before the end", True, "erased"),
+        ("neither, for a while", False, "erased"),
+        # A store that evicts streams cannot tell an eviction from an erasure.
+        ("neither, for a while", True, "log_unavailable"),
+    ],
+)
+def test_a_reader_elsewhere_that_waits_for_the_end_of_an_erased_stream_is_not_told_of_another_end(
+    heard: str, forgetful: bool, reason: str
+) -> None:
     @in_virtual_time
     async def run(processes: Processes) -> None:
+        processes.memory.forgetful = forgetful
         one, two = await processes.new(), await processes.new()
         writer = await begin(one, "a", "one")
         reading = asyncio.ensure_future(texts_of(await two.read("a")))
@@ -72,7 +83,7 @@ def test_a_reader_elsewhere_that_waits_for_the_end_sees_that_the_stream_was_stop
         with suppress(LogUnavailable):  # a process that does not answer
             await one.erase("a")
         two.store.connect()
-        assert await reading == (["one"], "erased")
+        assert await reading == (["one"], reason)
 
     run()
 

@@ -16,6 +16,7 @@ from quart_openai_sse.errors import (
 )
 from quart_openai_sse.flow import Flow
 from quart_openai_sse.logs import Batch, End, Entry, Reader, Writer
+from quart_openai_sse.logs.entries import LOST
 
 if TYPE_CHECKING:
     from tests.logs.mirror.chances.world import World
@@ -161,6 +162,8 @@ class Client:
                 self.had == len(stream.texts), f"{self}: {end.outcome} before its last entry, {len(stream.texts)}"
             )
         else:
-            self.world.check(end.reason == "producer_lost", f"{self}: ended with {end} instead of {stream.end}")
-            may_be = self.world.was_dead(stream) or self.world.may_be_gone(stream, "")
+            evicted = end == LOST and self.world.may_be_gone(stream, "StreamExpired")
+            is_lost = end.reason == "producer_lost"
+            self.world.check(evicted or is_lost, f"{self}: ended with {end} instead of {stream.end}")
+            may_be = evicted or self.world.was_dead(stream) or self.world.may_be_gone(stream, "")
             self.world.check(may_be, f"{self}: lost, but the producer's process was never silent")
