@@ -187,7 +187,7 @@ async def slow(proxy: StoreProxy, scene: Scene) -> AsyncIterator[None]:
 REDIS: Mapping[str, Fault] = {
     "no fault": Fault(partial(with_worker, strike=nothing), 2),
     "a worker is killed (kill -9)": Fault(partial(with_worker, strike=killed), 6, "killed", is_quick=True),
-    "a worker is frozen for 6 s (SIGSTOP)": Fault(partial(with_worker, strike=frozen), 6, "frozen", is_quick=True),
+    "a worker is frozen for 6 s (SIGSTOP)": Fault(partial(with_worker, strike=frozen), 6, "frozen"),
     "a worker is frozen for 1 s (SIGSTOP)": Fault(partial(with_worker, strike=frozen_briefly), 3),
     "a worker is killed while Redis is paused for 4 s": Fault(partial(alone, strike=paused_and_killed), 4, "killed"),
     "a worker's clock jumps by 60 s": Fault(
@@ -206,8 +206,8 @@ REDIS: Mapping[str, Fault] = {
     "Redis is killed, and loads its data for 5 s": Fault(
         lambda folder: restarted(folder, *PERSISTENT, away=1, load=5), 8
     ),
-    "FLUSHDB": Fault(partial(alone, strike=emptied), 3, is_quick=True),
-    "Redis is full (noeviction)": Fault(partial(alone, strike=full), 5, is_quick=True),
+    "FLUSHDB": Fault(partial(alone, strike=emptied), 3),
+    "Redis is full (noeviction)": Fault(partial(alone, strike=full), 5),
     "Redis evicts keys (allkeys-lru)": Fault(partial(alone, strike=evicting), 5),
     "a replica takes the address": Fault(moved, 3),
     "Sentinel puts a replica into the place of a killed server": Fault(sentinel, 8),

@@ -112,13 +112,11 @@ SQLITE: Mapping[str, Fault] = {
     "SQLite: a worker is killed while it writes": Fault(
         partial(file, strike=killed_writing), 6, "killed", is_quick=True
     ),
-    "SQLite: a worker is frozen for 6 s (SIGSTOP)": Fault(_worker(frozen), 6, "frozen", is_quick=True),
+    "SQLite: a worker is frozen for 6 s (SIGSTOP)": Fault(_worker(frozen), 6, "frozen"),
     "SQLite: a worker is frozen for 1 s (SIGSTOP)": Fault(_worker(frozen_briefly), 3),
     "SQLite: a worker's clock jumps by 60 s": Fault(_worker(clock_jumps), 6, environment={"CHAOS_JUMP": "60"}),
     "SQLite: a worker's clock jumps back by 60 s": Fault(_worker(clock_jumps), 6, environment={"CHAOS_JUMP": "-60"}),
-    "SQLite: another program writes for 4 s": Fault(
-        partial(file, strike=partial(locked, how="IMMEDIATE")), 4, is_quick=True
-    ),
+    "SQLite: another program writes for 4 s": Fault(partial(file, strike=partial(locked, how="IMMEDIATE")), 4),
     "SQLite: another program writes for 10 s": Fault(partial(file, strike=partial(locked, how="IMMEDIATE")), 10),
     "SQLite: another program locks the file for 10 s": Fault(
         partial(file, strike=partial(locked, how="EXCLUSIVE")), 10
