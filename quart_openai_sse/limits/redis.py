@@ -197,7 +197,7 @@ class RedisCounts:
     async def _run(self, calls: Sequence[_Call]) -> list[Any]:
         """Runs the scripts in one round trip, and a second one for those that the server does not know."""
         answers = await self._send([("EVALSHA", script.sha, len(keys), *keys, *rest) for script, keys, rest in calls])
-        # By its name: the package `redis` is imported by whoever makes the client.
+        # By its name: this module works without importing `redis`; the caller makes the client.
         unknown = [number for number, answer in enumerate(answers) if type(answer).__name__ == "NoScriptError"]
         if unknown:
             again = [calls[number] for number in unknown]

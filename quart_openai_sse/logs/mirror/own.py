@@ -33,7 +33,7 @@ class Mirroring(Protocol):
         ...
 
     def let_go(self, stream: OwnStream) -> None:
-        """Another process has ended the stream: whoever reads it from now on reads what the store has."""
+        """Another process has ended the stream: new readers get what is in the store."""
         ...
 
     def look_for_readers(self, stream: OwnStream) -> None:

@@ -57,7 +57,7 @@ def create_client(url: str, *, connections: int, timeout: float) -> Client:
     try:
         scheme, _, rest = url.partition("://")
         if scheme not in SCHEMES:
-            raise ValueError(f"the scheme is none of {', '.join(SCHEMES)}")
+            raise ValueError(f"the scheme must be one of {', '.join(SCHEMES)}")
         options = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,

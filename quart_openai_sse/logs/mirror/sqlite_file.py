@@ -71,7 +71,7 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What tells the file at *path* from any other one that was there; `None` if there is none.
+    """The identity of the file at *path*, which a file that replaces it does not share; `None` if there is no file.
 
     A file that is removed can still be read and written by those that have it open, but nobody else sees that.
     """

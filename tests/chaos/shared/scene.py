@@ -118,8 +118,9 @@ class Scene:
             asyncio.ensure_future(readings[name].to_the_end(self._ports(*at), patience=self.fault.seconds + 30))
             for name, (_, at) in readers.items()
         ]
-        for reading in readings.values():
-            await reading.begun.wait()
+        async with asyncio.timeout(20 + self.slack):  # a reading that fails before its first event never begins
+            for reading in readings.values():
+                await reading.begun.wait()
         resuming = [(stream, stream.reading()) for stream in (live, unread)]
         for _, reading in resuming:
             await reading.follow(self.first.port, events=10)
